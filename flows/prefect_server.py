@@ -1,0 +1,117 @@
+"""A Prefect server for one command: nothing to set up, nothing left behind, works with the network off.
+
+Where ``PREFECT_API_URL`` names a server, that one is used. Otherwise one is started on a free loopback port, dies with
+this process (also when it is killed), and keeps the history of every task run in ``PREFECT_HOME``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.processes import die_with_parent
+
+STARTUP_SECONDS = 180
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "latentprint",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+}
+"""Defaults for this process and its children: no phoning home, no chatter."""
+
+RECORD_EVERY_TASK = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+}
+"""Without these, a short-lived server loses the history of fast flows."""
+
+
+def configure_environment() -> None:
+    """Set defaults that must be in place before Prefect is imported; a user's own settings win."""
+    for name, value in {**QUIET, **RECORD_EVERY_TASK}.items():
+        os.environ.setdefault(name, value)
+    local = ["127.0.0.1", "localhost"]
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join([*hosts, *(host for host in local if host not in hosts)])
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Run the block against a Prefect API, starting a server for it if none is configured."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if PREFECT_API_URL.value():
+        yield
+        return
+    server, url = _start()
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            os.environ["PREFECT_API_URL"] = url
+            yield
+            time.sleep(0.5)  # the recorder flushes its last task runs every 0.2 s
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.terminate()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _start() -> tuple[subprocess.Popen[bytes], str]:
+    """Start uvicorn and wait for its health; one start at a time, since all migrate the same database."""
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "latentprint-server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        port = _free_port()
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+        server = subprocess.Popen(
+            [*command, *options],
+            env={**environment, "PREFECT__SERVER_FINAL": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=die_with_parent,
+        )
+        _wait_until_healthy(server, f"http://127.0.0.1:{port}/api")
+    return server, f"http://127.0.0.1:{port}/api"
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            message = server.stderr.read().decode(errors="replace") if server.stderr else ""
+            raise RuntimeError(f"the Prefect server ended with code {server.returncode}: {message[-2000:]}")
+        try:
+            with opener.open(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    server.kill()
+    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_SECONDS} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,29 @@
+"""Train the reference model on a data set and count how many of its samples are copies.
+
+    load -> fit (resumes) -> DDPMPipeline folder -> generate -> match -> training.json
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from tasks.parameters import TrainParameters
+from tasks.store.files import write_json
+from tasks.train import count_copies, fit
+
+
+@flow(name="train", flow_run_name="train {out}", validate_parameters=False)
+def train(data: str, out: Path, parameters: TrainParameters, device: str = "cpu") -> dict[str, Any]:
+    """Write a standard ``DDPMPipeline`` folder and its training record to ``out``; a killed run continues."""
+    record = fit(data, out, parameters, device)
+    if parameters.n_samples:
+        record["generated"] = count_copies(data, out, parameters, device)
+    versions = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}
+    write_json(out / "training.json", {**record, "versions": versions, "device": device})
+    (out / "training-state.pt").unlink()
+    return record

@@ -1,0 +1,23 @@
+"""Noise that belongs to the image: drawn from a generator seeded by (seed, identity), on the CPU.
+
+An image's directions therefore do not depend on its batch, shard, worker, device or position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator_for(seed: int, identity: str) -> torch.Generator:
+    """A CPU generator seeded by 63 bits of BLAKE2b(seed, identity)."""
+    digest = hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def gaussian(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape), row i from generator i, float32."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])

@@ -1,0 +1,60 @@
+r"""Generating images: DDIM (the ODE, downwards) and ancestral DDPM. Sample i depends only on (seed, i)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tasks.diffusion.denoiser import EpsModel
+from tasks.diffusion.noise import gaussian
+from tasks.diffusion.schedule import Schedule, spaced_timesteps, steps_along
+
+
+def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int) -> Tensor:
+    """Deterministic samples (B, C, H, W) in [-1, 1] from latents of the same shape, in ``n_steps`` network evaluations.
+
+    The last step returns the predicted clean image (alpha = 1, sigma = 0), clipped to the pixel range.
+    Source: Song, Meng & Ermon 2021, arXiv 2010.02502, equation 12 with sigma = 0.
+    """
+    x = latents
+    for step in steps_along(schedule, spaced_timesteps(schedule, n_steps - 1)[::-1]):
+        x = step.a * x + step.b * eps_model(x, step.conditioning)
+    eps = eps_model(x, schedule.conditioning(0))
+    return ((x - schedule.sigma(0) * eps) / schedule.alpha(0)).clamp(-1.0, 1.0)
+
+
+def sample_ancestral(
+    eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    r"""Stochastic samples (B, C, H, W) in [-1, 1] of the reverse process q(x_{t'} | x_t, x_0), one generator an image.
+
+        x_{t'} ~ N( alpha' x_0hat + sqrt(sigma'^2 - v) eps,  v I ),
+        v = (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2)
+
+    Source: Ho et al. 2020, arXiv 2006.11239, with the posterior variance; Song et al. 2021, equation 12 with eta = 1.
+    """
+    timesteps = spaced_timesteps(schedule, n_steps - 1)[::-1]
+    x = latents
+    for here, there in zip(timesteps, timesteps[1:], strict=False):
+        eps = eps_model(x, schedule.conditioning(here))
+        denoised = ((x - schedule.sigma(here) * eps) / schedule.alpha(here)).clamp(-1.0, 1.0)
+        ratio = schedule.sigma(there) / schedule.sigma(here)
+        variance = ratio**2 * (1.0 - (schedule.alpha(here) / schedule.alpha(there)) ** 2)
+        noise = gaussian(generators, x.shape[1:]).to(x)
+        direction = math.sqrt(max(schedule.sigma(there) ** 2 - variance, 0.0))
+        x = schedule.alpha(there) * denoised + direction * eps + math.sqrt(variance) * noise
+    eps = eps_model(x, schedule.conditioning(timesteps[-1]))
+    return ((x - schedule.sigma(timesteps[-1]) * eps) / schedule.alpha(timesteps[-1])).clamp(-1.0, 1.0)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[-1, 1] to uint8 0 ... 255."""
+    return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 0 ... 255 to float32 in [-1, 1]."""
+    return pixels.to(torch.float32) / 127.5 - 1.0

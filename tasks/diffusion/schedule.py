@@ -1,0 +1,165 @@
+r"""Noise schedules, and the probability-flow ODE as a sequence of affine steps.
+
+Every schedule here is variance preserving:
+
+    x_t = alpha_t x_0 + sigma_t eps,     alpha_t = sqrt(abar_t),     sigma_t = sqrt(1 - abar_t).
+
+One explicit step of its probability-flow ODE, on either grid, is *affine* in the state and the predicted noise,
+
+    x' = a x + b eps(x, c),
+
+so a schedule only has to say what (a, b, c) are between two timesteps; integrators, volume growth and samplers are
+written once on top of that. Timesteps are integers 0 ... T - 1 on both grids; a step from a lower to a higher one goes
+image -> latent, the opposite way generates.
+
+References: Song et al. 2021 (arXiv 2011.13456) for the ODE; Song, Meng & Ermon 2021 (DDIM, arXiv 2010.02502) for the
+discrete step; Hasegawa & Yasuda 2025 (arXiv 2503.19429) for the continuous grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Grid = Literal["ddim", "continuous"]
+
+
+class Step(NamedTuple):
+    """One explicit step of the ODE, ``x' = a x + b eps(x, conditioning)``, in float64."""
+
+    a: float
+    b: float
+    conditioning: float
+
+
+class Schedule(Protocol):
+    """What the integrators need to know about a variance preserving schedule with timesteps 0 ... T - 1."""
+
+    @property
+    def n_timesteps(self) -> int: ...
+
+    def alpha(self, timestep: int) -> float:
+        """Signal scale, sqrt(abar_t)."""
+        ...
+
+    def sigma(self, timestep: int) -> float:
+        """Noise scale, sqrt(1 - abar_t)."""
+        ...
+
+    def conditioning(self, timestep: int) -> float:
+        """What the network is told about time."""
+        ...
+
+    def step(self, timestep: int, timestep_next: int) -> Step:
+        """The affine step between two timesteps."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiscreteVP:
+    r"""The schedule a diffusers scheduler was trained with, stepped by DDIM.
+
+    DDIM inversion from t to t' (exact when eps is constant in between, first order in the stride otherwise):
+
+        x' = sqrt(abar'/abar) x + (sigma' - sqrt(abar'/abar) sigma) eps(x, t).
+
+    Args:
+        alphas_cumprod: abar_t, shape (T,), decreasing in (0, 1); zero terminal SNR (abar_{T-1} = 0) is allowed.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    @classmethod
+    def from_tensor(cls, alphas_cumprod: Tensor) -> DiscreteVP:
+        """From a scheduler's ``alphas_cumprod``, shape (T,)."""
+        return cls(tuple(alphas_cumprod.double().tolist()))
+
+    @property
+    def n_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def alpha(self, timestep: int) -> float:
+        return math.sqrt(self.alphas_cumprod[timestep])
+
+    def sigma(self, timestep: int) -> float:
+        return math.sqrt(1.0 - self.alphas_cumprod[timestep])
+
+    def conditioning(self, timestep: int) -> float:
+        return float(timestep)
+
+    def step(self, timestep: int, timestep_next: int) -> Step:
+        if self.alphas_cumprod[timestep] == 0.0:
+            raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
+        a = self.alpha(timestep_next) / self.alpha(timestep)
+        return Step(a, self.sigma(timestep_next) - a * self.sigma(timestep), self.conditioning(timestep))
+
+
+@dataclass(frozen=True)
+class ContinuousVP:
+    r"""The paper's grid: the continuous VP-SDE with a linear beta, stepped by explicit Euler.
+
+        beta(t) = beta_min + (beta_max - beta_min) t,      t_i = (i + 1) / T,
+        sigma(t)^2 = 1 - exp(-beta_min t - (beta_max - beta_min) t^2 / 2),
+        dx/dt = -beta/2 x + beta/2 eps(x, 999 t) / sigma(t).
+
+    With T = 1000 the t_i are ``linspace(1e-3, 1, 1000)``. diffusers' default linear DDPM schedule (beta 1e-4 -> 0.02)
+    is this one's discretisation, so one network serves both grids.
+
+    Source: Hasegawa & Yasuda 2025, arXiv 2503.19429.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    n_timesteps: int = 1000
+
+    def time(self, timestep: int) -> float:
+        return (timestep + 1) / self.n_timesteps
+
+    def beta(self, timestep: int) -> float:
+        return self.beta_min + (self.beta_max - self.beta_min) * self.time(timestep)
+
+    def alpha(self, timestep: int) -> float:
+        t = self.time(timestep)
+        return math.exp(-0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2))
+
+    def sigma(self, timestep: int) -> float:
+        return math.sqrt(-math.expm1(2.0 * math.log(self.alpha(timestep))))
+
+    def conditioning(self, timestep: int) -> float:
+        return 999.0 * self.time(timestep)
+
+    def step(self, timestep: int, timestep_next: int) -> Step:
+        drift = 0.5 * self.beta(timestep) * (self.time(timestep_next) - self.time(timestep))
+        return Step(1.0 - drift, drift / self.sigma(timestep), self.conditioning(timestep))
+
+
+def ascending_timesteps(schedule: Schedule, n_steps: int, start: int = 0, stride: int = 1) -> list[int]:
+    """The ``n_steps + 1`` timesteps from ``start`` upwards (image -> latent), ``stride`` apart.
+
+    Raises:
+        ValueError: the last timestep would lie beyond the schedule's end.
+    """
+    last = start + n_steps * stride
+    if start < 0 or n_steps < 1 or stride < 1:
+        raise ValueError(f"start >= 0, n_steps >= 1 and stride >= 1 are needed, got {start}, {n_steps}, {stride}")
+    if last > schedule.n_timesteps - 1:
+        raise ValueError(
+            f"{n_steps} step(s) of stride {stride} from timestep {start} end at {last}, "
+            f"beyond the schedule's last timestep {schedule.n_timesteps - 1}: lower --steps, --stride or --timestep"
+        )
+    return list(range(start, last + 1, stride))
+
+
+def spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
+    """``n_steps + 1`` timesteps evenly over the whole schedule, 0 ... T - 1, ascending."""
+    return torch.linspace(0, schedule.n_timesteps - 1, n_steps + 1).round().long().tolist()
+
+
+def steps_along(schedule: Schedule, timesteps: Sequence[int]) -> list[Step]:
+    """The affine steps between consecutive timesteps: upwards inverts an image, downwards generates one."""
+    return [schedule.step(here, there) for here, there in zip(timesteps, timesteps[1:], strict=False)]

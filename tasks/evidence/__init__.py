@@ -1,0 +1,1 @@
+"""Matching of generated images and the statistics that a sceptic asks for."""

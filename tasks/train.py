@@ -1,0 +1,124 @@
+"""Training tasks: fit the reference model, then generate from it and count the copies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMPipeline
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.datasets.sources import open_source
+from tasks.diffusion.checkpoint import load_denoiser
+from tasks.diffusion.noise import gaussian, generator_for
+from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from tasks.diffusion.training import Trainer, build_unet
+from tasks.evidence.matching import nearest, ratio_rule
+from tasks.evidence.statistics import binomial_interval
+from tasks.parameters import TrainParameters
+from tasks.progress import Progress
+from tasks.store.files import atomic_path, digest
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+STEPS_PER_LOSS_POINT = 100
+SAMPLING_BATCH = 64
+
+
+def load_images(data: str) -> tuple[torch.Tensor, str]:
+    """Every image of a source, uint8 (N, C, H, W), and the digest of their content hashes in order."""
+    pictures = [item.picture() for item in open_source(data)]
+    shapes = {picture.pixels.shape for picture in pictures}
+    if len(shapes) != 1:
+        raise ValueError(f"{data}: the images differ in shape ({sorted(shapes)[:3]} ...); training needs one size")
+    pixels = torch.from_numpy(np.stack([np.atleast_3d(picture.pixels) for picture in pictures])).permute(0, 3, 1, 2)
+    return pixels.contiguous(), digest({"images": [picture.content_hash for picture in pictures]})
+
+
+@task(name="fit", cache_policy=NO_CACHE)
+def fit(data: str, out: Path, parameters: TrainParameters, device: str) -> dict[str, Any]:
+    """Train to the end, or on from ``out/training-state.pt``; returns the training record."""
+    pixels, data_digest = load_images(data)
+    identity = {"data": data_digest, "parameters": parameters.model_dump(mode="json")}
+    network = build_unet(pixels.shape[1], pixels.shape[2], parameters.block_channels, parameters.layers_per_block)
+    trainer = _trainer(network.to(device, memory_format=torch.channels_last), pixels, parameters)
+    state_path, losses = out / "training-state.pt", []
+    if state_path.exists():
+        losses = _resume(trainer, state_path, identity)
+    progress = Progress("training", parameters.n_steps, "steps", done=trainer.n_steps_done)
+    window: list[float] = []
+    saved = time.monotonic()
+    while trainer.n_steps_done < parameters.n_steps:
+        window.append(trainer.step())
+        if trainer.n_steps_done % STEPS_PER_LOSS_POINT == 0:
+            losses.append({"step": trainer.n_steps_done, "loss": sum(window) / len(window)})
+            window = []
+        if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            _save_state(trainer, state_path, identity, losses)
+            saved = time.monotonic()
+        progress.advance(note=f"loss {losses[-1]['loss']:.4f}" if losses else "")
+    _save_state(trainer, state_path, identity, losses)
+    DDPMPipeline(trainer.averaged_network(), trainer.scheduler).save_pretrained(out, safe_serialization=True)
+    return {**identity, "n_images": len(pixels), "loss_curve": losses}
+
+
+@task(name="count-copies", cache_policy=NO_CACHE)
+def count_copies(data: str, model: Path, parameters: TrainParameters, device: str) -> dict[str, Any]:
+    """Generate ``n_samples`` images and count those that reproduce a training image by the 1/3 ratio rule."""
+    loaded = load_denoiser(str(model), device)
+    pixels, _ = load_images(data)
+    distinct, index_of = np.unique(pixels.flatten(1).numpy(), axis=0, return_inverse=True)
+    samples = []
+    progress = Progress("generating", parameters.n_samples, "images")
+    for begin in range(0, parameters.n_samples, SAMPLING_BATCH):
+        names = range(begin, min(begin + SAMPLING_BATCH, parameters.n_samples))
+        latents = gaussian([generator_for(parameters.seed, f"sample {i}") for i in names], pixels.shape[1:])
+        with torch.inference_mode():
+            x = sample_ddim(loaded.denoiser, latents.to(device), loaded.schedule, parameters.sampling_steps)
+        samples.append(to_pixels(x).cpu())
+        progress.advance(len(names))
+    flat = (from_pixels(torch.cat(samples)).flatten(1).numpy(), from_pixels(torch.from_numpy(distinct)).numpy())
+    neighbours = nearest(*flat, k=2)
+    copied = ratio_rule(neighbours)
+    copies_of = np.bincount(index_of.ravel(), minlength=len(distinct))
+    by_copies = {
+        str(n): int((copied & (copies_of[neighbours.indices[:, 0]] == n)).sum()) for n in np.unique(copies_of)
+    }
+    return {
+        "n_samples": len(copied),
+        "n_copies": int(copied.sum()),
+        "share_of_copies": float(copied.mean()),
+        "interval_95": list(binomial_interval(int(copied.sum()), len(copied))),
+        "rule": "nearest / second nearest distinct training image < 1/3, l2 in pixels",
+        "sampler": f"DDIM, {parameters.sampling_steps} steps, seed {parameters.seed}",
+        "n_copies_by_copies_in_training": by_copies,
+        "distinct_training_images_reproduced": int(len(np.unique(neighbours.indices[copied, 0]))),
+    }
+
+
+def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters) -> Trainer:
+    return Trainer(
+        network,
+        from_pixels(pixels),
+        n_steps=parameters.n_steps,
+        batch_size=parameters.batch_size,
+        learning_rate=parameters.learning_rate,
+        ema_decay=parameters.ema_decay,
+        seed=parameters.seed,
+    )
+
+
+def _save_state(trainer: Trainer, path: Path, identity: dict[str, Any], losses: list[dict[str, float]]) -> None:
+    with atomic_path(path) as temporary:
+        torch.save({"trainer": trainer.state_dict(), "identity": identity, "losses": losses}, temporary)
+
+
+def _resume(trainer: Trainer, path: Path, identity: dict[str, Any]) -> list[dict[str, float]]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["identity"] != identity:
+        raise ValueError(f"{path} is of another data set or other parameters: choose another --out, or delete it")
+    trainer.load_state_dict(state["trainer"])
+    return list(state["losses"])
