@@ -1,6 +1,6 @@
 """Train the reference model on a data set and count how many of its samples are copies.
 
-    load -> fit (resumes) -> DDPMPipeline folder -> generate -> match -> training.json
+load -> fit (resumes) -> DDPMPipeline folder -> generate -> match -> training.json
 """
 
 from __future__ import annotations

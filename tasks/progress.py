@@ -18,6 +18,11 @@ class Progress:
         self.done = self._done_before = done
         self._begin = self._last = time.monotonic()
 
+    @property
+    def done_now(self) -> int:
+        """Counted in this process, without what was done before."""
+        return self.done - self._done_before
+
     def advance(self, n: int = 1, note: str = "") -> None:
         """Note that ``n`` more are done."""
         self.done += n

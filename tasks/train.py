@@ -84,9 +84,7 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
     neighbours = nearest(*flat, k=2)
     copied = ratio_rule(neighbours)
     copies_of = np.bincount(index_of.ravel(), minlength=len(distinct))
-    by_copies = {
-        str(n): int((copied & (copies_of[neighbours.indices[:, 0]] == n)).sum()) for n in np.unique(copies_of)
-    }
+    by_copies = {str(n): int((copied & (copies_of[neighbours.indices[:, 0]] == n)).sum()) for n in np.unique(copies_of)}
     return {
         "n_samples": len(copied),
         "n_copies": int(copied.sum()),
@@ -95,7 +93,7 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
         "rule": "nearest / second nearest distinct training image < 1/3, l2 in pixels",
         "sampler": f"DDIM, {parameters.sampling_steps} steps, seed {parameters.seed}",
         "n_copies_by_copies_in_training": by_copies,
-        "distinct_training_images_reproduced": int(len(np.unique(neighbours.indices[copied, 0]))),
+        "distinct_training_images_reproduced": len(np.unique(neighbours.indices[copied, 0])),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +39,19 @@ class ShardingResult(NamedTuple):
 
 
 def write_shards(
-    source: Source, split: str, folder: Path, manifest: Path, rejects: Path, *, shard_bytes: int, max_bad_fraction: float
+    source: Source,
+    split: str,
+    folder: Path,
+    manifest: Path,
+    rejects: Path,
+    *,
+    shard_bytes: int,
+    max_bad_fraction: float,
 ) -> ShardingResult:
     """Write ``source`` as ``folder/SPLIT-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
     Args:
-        manifest: where to write the rows, Parquet, schema ``MANIFEST`` with ``copies`` still 1 everywhere.
+        manifest: where to write the rows, Parquet, schema ``MANIFEST``, its repeats not numbered yet (:func:`join_manifests`).
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.
 
@@ -73,10 +80,14 @@ def write_shards(
 
 
 def join_manifests(parts: list[Path], manifest: Path) -> None:
-    """Concatenate the splits' manifests and count ``copies``: rows of the same content within a split."""
+    """Concatenate the splits' manifests and number the repeats: ``copies`` and ``occurrence`` of a content within a split."""
     with duckdb.connect() as connection:
         query = """
-            SELECT * REPLACE (CAST(count(*) OVER (PARTITION BY split, content_hash) AS INTEGER) AS copies)
+            SELECT * REPLACE (
+                CAST(count(*) OVER (PARTITION BY split, content_hash) AS INTEGER) AS copies,
+                CAST(row_number() OVER (PARTITION BY split, content_hash ORDER BY shard, shard_index) - 1 AS INTEGER)
+                    AS occurrence
+            )
             FROM read_parquet($parts) ORDER BY split DESC, shard, shard_index
         """
         reader = connection.execute(query, {"parts": [str(part) for part in parts]}).to_arrow_reader(ROWS_PER_BATCH)
@@ -107,6 +118,19 @@ def read_shard(path: Path) -> Iterator[NDArray[np.uint8]]:
                     yield np.array(Image.open(io.BytesIO(stream.read())), dtype=np.uint8)
     except (tarfile.TarError, OSError, SyntaxError) as error:
         raise SourceError(f"{path}: damaged shard ({error}); delete it and run again") from error
+
+
+def read_pictures(folder: Path, positions: Collection[tuple[str, int]]) -> dict[tuple[str, int], NDArray[np.uint8]]:
+    """The images at some (shard, shard_index) of a run, streaming each shard that holds any of them once."""
+    wanted: dict[str, set[int]] = {}
+    for shard, index in positions:
+        wanted.setdefault(shard, set()).add(index)
+    return {
+        (shard, index): pixels
+        for shard in sorted(wanted)
+        for index, pixels in enumerate(read_shard(folder / shard))
+        if index in wanted[shard]
+    }
 
 
 class _ShardWriter:
@@ -144,6 +168,7 @@ class _ShardWriter:
             "conversion": picture.conversion,
             "bytes": len(png),
             "copies": 1,
+            "occurrence": 0,
             "near_duplicate_group": None,
             "label": label,
         }

@@ -23,7 +23,23 @@ from numpy.typing import NDArray
 from tasks.datasets.decoding import Picture, Rejected, decode, from_array
 
 IMAGE_SUFFIXES = frozenset(
-    ".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .pnm .ppm .tif .tiff .webp .ico .avif".split()
+    [
+        ".bmp",
+        ".gif",
+        ".jpeg",
+        ".jpg",
+        ".jp2",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ico",
+        ".avif",
+    ]
 )
 
 

@@ -82,7 +82,7 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, no usable schedule.
     """
     folder = resolve(model)
-    network = _load_network(folder).to(dtype)
+    network = _load_network(folder, dtype)
     schedule, prediction_type = _load_schedule(folder)
     channels, size = int(network.config["in_channels"]), network.config["sample_size"]
     if network.config["out_channels"] != channels:
@@ -114,13 +114,20 @@ def image_shape(model: Path) -> tuple[int, int, int]:
     return int(config["in_channels"]), height, width
 
 
-def _load_network(folder: Path) -> UNet2DModel:
+def _load_network(folder: Path, dtype: torch.dtype) -> UNet2DModel:
     image_shape(folder)
     if not list((folder / "unet").glob("*.safetensors")):
-        raise CheckpointError(f"{folder}/unet: no .safetensors weights (pickled .bin weights are refused: convert them)")
+        raise CheckpointError(
+            f"{folder}/unet: no .safetensors weights (pickled .bin weights are refused: convert them)"
+        )
     try:
         network, info = UNet2DModel.from_pretrained(
-            folder, subfolder="unet", use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            subfolder="unet",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            torch_dtype=dtype,
         )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
         raise CheckpointError(f"{folder}/unet: not loadable ({str(error).strip().splitlines()[0]})") from error
@@ -136,12 +143,16 @@ def _load_schedule(folder: Path) -> tuple[DiscreteVP, PredictionType]:
     config = _config(folder, "scheduler", "scheduler_config.json")
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
-        raise CheckpointError(f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}")
+        raise CheckpointError(
+            f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
+        )
     scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
     scheduler = None if scheduler_class is None else scheduler_class.from_config(config)
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if alphas_cumprod is None:
-        raise CheckpointError(f"{folder}/scheduler: {config.get('_class_name')} has no alphas_cumprod (not a VP schedule)")
+        raise CheckpointError(
+            f"{folder}/scheduler: {config.get('_class_name')} has no alphas_cumprod (not a VP schedule)"
+        )
     return DiscreteVP.from_tensor(alphas_cumprod), prediction_type
 
 

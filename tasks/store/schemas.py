@@ -31,6 +31,7 @@ MANIFEST = pa.schema(
         _field("conversion", pa.string(), "conversions applied in decoding, comma separated; empty: none"),
         _field("bytes", pa.int64(), "size of the PNG in the shard", "bytes"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
+        _field("occurrence", pa.int32(), "which of the copies this is, from 0; number 0 is the one that is scored"),
         _field("near_duplicate_group", pa.int64(), "group of near duplicates; null: not computed", nullable=True),
         _field("label", pa.string(), "class label passed through from the source", nullable=True),
     ]

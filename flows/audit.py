@@ -1,0 +1,47 @@
+"""The whole audit, as one DAG.
+
+check inputs -> shard (train, holdout) -> score -> report
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from flows.report import report
+from flows.score import score
+from flows.shard import shard
+from tasks.checks import check_inputs
+from tasks.diffusion.checkpoint import resolve
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.provenance import software
+from tasks.store.run import RunDirectory
+
+
+@flow(name="audit", flow_run_name="audit {run}")
+def audit(
+    model: str,
+    train: str,
+    run: Path,
+    holdout: str | None = None,
+    scoring: ScoreParameters = ScoreParameters(),
+    compute: ComputeParameters = ComputeParameters(),
+    sharding: ShardParameters = ShardParameters(),
+) -> dict[str, Any]:
+    """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline."""
+    directory = RunDirectory(run)
+    begin = time.monotonic()
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    task(check_inputs, name="check-inputs")(resolve(model), sources)
+    with directory.lock():
+        shard(run, train, holdout, sharding)
+        sharded = time.monotonic()
+        score(run, model, scoring, compute)
+        scored = time.monotonic()
+        directory.update_record(
+            software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}
+        )
+        return report(run)

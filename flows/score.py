@@ -1,0 +1,62 @@
+"""Score every distinct image of a run.
+
+manifest -> groups of shards -> a device's worker process each -> scores/part-*.parquet
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.checks import check_manifest
+from tasks.device_worker import device_workers
+from tasks.devices import devices_for, threads_for
+from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from tasks.parameters import ComputeParameters, ScoreParameters
+from tasks.progress import Progress
+from tasks.score import ShardsFailed, grouped, score_group, shard_names
+from tasks.scoring import ScoreJob
+from tasks.store.files import digest
+from tasks.store.run import RunDirectory
+
+FLOW_THREADS = 64
+
+
+@flow(name="score", flow_run_name="score {run}", task_runner=ThreadPoolTaskRunner(max_workers=FLOW_THREADS))
+def score(
+    run: Path,
+    model: str,
+    parameters: ScoreParameters = ScoreParameters(),
+    compute: ComputeParameters = ComputeParameters(),
+) -> str:
+    """Write a part for each shard that has no valid one yet; returns the run id.
+
+    Raises:
+        ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
+    """
+    directory, folder = RunDirectory(run), resolve(model)
+    checksum = checkpoint_sha256(folder)
+    scoring = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
+    directory.claim("scoring", scoring)
+    check_manifest(directory.manifest, folder)
+    record = directory.read_record()
+    run_id = digest({"manifest": record["manifest_digest"], **scoring})
+    directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
+    shards = shard_names(directory.manifest)
+    jobs = [ScoreJob(run, name, folder, checksum, parameters, compute.batch_size) for name in shards]
+    devices = devices_for(compute)
+    progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
+    with device_workers(devices, threads_for(compute, devices), progress):
+        futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
+        wait(futures)
+    failures = [
+        str(future.state.result(raise_on_failure=False)) for future in futures if not future.state.is_completed()
+    ]
+    if failures:
+        raise ShardsFailed(
+            f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
+        )
+    return run_id

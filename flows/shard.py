@@ -1,0 +1,46 @@
+"""Turn data sets into WebDataset shards and one manifest.
+
+source of each split -> shards/SPLIT-*.tar + rows   -> manifest.parquet, rejects.parquet
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from tasks.datasets.fingerprint import fingerprint
+from tasks.datasets.sources import open_source
+from tasks.parameters import ShardParameters
+from tasks.shard import join_manifest, shard_split
+from tasks.store.manifest import count_images, manifest_digest
+from tasks.store.run import RunDirectory
+
+
+@flow(name="shard", flow_run_name="shard {run}")
+def shard(run: Path, train: str, holdout: str | None = None, parameters: ShardParameters = ShardParameters()) -> None:
+    """Shard the training images and, if given, the holdout; what is finished already is kept.
+
+    Raises:
+        SourceError: a source is missing, unreadable, empty, or too much of it is.
+        RunError: the directory holds a run of other images.
+    """
+    directory = RunDirectory(run)
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    for location in sources.values():
+        open_source(location)
+    directory.claim(
+        "data",
+        {
+            "sources": sources,
+            "fingerprints": {split: fingerprint(location) for split, location in sources.items()},
+            "parameters": parameters.model_dump(mode="json"),
+        },
+    )
+    if not directory.manifest.exists():
+        for split, location in sources.items():
+            shard_split(run, split, location, parameters)
+        join_manifest(run, list(sources))
+    directory.update_record(
+        manifest_digest=manifest_digest(directory.manifest), images=count_images(directory.manifest)
+    )

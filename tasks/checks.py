@@ -1,0 +1,73 @@
+"""What is looked at before any work starts, so that a mistake costs seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+
+from tasks.datasets.decoding import Picture, Rejected
+from tasks.datasets.sources import SourceError, open_source
+from tasks.diffusion.checkpoint import CheckpointError, image_shape
+
+ITEMS_TO_TRY = 100
+
+
+def check_inputs(model: Path, sources: dict[str, str]) -> None:
+    """Do the checkpoint and the first usable image of each source fit together?
+
+    Args:
+        sources: split name -> source location.
+
+    Raises:
+        CheckpointError: not a checkpoint, or it takes other images than these.
+        SourceError: a source is missing, empty or unreadable.
+    """
+    channels, height, width = image_shape(model)
+    for split, location in sources.items():
+        picture = _first_picture(location)
+        found = (1 if picture.mode == "L" else 3, picture.size[1], picture.size[0])
+        if found != (channels, height, width):
+            raise CheckpointError(
+                f"{location}: {split} images are {_shape(*found)}, {model} was trained on {_shape(channels, height, width)}"
+            )
+
+
+def check_manifest(manifest: Path, model: Path) -> None:
+    """Does every image of the manifest fit the checkpoint?
+
+    Raises:
+        SourceError: some do not; the first is named.
+    """
+    channels, height, width = image_shape(model)
+    with duckdb.connect() as connection:
+        misfits = connection.execute(
+            "SELECT count(*), min_by(source_uri, sample_id) FROM read_parquet($manifest) "
+            "WHERE (mode, height, width) <> ($mode, $height, $width)",
+            {"manifest": str(manifest), "mode": "L" if channels == 1 else "RGB", "height": height, "width": width},
+        ).fetchone()
+    assert misfits is not None
+    if misfits[0]:
+        raise SourceError(
+            f"{misfits[0]} images are not {_shape(channels, height, width)} as {model} needs; the first is {misfits[1]}: "
+            "resize or convert them as they were for training"
+        )
+
+
+def _first_picture(location: str) -> Picture:
+    for picture in _pictures(location):
+        return picture
+    raise SourceError(f"{location}: no usable image among its first {ITEMS_TO_TRY} items")
+
+
+def _pictures(location: str) -> Iterator[Picture]:
+    for item, _ in zip(open_source(location), range(ITEMS_TO_TRY), strict=False):
+        try:
+            yield item.picture()
+        except Rejected:
+            continue
+
+
+def _shape(channels: int, height: int, width: int) -> str:
+    return f"{width} x {height} with {channels} channel{'s' if channels > 1 else ''}"

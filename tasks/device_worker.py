@@ -1,0 +1,143 @@
+"""One persistent child process a device, and the pool of them that a flow's threads draw from.
+
+A child is spawned once, loads its model once, and is reused for every shard: orchestration costs a function call over a
+pipe. A child that is killed takes only the call under way with it; the next call gets a new child. Children end with
+their parent, however it ends.
+
+The pool travels to task threads in a context variable. Where there is none (a task on a Ray worker, a test), the calling
+process is itself the persistent worker and the function runs right there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from contextvars import ContextVar
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any, TypeVar
+
+import torch
+
+from tasks.devices import available_devices
+from tasks.progress import Progress
+
+T = TypeVar("T")
+POLL_SECONDS = 1.0
+
+
+class WorkerDied(Exception):
+    """The child process of a device ended in the middle of a call (killed, or out of memory)."""
+
+
+class DeviceWorker:
+    """A child process that runs functions on one device, one at a time."""
+
+    def __init__(self, device: str, threads: int, counter: Synchronized[int]) -> None:
+        self.device, self.threads, self.counter = device, threads, counter
+        self._executor = self._spawn()
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments, device)`` in the child.
+
+        Raises:
+            WorkerDied: the child was killed; a new one stands ready for the next call.
+        """
+        try:
+            return self._executor.submit(function, *arguments, self.device).result()
+        except BrokenProcessPool as error:
+            self._executor = self._spawn()
+            raise WorkerDied(f"the worker process of {self.device} was killed (out of memory?)") from error
+
+    def close(self) -> None:
+        """End the child now; a call under way is lost, and with it nothing that was published."""
+        for process in list(self._executor._processes.values()):
+            process.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _spawn(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=_begin_child, initargs=(self.threads, self.counter))
+
+
+class WorkerPool:
+    """The workers of all devices; ``run`` waits for a free one."""
+
+    def __init__(self, devices: Sequence[str], threads: int) -> None:
+        self.counter: Synchronized[int] = multiprocessing.get_context("spawn").Value("q", 0)
+        self.workers = [DeviceWorker(device, threads, self.counter) for device in devices]
+        self._free: queue.SimpleQueue[DeviceWorker] = queue.SimpleQueue()
+        for worker in self.workers:
+            self._free.put(worker)
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments, device)`` on whichever device is free next."""
+        worker = self._free.get()
+        try:
+            return worker.run(function, *arguments)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """End all children."""
+        for worker in self.workers:
+            worker.close()
+
+
+_pool: ContextVar[WorkerPool | None] = ContextVar("device workers", default=None)
+_done: Synchronized[int] | None = None
+
+
+@contextmanager
+def device_workers(devices: Sequence[str], threads: int, progress: Progress) -> Iterator[WorkerPool]:
+    """Keep a worker a device for the length of the block, and log what they report through ``count_done``."""
+    pool, finished = WorkerPool(devices, threads), threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(POLL_SECONDS):
+            progress.advance(pool.counter.value - progress.done_now)
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    token = _pool.set(pool)
+    watcher.start()
+    try:
+        yield pool
+    finally:
+        finished.set()
+        watcher.join()
+        _pool.reset(token)
+        pool.close()
+
+
+def run_on_device(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments, device)`` on a free device of the pool, or in this process where there is no pool."""
+    pool = _pool.get()
+    if pool is not None:
+        return pool.run(function, *arguments)
+    return function(*arguments, available_devices()[0])
+
+
+def count_done(n: int) -> None:
+    """Called by the function under way: ``n`` more images are done."""
+    if _done is not None:
+        with _done.get_lock():
+            _done.value += n
+
+
+def _begin_child(threads: int, counter: Synchronized[int]) -> None:
+    global _done
+    _done = counter
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,43 @@
+"""Which devices to use, and how many torch threads each CPU worker gets."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from tasks.parameters import ComputeParameters
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def available_devices() -> list[str]:
+    """Every CUDA device, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
+
+
+def devices_for(compute: ComputeParameters) -> list[str]:
+    """The devices to fan out over.
+
+    Raises:
+        DeviceError: a name that torch does not know, or a device that is not there.
+    """
+    if compute.devices == ("auto",):
+        return available_devices()
+    for device in compute.devices:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+            raise DeviceError(f"--device {device}: auto, cpu, mps, cuda or cuda:N is needed")
+        kind = device.split(":")[0]
+        if kind != "cpu" and not any(known.startswith(kind) for known in available_devices()):
+            raise DeviceError(f"--device {device}: not on this machine, which has {', '.join(available_devices())}")
+    return list(compute.devices)
+
+
+def threads_for(compute: ComputeParameters, devices: list[str]) -> int:
+    """Torch threads a worker: as asked, else the cores shared out among the workers."""
+    return compute.threads or max(1, (os.cpu_count() or 1) // len(devices))

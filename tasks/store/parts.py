@@ -1,0 +1,48 @@
+"""Score parts: one Parquet file a shard, with its provenance inside, valid only if that is what is wanted now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.store.files import atomic_path
+from tasks.store.schemas import SCORES
+
+PROVENANCE = b"latentprint.provenance"
+
+
+def write_part(path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any]) -> None:
+    """Write one part atomically: the columns of ``SCORES`` and any further ones, deterministic bytes.
+
+    Args:
+        columns: all of one length; those beyond ``SCORES`` are baselines, float64.
+        provenance: what the scores were made from; stored as canonical JSON in the file's metadata.
+    """
+    schema = pa.schema(
+        [*SCORES, *(pa.field(name, pa.float64()) for name in columns if name not in SCORES.names)],
+        metadata={PROVENANCE: _canonical(provenance)},
+    )
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def is_valid_part(path: Path, provenance: Mapping[str, Any], n_rows: int) -> bool:
+    """Is ``path`` whole, of this provenance, and of this many rows? Anything else is computed again."""
+    if not path.exists():
+        return False
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            return metadata.get(PROVENANCE) == _canonical(provenance) and file.metadata.num_rows == n_rows
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _canonical(provenance: Mapping[str, Any]) -> bytes:
+    return json.dumps(provenance, sort_keys=True, separators=(",", ":")).encode()

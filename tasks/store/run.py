@@ -1,0 +1,144 @@
+"""The run directory: where everything of one run lies, who may write to it, and what it was made from.
+
+RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.store.files import read_json, write_json
+
+_held: set[Path] = set()
+"""Run directories that this process holds."""
+
+
+class RunError(Exception):
+    """A run directory that cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths within one run."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.parquet"
+
+    @property
+    def rejects(self) -> Path:
+        return self.path / "rejects.parquet"
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    @property
+    def evidence(self) -> Path:
+        return self.path / "evidence.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def split_manifest(self, split: str) -> Path:
+        """Manifest rows of one split, there while the splits are being joined."""
+        return self.shards / f"{split}.manifest.parquet"
+
+    def split_rejects(self, split: str) -> Path:
+        """Rejects of one split, there while the splits are being joined."""
+        return self.shards / f"{split}.rejects.parquet"
+
+    def part(self, shard: str) -> Path:
+        """The score part of a shard: ``train-000000.tar`` -> ``scores/part-train-000000.parquet``."""
+        return self.scores / f"part-{Path(shard).stem}.parquet"
+
+    def read_record(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            RunError: this is not a run directory.
+        """
+        if not self.record.exists():
+            raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
+        return read_json(self.record)
+
+    def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
+        """Record what a stage of this run is made from, before it writes; or resume it, if that is the same.
+
+        Args:
+            stage: ``data``, ``scoring``, ...: a field of ``run.json``.
+            identity: inputs and parameters, JSON values.
+
+        Raises:
+            RunError: the directory holds a run made from something else.
+        """
+        record = read_json(self.record) if self.record.exists() else {}
+        known = record.get(stage)
+        if known is not None and known != identity:
+            raise RunError(f"{self.path} holds another run ({_difference(known, identity)}): choose another --out")
+        if known is None:
+            write_json(self.record, {**record, stage: identity})
+
+    def update_record(self, **fields: Any) -> None:
+        """Add or replace top-level fields of ``run.json``."""
+        write_json(self.record, {**self.read_record(), **fields})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for writing; the kernel lets go when the process ends, however it ends.
+
+        Re-entrant within a process: a flow holds it, and so may its subflows.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        key = self.path.resolve()
+        if key in _held:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                holder = stream.read().strip() or "unknown"
+                raise RunError(f"{self.path} is in use by process {holder}: wait, or choose another --out") from None
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            _held.add(key)
+            try:
+                yield
+            finally:
+                _held.remove(key)
+
+
+def _difference(known: Any, wanted: Any, name: str = "") -> str:
+    """The first place in which two identities differ, in words."""
+    if isinstance(known, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted({*known, *wanted}):
+            if known.get(key) != wanted.get(key):
+                return _difference(known.get(key), wanted.get(key), key)
+    return f"{name}: {known} there, {wanted} now"
