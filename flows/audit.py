@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 
 from flows.report import report
 from flows.score import score
@@ -19,6 +20,12 @@ from tasks.diffusion.checkpoint import resolve
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.provenance import software
 from tasks.store.run import RunDirectory
+
+
+@task(name="check-inputs", cache_policy=NO_CACHE)
+def check_inputs_task(model: Path, sources: dict[str, str]) -> None:
+    """Fail within seconds if the checkpoint and the images cannot belong together."""
+    check_inputs(model, sources)
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -35,7 +42,7 @@ def audit(
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    task(check_inputs, name="check-inputs")(resolve(model), sources)
+    check_inputs_task(resolve(model), sources)
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()

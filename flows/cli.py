@@ -1,10 +1,11 @@
-"""The command line. Results go to standard output, progress to standard error; bad input is one line and exit code 2."""
+"""The command line: results on standard output, progress on standard error, bad input in one line and exit code 2."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,16 @@ configure_environment()
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "infra" / "demo"
+
+
+class OutputFormat(StrEnum):
+    """Formats of ``latentprint sql``."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
 
 app = typer.Typer(
     name="latentprint",
@@ -196,20 +207,25 @@ def train(
 def sql(
     run: Run,
     query: Annotated[str | None, typer.Argument(help="One SELECT over the run's tables.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Read the query from a file.")] = None,
-    format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
-    out: Annotated[
-        Path | None, typer.Option(help="Write there instead of standard output (needed for parquet).")
-    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
+    format: Annotated[OutputFormat, typer.Option(help="How to write the rows.")] = OutputFormat.table,
+    out: Annotated[Path | None, typer.Option(help="Write there, not to standard output; needed for parquet.")] = None,
+    timeout: Annotated[float, typer.Option(help="Stop the query after this many seconds.", min=0.001)] = 60.0,
     tables: Annotated[bool, typer.Option("--tables", help="List the relations and their columns.")] = False,
 ) -> None:
     """Ask a run in SQL (DuckDB, read-only).
 
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
-    from flows.ask import ask
+    from flows.ask import ask, list_relations
 
-    ask(run, query, file, format, out, tables)
+    if tables:
+        list_relations(run)
+        return
+    text = file.read_text(encoding="utf-8") if file else query
+    if not text or (file and query):
+        raise typer.BadParameter("one query is needed: as an argument, or with --file (or see --tables)")
+    ask(run, text, format.value, out, timeout)
 
 
 def main() -> None:
@@ -227,13 +243,12 @@ def main() -> None:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
-    from tasks.store.warehouse import ChecksFailed, QueryError
-
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.score import ShardsFailed
     from tasks.store.run import RunError
+    from tasks.store.warehouse import ChecksFailed, QueryError
 
     return SourceError, DeviceError, CheckpointError, ShardsFailed, RunError, QueryError, ChecksFailed
 

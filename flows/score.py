@@ -6,6 +6,7 @@ manifest -> groups of shards -> a device's worker process each -> scores/part-*.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.futures import wait
@@ -22,10 +23,10 @@ from tasks.scoring import ScoreJob
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
 
-FLOW_THREADS = 64
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(name="score", flow_run_name="score {run}", task_runner=ThreadPoolTaskRunner(max_workers=FLOW_THREADS))
+@flow(name="score", flow_run_name="score {run}", task_runner=RUNNER)
 def score(
     run: Path,
     model: str,

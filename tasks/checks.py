@@ -30,7 +30,7 @@ def check_inputs(model: Path, sources: dict[str, str]) -> None:
         found = (1 if picture.mode == "L" else 3, picture.size[1], picture.size[0])
         if found != (channels, height, width):
             raise CheckpointError(
-                f"{location}: {split} images are {_shape(*found)}, {model} was trained on {_shape(channels, height, width)}"
+                f"{location}: {split} images are {_shape(*found)}, but {model} takes {_shape(channels, height, width)}"
             )
 
 
@@ -50,7 +50,7 @@ def check_manifest(manifest: Path, model: Path) -> None:
     assert misfits is not None
     if misfits[0]:
         raise SourceError(
-            f"{misfits[0]} images are not {_shape(channels, height, width)} as {model} needs; the first is {misfits[1]}: "
+            f"{misfits[0]} images are not {_shape(channels, height, width)} as {model} needs, {misfits[1]} first: "
             "resize or convert them as they were for training"
         )
 

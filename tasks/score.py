@@ -25,7 +25,7 @@ class ShardsFailed(Exception):
 
 def shard_names(manifest: Path) -> list[str]:
     """Every shard of the run, in order."""
-    return sorted(pq.read_table(manifest, columns=["shard"])["shard"].unique().to_pylist())
+    return sorted(map(str, pq.read_table(manifest, columns=["shard"])["shard"].unique().to_pylist()))
 
 
 def grouped(jobs: list[ScoreJob], n_devices: int) -> list[list[ScoreJob]]:

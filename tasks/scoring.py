@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def score_shard(job: ScoreJob, device: str) -> int:
         for name, values in {**identity, **scores}.items():
             columns.setdefault(name, []).extend(values)
         count_done(len(batch_rows))
-    write_part(part, columns or dict.fromkeys([*_IDENTITY, *_SCORED], ()), provenance)
+    write_part(part, columns or {name: [] for name in (*_IDENTITY, *_SCORED)}, provenance)
     return len(rows)
 
 
@@ -115,7 +116,7 @@ def auto_batch_size(model: LoadedModel) -> int:
         model.denoiser(x, 0.0)
     per_image = (torch.cuda.max_memory_allocated(model.device) - before) / PROBE_BATCH
     total = torch.cuda.get_device_properties(model.device).total_memory
-    return 2 ** max(0, int(np.log2(MEMORY_SHARE * total / per_image)))
+    return 1 << max(0, int(math.log2(MEMORY_SHARE * total / per_image)))
 
 
 _IDENTITY = ("sample_id", "content_hash", "split", "shard")

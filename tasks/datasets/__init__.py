@@ -1,1 +1,1 @@
-"""Images in: sources of many kinds, decoding with named rejects, content identity and deterministic WebDataset shards."""
+"""Images in: many kinds of sources, decoding with named rejects, content identity, deterministic WebDataset shards."""

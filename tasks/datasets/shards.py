@@ -51,7 +51,7 @@ def write_shards(
     """Write ``source`` as ``folder/SPLIT-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
     Args:
-        manifest: where to write the rows, Parquet, schema ``MANIFEST``, its repeats not numbered yet (:func:`join_manifests`).
+        manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.
 
@@ -80,7 +80,7 @@ def write_shards(
 
 
 def join_manifests(parts: list[Path], manifest: Path) -> None:
-    """Concatenate the splits' manifests and number the repeats: ``copies`` and ``occurrence`` of a content within a split."""
+    """Concatenate the splits' manifests and number each content's repeats: ``copies``, ``occurrence``."""
     with duckdb.connect() as connection:
         query = """
             SELECT * REPLACE (
@@ -90,7 +90,8 @@ def join_manifests(parts: list[Path], manifest: Path) -> None:
             )
             FROM read_parquet($parts) ORDER BY split DESC, shard, shard_index
         """
-        reader = connection.execute(query, {"parts": [str(part) for part in parts]}).to_arrow_reader(ROWS_PER_BATCH)
+        rows = connection.sql(query, params={"parts": [str(part) for part in parts]})
+        reader = rows.to_arrow_reader(ROWS_PER_BATCH)
         with atomic_path(manifest) as temporary, pq.ParquetWriter(temporary, MANIFEST) as writer:
             for batch in reader:
                 writer.write_batch(batch.cast(MANIFEST))

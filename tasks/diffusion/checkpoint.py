@@ -90,7 +90,8 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        return network(x, t).sample
+        output: Tensor = network(x, t).sample
+        return output
 
     denoiser = Denoiser(evaluate, schedule, prediction_type, dtype, torch.channels_last)
     return LoadedModel(denoiser, schedule, channels, int(size), torch.device(device))

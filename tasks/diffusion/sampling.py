@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def sample_ancestral(
     """
     timesteps = spaced_timesteps(schedule, n_steps - 1)[::-1]
     x = latents
-    for here, there in zip(timesteps, timesteps[1:], strict=False):
+    for here, there in pairwise(timesteps):
         eps = eps_model(x, schedule.conditioning(here))
         denoised = ((x - schedule.sigma(here) * eps) / schedule.alpha(here)).clamp(-1.0, 1.0)
         ratio = schedule.sigma(there) / schedule.sigma(here)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -162,4 +163,4 @@ def spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
 
 def steps_along(schedule: Schedule, timesteps: Sequence[int]) -> list[Step]:
     """The affine steps between consecutive timesteps: upwards inverts an image, downwards generates one."""
-    return [schedule.step(here, there) for here, there in zip(timesteps, timesteps[1:], strict=False)]
+    return [schedule.step(here, there) for here, there in pairwise(timesteps)]

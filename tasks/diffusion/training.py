@@ -65,7 +65,7 @@ class Trainer:
         noise = torch.randn(self.batch_size, *self.images.shape[1:], generator=generator)
         device = next(self.network.parameters()).device
         clean, noise, timesteps = self.images[chosen].to(device), noise.to(device), timesteps.to(device)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]  # annotated IntTensor, takes long
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
         noisy = noisy.to(memory_format=torch.channels_last)
         loss = (self.network(noisy, timesteps).sample - noise).square().mean()
         self.optimizer.zero_grad(set_to_none=True)

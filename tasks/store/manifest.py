@@ -23,7 +23,8 @@ def count_images(manifest: Path) -> dict[str, dict[str, int]]:
     """Per split, in the order of the splits' names: ``samples`` (rows) and ``distinct`` (contents)."""
     with duckdb.connect() as connection:
         rows = connection.execute(
-            "SELECT split, count(*), count(*) FILTER (occurrence = 0) FROM read_parquet($manifest) GROUP BY 1 ORDER BY 1",
+            "SELECT split, count(*), count(*) FILTER (occurrence = 0) "
+            "FROM read_parquet($manifest) GROUP BY ALL ORDER BY ALL",
             {"manifest": str(manifest)},
         ).fetchall()
     return {split: {"samples": samples, "distinct": distinct} for split, samples, distinct in rows}

@@ -1,0 +1,43 @@
+-- score_histogram: log growth of training images and controls in 30 equal bins over their common range.
+-- grain: one row per split and non-empty bin
+-- column split: train | holdout (controls only)
+-- column bin: 0 ... 29
+-- column lower [nats]: lower edge of the bin
+-- column upper [nats]: upper edge of the bin
+-- column n_images [images]: distinct usable images in it
+-- column fraction: of the split's images
+WITH members AS (
+    SELECT
+        split,
+        log_growth
+    FROM images
+    WHERE is_usable AND (split = 'train' OR is_control)
+),
+
+bounds AS (
+    SELECT
+        min(log_growth) AS low,
+        greatest(max(log_growth) - min(log_growth), 1e-12) / 30 AS width
+    FROM members
+),
+
+binned AS (
+    SELECT
+        members.split,
+        bounds.low,
+        bounds.width,
+        least(floor((members.log_growth - bounds.low) / bounds.width), 29)::INTEGER AS bin
+    FROM members
+    CROSS JOIN bounds
+)
+
+SELECT
+    split,
+    bin,
+    any_value(low + bin * width) AS lower,
+    any_value(low + (bin + 1) * width) AS upper,
+    count(*) AS n_images,
+    count(*) / sum(count(*)) OVER (PARTITION BY split) AS fraction
+FROM binned
+GROUP BY split, bin
+ORDER BY split DESC, bin ASC

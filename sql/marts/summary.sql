@@ -1,0 +1,26 @@
+-- summary: the run in one row.
+-- grain: one row
+-- column n_train [images]: training samples, repeats included
+-- column n_train_distinct [images]: distinct training images
+-- column n_repeated [images]: distinct training images that occur more than once
+-- column n_holdout [images]: held-out samples
+-- column n_control [images]: distinct held-out images that occur nowhere in the training set
+-- column n_overlap [images]: distinct held-out images that do, and so are no controls
+-- column n_rejected [items]: input items that could not be used
+-- column n_nonfinite [images]: distinct images without a finite score, left out of every statistic
+-- column n_evaluations [evaluations]: network evaluations of all scores
+-- column median_train [nats]: median log growth of the distinct training images
+-- column median_control [nats]: median log growth of the controls
+SELECT
+    sum(copies) FILTER (split = 'train')::BIGINT AS n_train,
+    count(*) FILTER (split = 'train') AS n_train_distinct,
+    count(*) FILTER (split = 'train' AND copies > 1) AS n_repeated,
+    coalesce(sum(copies) FILTER (split = 'holdout'), 0)::BIGINT AS n_holdout,
+    count(*) FILTER (is_control) AS n_control,
+    count(*) FILTER (split = 'holdout' AND NOT is_control) AS n_overlap,
+    (SELECT count(*) FROM rejects) AS n_rejected,
+    count(*) FILTER (NOT is_usable) AS n_nonfinite,
+    sum(n_evaluations)::BIGINT AS n_evaluations,
+    median(log_growth) FILTER (split = 'train' AND is_usable) AS median_train,
+    median(log_growth) FILTER (is_control AND is_usable) AS median_control
+FROM images
