@@ -45,11 +45,8 @@ def ask(run: Path, query: str, output: Format, out: Path | None, seconds: float)
 def list_relations(run: Path) -> None:
     """Print every relation of a run with its columns and types."""
     with Warehouse(RunDirectory(run)) as warehouse:
-        for layer, names in {
-            "raw": ["manifest", "scores", "rejects"],
-            **{x: warehouse.relations(x) for x in LAYERS},
-        }.items():
-            for name in names:
+        for layer in LAYERS:
+            for name in warehouse.relations(layer):
                 columns = warehouse.query(f'DESCRIBE "{name}"').to_pylist()
                 print(f"{layer:8} {name}: {', '.join(column['column_name'] for column in columns)}")
 

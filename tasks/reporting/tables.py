@@ -2,5 +2,109 @@
 
 from __future__ import annotations
 
-MOST_ROWS = 50
-_UNITS_OF_SHARES = {"fraction", "share", "proportion"}
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.reporting.formats import number, percent, visible
+
+MOST_ROWS = 25
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column."""
+
+    label: str
+    unit: str = ""
+    description: str = ""
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table ready to be laid out: one text a cell, the first of a row its heading."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    source: str = ""
+    """The query that made it."""
+
+
+def numbers_table(caption: str, headings: Sequence[Column | str], rows: Sequence[Sequence[Any]]) -> TableView:
+    """A table made in Python, say of the data behind a plot; a heading that is only text is a column of numbers."""
+    columns = tuple(Column(item, is_number=True) if isinstance(item, str) else item for item in headings)
+    return TableView(caption, columns, tuple(tuple(map(_cell, row, columns)) for row in rows))
+
+
+def mart_table(
+    name: str, table: pa.Table, caption: str, without: frozenset[str] = frozenset(), most_rows: int = MOST_ROWS
+) -> TableView:
+    """The first rows of a mart.
+
+    Args:
+        table: its fields' metadata may name their ``unit`` and ``description``.
+        without: columns to leave out, beside those that hold no value at all.
+    """
+    shown = [field for field in table.schema if field.name not in without and not _is_empty(table[field.name])]
+    columns = tuple(map(_column, shown))
+    head = table.select([field.name for field in shown]).slice(0, most_rows).to_pylist()
+    is_cut = len(head) < table.num_rows
+    note = f"{most_rows} of {number(table.num_rows)} rows; all in tables/{name}.parquet." if is_cut else ""
+    rows = tuple(tuple(map(_cell, row.values(), columns)) for row in head)
+    return TableView(caption, columns, rows, note, _query(name))
+
+
+def single_row_table(name: str, table: pa.Table, caption: str) -> TableView:
+    """A mart of one row, stood upright: a row for each of its columns."""
+    fields = list(map(_column, table.schema))
+    values = table.slice(0, 1).to_pylist()[0].values() if len(table) else []
+    rows = tuple(
+        (field.description or field.label, _cell(value, field), field.unit)
+        for field, value in zip(fields, values, strict=bool(values))
+    )
+    headings = (Column("quantity"), Column("value", is_number=True), Column("unit"))
+    return TableView(caption, headings, rows, source=_query(name))
+
+
+def entries_table(caption: str, entries: Mapping[str, Any]) -> TableView:
+    """A mapping, nested or not, as names and values; what is None or empty is left out."""
+    rows = tuple((visible(name), value) for name, value in _flat(entries))
+    return TableView(caption, (Column("name"), Column("value")), rows)
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in entries.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}: ")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(_cell(item, Column(name)) for item in value)
+        elif value is not None:
+            yield name, _cell(value, Column(name))
+
+
+def _is_empty(column: pa.ChunkedArray[Any]) -> bool:
+    return len(column) > 0 and column.null_count == len(column)
+
+
+def _column(field: pa.Field[Any]) -> Column:
+    metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+    return Column(field.name.replace("_", " "), metadata.get("unit", ""), metadata.get("description", ""), is_number)
+
+
+def _cell(value: Any, column: Column) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column.unit == "percent":
+        return percent(None if value is None else value / 100)
+    return number(value) if value is None or isinstance(value, int | float) else visible(value)
+
+
+def _query(mart: str) -> str:
+    return f"sql/marts/{mart}.sql"

@@ -1,0 +1,131 @@
+"""The whole DAG on a small checkpoint and real digits: what it leaves, and that interruptions do not show in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from flows.audit import audit
+from flows.score import score
+from flows.shard import shard
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.store.run import RunDirectory, RunError
+
+ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
+SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+
+
+def part_bytes(run: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in sorted((run / "scores").glob("*.parquet"))}
+
+
+def scores_by_content(run: Path) -> dict[str, float]:
+    table = pq.read_table(run / "scores")
+    return dict(zip(table["content_hash"].to_pylist(), table["log_growth"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def audited(prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "audited"
+    train, holdout = map(str, digit_files)
+    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, SMALL_SHARDS)
+    return run
+
+
+def test_audit_leaves_the_whole_run_directory(audited: Path) -> None:
+    expected = {"run.json", "manifest.parquet", "rejects.parquet", "shards", "scores", "tables", "evidence.json"}
+    assert expected | {"report.html"} <= {path.name for path in audited.iterdir()}
+    assert not list(audited.rglob("*.tmp"))
+
+
+def test_each_distinct_image_is_scored_once_with_two_evaluations(audited: Path) -> None:
+    table = pq.read_table(audited / "scores")
+    assert table.num_rows == 60 + 40
+    assert set(table["n_evaluations"].to_pylist()) == {2}
+    manifest = pq.read_table(audited / "manifest.parquet")
+    assert manifest.num_rows == 80 + 40
+    assert sorted(manifest["copies"].to_pylist()) == [1] * (50 + 40) + [3] * 30
+
+
+def test_evidence_states_n_interval_and_test(audited: Path) -> None:
+    comparison = json.loads((audited / "evidence.json").read_text())["comparisons"]["repeated_vs_single"]["log_growth"]
+    assert (comparison["n_positive"], comparison["n_negative"]) == (10, 50)
+    low, high = comparison["auc"]["interval_95"]
+    assert low <= comparison["auc"]["value"] <= high
+    assert comparison["welch_t"]["assumptions"]
+    assert comparison["tpr"][0]["reason"].startswith("not estimable: 50 controls")
+
+
+def test_scores_do_not_depend_on_shards_batches_or_order(
+    prefect: None, audited: Path, checkpoint: Path, digits: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "shuffled.npy", digits[:60][::-1])
+    run = tmp_path / "run"
+    shard(run, str(tmp_path / "shuffled.npy"))
+    score(run, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=7))
+    before, after = scores_by_content(audited), scores_by_content(run)
+    assert len(after) == 60
+    np.testing.assert_allclose([after[k] for k in after], [before[k] for k in after], rtol=1e-5)
+
+
+def test_a_finished_run_is_not_computed_again(
+    prefect: None, audited: Path, checkpoint: Path, digit_files: tuple[Path, Path]
+) -> None:
+    before = {part: part.stat().st_mtime_ns for part in (audited / "scores").iterdir()}
+    score(audited, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert {part: part.stat().st_mtime_ns for part in (audited / "scores").iterdir()} == before
+
+
+def test_damaged_and_missing_parts_are_made_again_byte_for_byte(prefect: None, audited: Path, checkpoint: Path) -> None:
+    before = part_bytes(audited)
+    first, second, *_ = sorted((audited / "scores").glob("*.parquet"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-100])
+    score(audited, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert part_bytes(audited) == before
+
+
+def test_another_parameter_needs_another_directory(prefect: None, audited: Path, checkpoint: Path) -> None:
+    with pytest.raises(RunError, match="timestep: 20 there, 30 now"):
+        score(audited, str(checkpoint), ScoreParameters(timestep=30), ONE_THREAD)
+
+
+def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:
+    with RunDirectory(audited).lock():
+        answer = latentprint("report", "--run", audited)  # type: ignore[operator]
+    assert answer.returncode == 2
+    assert f"in use by process {os.getpid()}" in answer.stderr
+
+
+def test_sigkill_while_scoring_then_again_gives_the_same_bytes(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def command(run: Path) -> list[str]:
+        options = f"--out {run} --axes 4 --steps 12 --shard-mb 0.008 --threads 1 --batch-size 8".split()
+        sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
+        return [sys.executable, "-m", "flows.cli", "audit", *sources, *options]
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed), check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not part_bytes(killed) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    expected = part_bytes(undisturbed)
+    n_before = len(part_bytes(killed))
+    assert 0 < n_before < len(expected), "the kill must fall in the middle of scoring"
+    assert not (killed / "report.html").exists()
+    subprocess.run(command(killed), check=True, capture_output=True, timeout=300)
+    assert part_bytes(killed) == expected
+    assert (killed / "report.html").exists()

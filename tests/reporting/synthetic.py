@@ -1,0 +1,166 @@
+"""A run as the pipeline would hand it to the report: seeded scores, the real marts over them, the real statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.analyse import image_scores
+from tasks.evidence.assessment import assess
+from tasks.evidence.statistics import binomial_interval
+from tasks.reporting.html import ReportInputs
+from tasks.store.schemas import REJECTS
+from tasks.store.warehouse import SQL, Warehouse
+
+PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
+N_HOLDOUT = 256
+
+
+@dataclass(frozen=True)
+class Images:
+    """Distinct images of a run, one entry each."""
+
+    names: Sequence[str]
+    splits: Sequence[str]
+    copies: Sequence[int]
+    log_growth: NDArray[np.float64]
+    eps_norm: NDArray[np.float64]
+
+    def table(self) -> pa.Table:
+        """The columns of sql/staging/images.sql."""
+        usable = np.isfinite(self.log_growth) & np.isfinite(self.eps_norm)
+        n = len(self.names)
+        return pa.table(
+            {
+                "sample_id": [f"{split}/{name}" for split, name in zip(self.splits, self.names, strict=True)],
+                "content_hash": [f"{i:032x}" for i in range(n)],
+                "split": list(self.splits),
+                "shard": [f"{split}-000000.tar" for split in self.splits],
+                "shard_index": pa.array(range(n), pa.int32()),
+                "label": pa.nulls(n, pa.string()),
+                "copies": pa.array(self.copies, pa.int32()),
+                "log_growth": self.log_growth,
+                "log_growth_se": pa.nulls(n, pa.float64()),
+                "eps_norm": self.eps_norm,
+                "n_evaluations": pa.array([2] * n, pa.int64()),
+                "status": ["ok" if ok else "nonfinite" for ok in usable],
+                "is_control": [split == "holdout" for split in self.splits],
+                "is_usable": usable,
+            }
+        )
+
+
+def planted(seed: int = 0) -> Images:
+    """The bundled data set's plan: 256 trained images, some repeated, 256 held out; growth rises with copies."""
+    generator = np.random.default_rng(seed)
+    copies = [n for n, n_images in PLANTED_COPIES.items() for _ in range(n_images)] + [1] * N_HOLDOUT
+    n_train = len(copies) - N_HOLDOUT
+    is_train = np.arange(len(copies)) < n_train
+    strength = is_train * (0.9 + 0.45 * np.log2(copies))
+    return Images(
+        names=[f"{i:05d}" for i in range(len(copies))],
+        splits=["train" if member else "holdout" for member in is_train],
+        copies=copies,
+        log_growth=2.1 + strength + generator.normal(0.0, 0.8, len(copies)),
+        eps_norm=18.0 - 3.0 * strength + generator.normal(0.0, 2.5, len(copies)),
+    )
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Items of rejects.parquet."""
+
+    rows: Sequence[tuple[str, str, str, str]] = ()
+    """split, source_uri, reason, exception."""
+
+    def table(self) -> pa.Table:
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(REJECTS)
+        return pa.table({name: list(column) for name, column in zip(REJECTS.names, columns, strict=True)}, REJECTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run consists of; anything can be replaced."""
+
+    images: Images = field(default_factory=planted)
+    rejected: Rejected = Rejected()
+    generated: dict[str, Any] | None = None
+    picture_shape: tuple[int, ...] = (28, 28)
+    model: str = "infra/demo/model"
+
+    def inputs(self) -> ReportInputs:
+        table = self.images.table()
+        return ReportInputs(
+            record=self.record(),
+            evidence={"run_id": self.record()["run_id"], **assess(image_scores(table), self.generated)},
+            tables=marts(table, self.rejected.table()),
+            images=table,
+            pictures=self.pictures(),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """run.json."""
+        n_train = sum(split == "train" for split in self.images.splits)
+        parameters = dict(axes=1, steps=1, timestep=20, stride=1, estimator="edge", grid="ddim", delta=0.05, seed=0)
+        return {
+            "data": {"sources": {"train": "train.tar", "holdout": "holdout.tar"}, "shard_bytes": 2**26},
+            "images": {
+                "holdout": {"samples": len(self.images.names) - n_train, "distinct": len(self.images.names) - n_train},
+                "train": {"samples": int(sum(self.images.copies[:n_train])), "distinct": n_train},
+            },
+            "manifest_digest": "9f" * 16,
+            "scoring": {"checkpoint_sha256": "c0ffee" * 10 + "beef", "parameters": parameters},
+            "run_id": "5eed" * 8,
+            "model": self.model,
+            "compute": {"devices": ["cpu"], "threads": 0, "batch_size": 0},
+            "software": {"python": "3.11.2", "latentprint": "0.1.0", "torch": "2.13.0", "git_commit": "ab" * 20},
+            "timings": {"shard_seconds": 1.25, "score_seconds": 8.5},
+        }
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Of the 24 highest and the 24 lowest training images: blobs, a different one each."""
+        trained = [i for i, split in enumerate(self.images.splits) if split == "train"]
+        ranked = sorted(trained, key=lambda i: -np.nan_to_num(self.images.log_growth[i], nan=-1e9))
+        ids = self.images.table()["sample_id"].to_pylist()
+        return {ids[i]: blob(self.picture_shape, seed=i) for i in ranked[:24] + ranked[24:][-24:]}
+
+
+def blob(shape: tuple[int, ...], seed: int) -> NDArray[np.uint8]:
+    """A soft spot of random place and size, uint8 (H, W) or (H, W, 3)."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]] / max(shape[:2])
+    centre, width = generator.uniform(0.25, 0.75, 2), generator.uniform(0.02, 0.09)
+    light = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / width)
+    tint = generator.uniform(0.3, 1.0, shape[2:]) if len(shape) == 3 else 1.0
+    return (255 * (light[..., None] if len(shape) == 3 else light) * tint).astype(np.uint8)
+
+
+def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
+    """Every query of sql/marts over these images and rejects."""
+    with duckdb.connect() as connection:
+        connection.register("images", images)
+        connection.register("rejects", rejects)
+        return {
+            name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()
+            for name in Warehouse.relations("marts")
+        }
+
+
+def counted(n_copies: int = 1638, n_samples: int = 4096) -> dict[str, Any]:
+    """A training record's count of generated copies."""
+    return {
+        "n_samples": n_samples,
+        "n_copies": n_copies,
+        "share_of_copies": n_copies / n_samples,
+        "interval_95": list(binomial_interval(n_copies, n_samples)),
+        "rule": "nearest / second nearest distinct training image < 1/3, l2 in pixels",
+        "sampler": "DDIM, 50 steps, seed 0",
+        "n_copies_by_copies_in_training": {"1": 7, "2": 31, "4": 120, "8": 280, "16": 480, "32": n_copies - 918},
+        "distinct_training_images_reproduced": 97,
+    }
