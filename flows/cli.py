@@ -230,8 +230,7 @@ def sql(
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
-    logging.getLogger("latentprint").setLevel(logging.INFO)
+    _progress_on_standard_error()
     try:
         app()
     except ValidationError as error:
@@ -239,6 +238,14 @@ def main() -> None:
         _fail(f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}")
     except _user_errors() as error:
         _fail(str(error))
+
+
+def _progress_on_standard_error() -> None:
+    logger = logging.getLogger("latentprint")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    console = Console(stderr=True, highlight=False)
+    logger.addHandler(RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:

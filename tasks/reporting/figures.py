@@ -212,7 +212,7 @@ def _draw_histogram(axes: Axes, bins: pa.Table, groups: Mapping[str, Floats]) ->
             axes.stairs(shares, edges, color=color, fill=True, alpha=0.3)
         axes.stairs(shares, edges, color=color, linewidth=1.6, label=f"{label}, median {number(median, 2)}")
         axes.axvline(median, color=color, linewidth=1.2, linestyle=(0, (3, 2)))
-    axes.yaxis.set_major_formatter(lambda share, _: percent(share, 0))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     _label(axes, "log growth [nats]", "share of the split's images")
     _legend(axes)
 

@@ -36,6 +36,19 @@ def number(value: Any, decimals: int | None = None) -> str:
     return _with_minus(f"{value:,.{max(0, SIGNIFICANT_DIGITS - 1 - exponent)}f}")
 
 
+def setting(value: Any) -> str:
+    """A parameter as it was given, without padding.
+
+    >>> setting(0.05), setting(67108864), setting("edge"), setting(True)
+    ('0.05', '67,108,864', 'edge', 'yes')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and is_finite(value):
+        return _with_minus(f"{value:.6g}")
+    return number(value) if value is None or isinstance(value, int | float) else visible(value)
+
+
 def percent(value: Any, decimals: int = 1) -> str:
     """A proportion in percent.
 

@@ -134,7 +134,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=formats.number, percent=formats.percent, visible=formats.visible, drawing=lambda svg: Markup(svg)
+        number=formats.number,
+        setting=formats.setting,
+        percent=formats.percent,
+        visible=formats.visible,
+        drawing=lambda svg: Markup(svg),
     )
     return environment
 

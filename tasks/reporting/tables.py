@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.reporting.formats import number, percent, visible
+from tasks.reporting.formats import number, percent, setting, visible
 
 MOST_ROWS = 25
 
@@ -83,9 +83,9 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}: ")
         elif isinstance(value, list | tuple):
-            yield name, ", ".join(_cell(item, Column(name)) for item in value)
+            yield name, ", ".join(map(setting, value))
         elif value is not None:
-            yield name, _cell(value, Column(name))
+            yield name, setting(value)
 
 
 def _is_empty(column: pa.ChunkedArray[Any]) -> bool:
@@ -99,11 +99,11 @@ def _column(field: pa.Field[Any]) -> Column:
 
 
 def _cell(value: Any, column: Column) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if isinstance(value, bool) or not (value is None or isinstance(value, int | float)):
+        return setting(value)
     if column.unit == "percent":
         return percent(None if value is None else value / 100)
-    return number(value) if value is None or isinstance(value, int | float) else visible(value)
+    return number(value)
 
 
 def _query(mart: str) -> str:
