@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline
 from sklearn.datasets import load_digits
 
 from flows.prefect_server import configure_environment, prefect_server
-from tasks.diffusion.training import build_unet
+from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.training import Trainer, build_unet
 
 torch.set_num_threads(1)
 Latentprint = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,14 +32,16 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DDPMPipeline for 8 x 8 grey images. Untrained, but its output is not the zero that diffusers starts from."""
-    generator = torch.Generator().manual_seed(0)
-    network = build_unet(1, 8, (8, 16))
-    for parameter in network.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+def checkpoint(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DDPMPipeline for 8 x 8 grey images, trained for seconds: enough that its noise depends on the image."""
+    torch.manual_seed(0)
+    images = from_pixels(torch.from_numpy(digits[:60, None]))
+    options = {"batch_size": 64, "learning_rate": 5e-3, "ema_decay": 0.9, "seed": 0}
+    trainer = Trainer(build_unet(1, 8, (8, 16)), images, n_steps=200, **options)
+    for _ in range(200):
+        trainer.step()
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    DDPMPipeline(network.eval(), DDPMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
+    DDPMPipeline(trainer.averaged_network(), trainer.scheduler).save_pretrained(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ COLUMNS = (
     Column("value", is_number=True),
     Column("95% interval", is_number=True),
     Column("p", is_number=True),
-    Column("n"),
+    Column("n", is_number=True),
     Column("method, assumptions"),
 )
 

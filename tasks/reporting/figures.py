@@ -2,7 +2,8 @@
 
 matplotlib draws in stand-in colours, which are then exchanged for CSS variables with those colours as fallback; so one
 drawing serves a light page, a dark one and paper, and text takes the page's font. Inline SVG, unlike ``<img>``, lets
-the page do that in every browser. A plot of 9 kB replaces the 0.9 MB of a charting library, and needs no script.
+the page do that in every browser. Some tens of kilobytes a plot stand for the megabyte of a charting library, and need
+no script.
 
 Each plot comes with words for those who cannot see it and with the table of its data.
 """

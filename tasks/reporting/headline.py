@@ -30,9 +30,23 @@ class KeyNumber:
     """Where pure chance lies on the scale 0 ... 1, if anywhere."""
 
 
-def verdict_label(level: str) -> str:
-    """What the badge says; a level that this page does not know is never good news."""
-    return VERDICT_LABELS.get(level, VERDICT_LABELS["inconclusive"])
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided."""
+
+    level: str
+    """A key of ``VERDICT_LABELS``."""
+    label: str
+    sentence: str
+
+
+def verdict(evidence: Mapping[str, Any]) -> Verdict:
+    """The verdict of the evidence; one that is missing, or of a level this page does not know, is inconclusive."""
+    found = evidence.get("verdict") or {}
+    level = found.get("level")
+    if level not in VERDICT_LABELS:
+        level = "inconclusive"
+    return Verdict(level, VERDICT_LABELS[level], found.get("sentence") or "No verdict was reached.")
 
 
 def key_numbers(evidence: Mapping[str, Any]) -> tuple[KeyNumber, ...]:

@@ -23,7 +23,7 @@ from tasks.reporting import formats
 from tasks.reporting.comparisons import comparison_table, comparison_title
 from tasks.reporting.figures import Plot, roc_curves, score_histogram, scores_by_copies
 from tasks.reporting.gallery import gallery
-from tasks.reporting.headline import key_numbers, verdict_label
+from tasks.reporting.headline import key_numbers, verdict
 from tasks.reporting.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
 
 CONTENT_SECURITY_POLICY = (
@@ -65,31 +65,25 @@ class ReportInputs:
 
 def render_report(inputs: ReportInputs) -> str:
     """The whole page as text, to be encoded in UTF-8."""
-    record, evidence = inputs.record, inputs.evidence
-    verdict = evidence.get("verdict", {})
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            policy=CONTENT_SECURITY_POLICY,
-            record=record,
-            evidence=evidence,
-            level=verdict.get("level", "inconclusive"),
-            verdict=verdict_label(verdict.get("level", "inconclusive")),
-            sentence=verdict.get("sentence", "Inconclusive: no verdict was reached."),
-            key_numbers=key_numbers(evidence),
-            limits=list(evidence.get("limits", ())),
-            plots=plots(inputs.tables, inputs.images),
-            gallery=gallery(inputs.images, inputs.pictures),
-            reproductions=_reproductions(evidence.get("generated")),
-            comparisons=_comparisons(evidence.get("comparisons", {})),
-            further=_further(evidence),
-            summary=_summary(inputs.tables),
-            marts=_marts(inputs.tables),
-            rejects=_rejects(inputs.tables),
-            provenance=_provenance(record),
-            parameters=record.get("scoring", {}).get("parameters", {}),
-        )
+    record, evidence, tables = inputs.record, inputs.evidence, inputs.tables
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        policy=CONTENT_SECURITY_POLICY,
+        record=record,
+        evidence=evidence,
+        verdict=verdict(evidence),
+        key_numbers=key_numbers(evidence),
+        limits=list(evidence.get("limits", ())),
+        plots=plots(tables, inputs.images),
+        gallery=gallery(inputs.images, inputs.pictures),
+        reproductions=_reproductions(evidence.get("generated")),
+        comparisons=_comparisons(evidence.get("comparisons", {})),
+        further=_further(evidence),
+        summary=_summary(tables),
+        marts=_marts(tables),
+        rejects=_rejects(tables),
+        provenance=_provenance(record),
+        parameters=record.get("scoring", {}).get("parameters", {}),
     )
 
 
@@ -101,10 +95,9 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     growth, eps_norm = (usable[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
     scores = {"log growth": growth, "−‖ε‖₂": -eps_norm}
     repeated, single = is_train & (copies > 1), is_train & (copies == 1)
+    bins = tables.get("score_histogram")
     drawn = [
-        score_histogram(tables["score_histogram"], growth[is_train], growth[is_control])
-        if "score_histogram" in tables
-        else None,
+        None if bins is None else score_histogram(bins, growth[is_train], growth[is_control]),
         scores_by_copies(growth[is_train], copies[is_train], growth[is_control]),
         roc_curves(
             "roc-holdout",

@@ -61,14 +61,13 @@ def mart_table(
 
 def single_row_table(name: str, table: pa.Table, caption: str) -> TableView:
     """A mart of one row, stood upright: a row for each of its columns."""
-    fields = list(map(_column, table.schema))
+    columns = list(map(_column, table.schema))
     values = table.slice(0, 1).to_pylist()[0].values() if len(table) else []
     rows = tuple(
-        (field.description or field.label, _cell(value, field), field.unit)
-        for field, value in zip(fields, values, strict=bool(values))
+        (column.description or column.label, f"{_cell(value, column)} {column.unit}".strip())
+        for column, value in zip(columns, values, strict=bool(values))
     )
-    headings = (Column("quantity"), Column("value", is_number=True), Column("unit"))
-    return TableView(caption, headings, rows, source=_query(name))
+    return TableView(caption, (Column("quantity"), Column("value", is_number=True)), rows, source=_query(name))
 
 
 def entries_table(caption: str, entries: Mapping[str, Any]) -> TableView:

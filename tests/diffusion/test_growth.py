@@ -78,7 +78,9 @@ def test_one_step_on_a_finite_set_matches_its_jacobian(schedule: Schedule, dimen
     axes = draw(6, 2, dimension, 1, 1, dimension)
     growth = log_growth(data, x.reshape(2, 1, 1, -1), schedule, axes=axes, start=60, estimator="volume", delta=1e-6)
     exact = [
-        torch.linalg.slogdet(step.a * torch.eye(dimension, dtype=torch.float64) + step.b * data.jacobian(point, step.conditioning))[1]
+        torch.linalg.slogdet(
+            step.a * torch.eye(dimension, dtype=torch.float64) + step.b * data.jacobian(point, step.conditioning)
+        )[1]
         for point in x
     ]
     torch.testing.assert_close(growth.log_growth[:, -1], torch.stack(exact), rtol=1e-6, atol=1e-9)

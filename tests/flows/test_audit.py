@@ -34,7 +34,9 @@ def scores_by_content(run: Path) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def audited(prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def audited(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     run = tmp_path_factory.mktemp("runs") / "audited"
     train, holdout = map(str, digit_files)
     audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, SMALL_SHARDS)
@@ -74,7 +76,8 @@ def test_scores_do_not_depend_on_shards_batches_or_order(
     score(run, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=7))
     before, after = scores_by_content(audited), scores_by_content(run)
     assert len(after) == 60
-    np.testing.assert_allclose([after[k] for k in after], [before[k] for k in after], rtol=1e-5)
+    # float32 networks carry a score of 0.01 nats to about 1e-7, whatever the batch
+    np.testing.assert_allclose([after[k] for k in after], [before[k] for k in after], rtol=1e-5, atol=2e-7)
 
 
 def test_a_finished_run_is_not_computed_again(

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from flows import cli
 
 
-def run_in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def run_in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     """(exit code, standard error) of ``latentprint ARGUMENTS``."""
     monkeypatch.setattr("sys.argv", ["latentprint", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -51,7 +53,15 @@ def test_bad_input_is_one_line_and_exit_2(
     code, error = run_in_process(
         monkeypatch,
         capsys,
-        *("audit", "--model", model.format(**places), "--train", train.format(**places), "--out", str(tmp_path / "run")),
+        *(
+            "audit",
+            "--model",
+            model.format(**places),
+            "--train",
+            train.format(**places),
+            "--out",
+            str(tmp_path / "run"),
+        ),
     )
     assert code == 2
     assert says in error
@@ -98,7 +108,17 @@ def test_every_command_has_help_that_says_what_it_does() -> None:
 def test_json_and_only_json_on_standard_output(
     latentprint: object, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    arguments = ["--model", checkpoint, "--train", digit_files[0], "--out", tmp_path / "run", "--threads", "1", "--json"]
+    arguments = [
+        "--model",
+        checkpoint,
+        "--train",
+        digit_files[0],
+        "--out",
+        tmp_path / "run",
+        "--threads",
+        "1",
+        "--json",
+    ]
     answer = latentprint("audit", *arguments)  # type: ignore[operator]
     assert answer.returncode == 0, answer.stderr
     headline = json.loads(answer.stdout)

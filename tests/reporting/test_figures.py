@@ -1,0 +1,97 @@
+"""Plots: the right number of marks, tables that agree with the data, colours left to the page."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tasks.reporting.figures import POINTS_PER_GROUP, VARIABLES, roc_curves, score_histogram, scores_by_copies, thinned
+from tasks.reporting.html import plots
+from tests.reporting.synthetic import Run, marts, planted
+
+INPUTS = Run().inputs()
+PLOTS = {plot.name: plot for plot in plots(INPUTS.tables, INPUTS.images)}
+
+
+def test_the_page_has_four_plots_and_their_ids_do_not_clash() -> None:
+    assert list(PLOTS) == ["distribution", "copies", "roc-holdout", "roc-repeated"]
+    ids = [found for plot in PLOTS.values() for found in re.findall(r' id="([^"]+)"', plot.svg)]
+    assert len(ids) == len(set(ids)) > 4
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+def test_colours_are_variables_and_references_resolve(plot) -> None:
+    bare = plot.svg
+    for color, variable in VARIABLES.items():
+        bare = bare.replace(f"var({variable}, {color})", "")
+    assert not re.search(r"#[0-9a-f]{6}\b", bare.replace('href="#', "").replace("url(#", ""))
+    assert set(re.findall(r"(?:href=\"|url\()#([\w-]+)", plot.svg)) == set(re.findall(r' id="([^"]+)"', plot.svg))
+    assert "<style" not in plot.svg
+    assert "font-family" not in plot.svg
+
+
+def test_histogram_table_counts_every_image_once() -> None:
+    rows = [
+        dict(zip([c.label for c in PLOTS["distribution"].table.columns], row, strict=True))
+        for row in PLOTS["distribution"].table.rows
+    ]
+    for split in ("train", "holdout"):
+        assert sum(int(row["n images"]) for row in rows if row["split"] == split) == 256
+
+
+def test_histogram_without_holdout_draws_the_trained_alone() -> None:
+    images = INPUTS.images.filter(np.array(planted().splits) == "train")
+    plot = score_histogram(
+        marts(images, INPUTS.images.slice(0, 0))["score_histogram"], planted().log_growth[:256], np.array([])
+    )
+    assert plot is not None
+    assert "--train" in plot.svg
+    assert "--holdout" not in plot.svg
+    assert "held out: no images" in plot.alt
+
+
+def test_a_dot_an_image_and_medians_by_copies() -> None:
+    plot, images = PLOTS["copies"], planted()
+    assert plot.svg.count("fill-opacity: 0.5") == 512
+    by_copies = {row[0]: row for row in plot.table.rows}
+    assert list(by_copies) == ["held out", "1", "2", "4", "8", "16", "32"]
+    of_32 = images.log_growth[np.array(images.copies) == 32]
+    assert by_copies["32"][1] == "6"
+    assert by_copies["32"][4] == f"{np.median(of_32):.3f}"
+
+
+def test_copies_that_are_no_powers_of_two_share_an_octave() -> None:
+    copies = np.array([1, 2, 3, 5, 6, 7, 100])
+    plot = scores_by_copies(np.arange(7.0), copies, np.array([]))
+    assert plot is not None
+    assert [row[:2] for row in plot.table.rows] == [("1", "1"), ("2–3", "2"), ("5–7", "3"), ("100", "1")]
+
+
+def test_thinning_keeps_extremes_median_and_order() -> None:
+    values = np.random.default_rng(0).normal(size=10_001)
+    few = thinned(values, POINTS_PER_GROUP + 1)
+    assert len(few) == POINTS_PER_GROUP + 1
+    assert (few[0], few[-1]) == (values.min(), values.max())
+    assert np.median(few) == np.median(values)
+    assert (np.diff(few) >= 0).all()
+
+
+def test_roc_of_separated_groups_and_of_swapped_ones() -> None:
+    low, high = np.linspace(0, 1, 200), np.linspace(2, 3, 200)
+    right = roc_curves("a", "t", {"s": (high, low)}, "p", "n")
+    wrong = roc_curves("b", "t", {"s": (low, high)}, "p", "n")
+    assert right is not None
+    assert wrong is not None
+    assert [row[1].split(" ")[0] for row in right.table.rows] == ["not"] + ["100.0%"] * 5
+    assert [row[1].split(" ")[0] for row in wrong.table.rows] == ["not"] + ["0.0%"] * 5
+    assert "200 n images" in right.caption
+
+
+def test_there_is_no_roc_without_two_groups() -> None:
+    some, none = np.array([1.0, 2.0]), np.array([np.nan, np.inf])
+    assert roc_curves("a", "t", {"s": (some, none), "r": (none, some)}, "p", "n") is None
+    both = roc_curves("a", "t", {"s": (some, none), "r": (some, some)}, "p", "n")
+    assert both is not None
+    assert [column.label for column in both.table.columns] == ["false positives", "r"]

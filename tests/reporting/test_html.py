@@ -1,0 +1,318 @@
+"""The page as text: what it says, what it must never contain, and what it does when something is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from tasks.reporting.html import ReportInputs, render_report
+from tests.reporting.synthetic import Images, Rejected, Run, counted, marts, planted
+
+MEGABYTE = 10**6
+HOSTILE = (
+    "<img src=x onerror=alert(1)>.png",
+    "</script><script>alert(1)</script>",
+    "\"'><svg onload=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "🦊 two\nlines",
+    "photo\u202egnp.exe",
+    "a\x00b\udcff",
+)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, in order, and the text outside of style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._is_style = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._is_style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_style = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._is_style and data.strip():
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> ReportInputs:
+    rejected = Rejected([("train", "a.png", "truncated", "OSError"), ("train", "b.png", "truncated", "OSError")])
+    return Run(generated=counted(1638, 4096), rejected=rejected).inputs()
+
+
+@pytest.fixture(scope="module")
+def html(inputs: ReportInputs) -> str:
+    return render_report(inputs)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def few_images(names: tuple[str, ...], n_holdout: int = 0) -> Images:
+    """Named training images, then held-out ones; scores 1, 2, 3 ..."""
+    n = len(names) + n_holdout
+    return Images(
+        [*names, *(f"h{i}" for i in range(n_holdout))],
+        ["train"] * len(names) + ["holdout"] * n_holdout,
+        [1] * n,
+        np.arange(1.0, n + 1),
+        np.arange(n, 0.0, -1),
+    )
+
+
+def test_key_numbers_are_those_of_independent_computations(inputs: ReportInputs, page: Page) -> None:
+    images = planted()
+    is_train, copies = np.array(images.splits) == "train", np.array(images.copies)
+    against_holdout = roc_auc_score(is_train, images.log_growth)
+    repeated = roc_auc_score(copies[is_train] > 1, images.log_growth[is_train])
+    shown = [data.strip() for data in page.texts]
+    assert f"{against_holdout:.3f}" in shown
+    assert f"{repeated:.3f}" in shown
+    low, high = inputs.evidence["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["interval_95"]
+    assert f"95% interval {low:.3f} to {high:.3f}" in shown
+    exact = stats.binomtest(1638, 4096).proportion_ci(method="exact")
+    assert f"95% interval {100 * exact.low:.1f}% to {100 * exact.high:.1f}%" in shown
+    assert "40.0%" in shown
+    assert "1,638 of 4,096 generated images copy a training image." in page.text
+
+
+def test_statistics_tables_hold_the_papers_test_and_an_exact_rate(inputs: ReportInputs, page: Page) -> None:
+    images = planted()
+    is_train = np.array(images.splits) == "train"
+    trained, held_out = images.log_growth[is_train], images.log_growth[~is_train]
+    welch = stats.ttest_ind(trained, held_out, equal_var=False)
+    shown = [data.strip() for data in page.texts]
+    assert f"{welch.statistic:.2f}" in shown
+    exponent = int(np.floor(np.log10(welch.pvalue)))
+    assert f"{welch.pvalue / 10.0**exponent:.1f} × 10⁻" in page.text
+    threshold = np.sort(held_out)[::-1][2]  # 1% of 256 controls: two of them may lie above
+    hits = int((trained > threshold).sum())
+    exact = stats.binomtest(hits, len(trained)).proportion_ci(method="exact")
+    assert f"{hits / len(trained):.1%} ({exact.low:.1%} to {exact.high:.1%})" in shown
+    assert "not estimable: 256 controls, at least 1000 are needed" in page.text
+
+
+def test_first_ranked_image_is_the_one_with_the_highest_growth(page: Page) -> None:
+    images = planted()
+    growth = np.where(np.array(images.splits) == "train", images.log_growth, -np.inf)
+    best, worst = int(growth.argmax()), int(np.where(np.isfinite(growth), growth, np.inf).argmin())
+    names = [data for data in page.texts if data.startswith("train/")]
+    assert names[0] == f"train/{images.names[best]}"
+    assert names[16] == f"train/{images.names[worst]}"
+    assert f"{growth[best]:.3f}" in page.texts
+    assert f"{growth[worst]:.3f}" in page.texts
+
+
+def test_pictures_of_both_ends_are_embedded_once_each(page: Page) -> None:
+    pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == len(set(pictures)) == 32
+
+
+def test_page_asks_for_nothing_and_runs_nothing(html: str, page: Page) -> None:
+    assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "iframe", "object", "embed", "form", "link", "base"}
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert (attributes.get("href") or "#").startswith("#")
+        assert (attributes.get("xlink:href") or "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import", html)
+
+
+def test_content_security_policy_comes_before_what_it_governs(page: Page) -> None:
+    tags = [(tag, attributes.get("http-equiv")) for tag, attributes in page.tags]
+    policy = tags.index(("meta", "Content-Security-Policy"))
+    directives = dict(
+        directive.strip().split(" ", 1) for directive in (page.tags[policy][1]["content"] or "").split(";")
+    )
+    assert directives == {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert policy < [tag for tag, _ in tags].index("style")
+
+
+def test_hostile_names_are_text_and_change_no_tag() -> None:
+    harmless = tuple(f"image-{i}" for i in range(len(HOSTILE)))
+    pages = [
+        Page(
+            render_report(
+                Run(
+                    images=few_images(names),
+                    rejected=Rejected([("train", names[0], names[1], names[2])]),
+                    model=names[1],
+                ).inputs()
+            )
+        )
+        for names in (harmless, HOSTILE)
+    ]
+    assert Counter(tag for tag, _ in pages[0].tags) == Counter(tag for tag, _ in pages[1].tags)
+    for name in HOSTILE[:4]:
+        assert f"train/{name}" in pages[1].texts
+    assert r"train/🦊 two\nlines" in pages[1].texts
+    assert r"train/photo\u202egnp.exe" in pages[1].texts
+    assert r"train/a\x00b\udcff" in pages[1].texts
+
+
+def test_same_inputs_give_the_same_bytes_in_another_process_and_row_order(inputs: ReportInputs, html: str) -> None:
+    order = np.random.default_rng(1).permutation(inputs.images.num_rows)
+    assert render_report(replace(inputs, images=inputs.images.take(order))) == html
+    program = (
+        "import hashlib\n"
+        "from tasks.reporting.html import render_report\n"
+        "from tests.reporting.synthetic import Rejected, Run, counted\n"
+        "rejected = Rejected([('train', 'a.png', 'truncated', 'OSError'), ('train', 'b.png', 'truncated', 'OSError')])\n"
+        "inputs = Run(generated=counted(1638, 4096), rejected=rejected).inputs()\n"
+        "print(hashlib.sha256(render_report(inputs).encode()).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert answer.stdout.strip() == hashlib.sha256(html.encode()).hexdigest()
+
+
+def test_structure_is_one_that_a_screen_reader_can_follow(html: str, page: Page) -> None:
+    assert html.startswith("<!DOCTYPE html>")
+    assert page.tags[0] == ("html", {"lang": "en"})
+    assert [page.count(landmark) for landmark in ("header", "nav", "main", "footer")] == [1, 1, 1, 1]
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(deeper - level <= 1 for level, deeper in zip(levels, levels[1:], strict=False))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {(attributes["href"] or "")[1:] for tag, attributes in page.tags if tag == "a"} <= set(ids)
+
+
+def test_every_plot_has_words_and_a_table_of_its_data(page: Page) -> None:
+    assert page.count("figure") == 4
+    images = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(images) == 4
+    assert all(re.search(r"\d", attributes["aria-label"] or "") for attributes in images)
+    assert page.texts.count("Data of this plot") == 4
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+
+
+def test_units_and_descriptions_of_columns_are_printed(inputs: ReportInputs) -> None:
+    fields = [
+        field.with_metadata({"unit": "furlongs", "description": f"what {field.name} is"})
+        for field in inputs.tables["scores_by_copies"].schema
+    ]
+    table = inputs.tables["scores_by_copies"].cast(pa.schema(fields))
+    shown = Page(render_report(replace(inputs, tables={"scores_by_copies": table})))
+    assert shown.texts.count("furlongs") == table.num_columns
+    assert "what mean_eps_norm is" in shown.texts
+
+
+def test_without_holdout_the_verdict_is_inconclusive_and_the_rest_stands() -> None:
+    page = Page(render_report(Run(images=few_images(tuple("abcdef"))).inputs()))
+    assert "Inconclusive" in page.texts
+    assert "Not computable: 6 and 0 finite scores: at least 2 in each group are needed." in page.texts
+    assert "not measured" in page.texts
+    assert "Held-out images" in page.texts
+    assert page.count("figure") == 2
+
+
+def test_unknown_verdict_is_never_good_news(inputs: ReportInputs) -> None:
+    for verdict in ({}, {"level": "passed", "sentence": "All fine."}, None):
+        page = Page(render_report(replace(inputs, evidence={"verdict": verdict})))
+        assert page.texts.count("Inconclusive") == 1
+        assert [
+            attributes["class"] for _, attributes in page.tags if "verdict-" in (attributes.get("class") or "")
+        ] == ["verdict verdict-inconclusive"]
+
+
+def test_nothing_but_empty_inputs_still_makes_a_page(inputs: ReportInputs) -> None:
+    page = Page(render_report(ReportInputs({}, {}, {}, inputs.images.slice(0, 0), {})))
+    for said in (
+        "There is no finite score to draw.",
+        "There is no ranked training image to show.",
+        "No two groups of images could be compared.",
+        "This run has no tables.",
+        "This run holds no record of rejected items.",
+    ):
+        assert said in page.text
+
+
+def test_scores_that_are_not_numbers_are_left_out_and_counted() -> None:
+    images = planted()
+    growth = images.log_growth.copy()
+    growth[[0, 1, 2]] = np.nan, np.inf, -np.inf
+    page = Page(render_report(Run(images=replace(images, log_growth=growth)).inputs()))
+    assert "253 distinct training images are ranked" in page.text
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+    nothing_left = replace(images, log_growth=np.full(len(growth), np.nan))
+    assert "There is no finite score to draw." in Page(render_report(Run(images=nothing_left).inputs())).text
+
+
+def test_one_image_and_equal_scores_render() -> None:
+    assert (
+        "1 distinct training images are ranked"
+        not in Page(render_report(Run(images=few_images(("one",))).inputs())).text
+    )
+    equal = replace(planted(), log_growth=np.full(512, 2.5))
+    assert "all scores are equal" in Page(render_report(Run(images=equal).inputs())).text
+
+
+def test_no_rejects_is_said_in_words(inputs: ReportInputs, page: Page) -> None:
+    assert "truncated" in page.texts
+    tables = marts(inputs.images, Rejected().table())
+    assert "None: every item of the sources was read." in Page(render_report(replace(inputs, tables=tables))).text
+
+
+def test_further_evidence_is_printed_where_there_is_some(inputs: ReportInputs, page: Page) -> None:
+    assert "Further evidence" not in page.texts
+    evidence = {**inputs.evidence, "blind_baseline": {"auc": {"value": 0.5123, "interval_95": [0.47, 0.55]}}}
+    shown = Page(render_report(replace(inputs, evidence=evidence)))
+    assert {"Further evidence", "auc: value", "0.5123", "0.47, 0.55"} <= set(shown.texts)
+
+
+def test_page_of_a_large_run_with_large_pictures_stays_below_the_cap() -> None:
+    n, generator = 20_000, np.random.default_rng(0)
+    images = Images(
+        [f"{'x' * 3000}{i}" for i in range(n)],
+        ["train", "holdout"] * (n // 2),
+        [1, 1] * (n // 2),
+        generator.normal(size=n),
+        generator.normal(size=n),
+    )
+    run = Run(images=images, rejected=Rejected([("train", "y" * 5000, f"reason {i}", "E") for i in range(3000)]))
+    inputs = replace(
+        run.inputs(), pictures={key: generator.integers(0, 256, (512, 384, 3), np.uint8) for key in run.pictures()}
+    )
+    html = render_report(inputs)
+    assert Page(html).count("img") == 32
+    assert 1 * MEGABYTE < len(html.encode()) < 8 * MEGABYTE

@@ -1,0 +1,113 @@
+"""Numbers, names and tables as text."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tasks.reporting import formats, headline
+from tasks.reporting.comparisons import comparison_table
+from tasks.reporting.gallery import gallery
+from tasks.reporting.tables import entries_table, mart_table, single_row_table
+from tasks.reporting.thumbnails import LONGEST_SIDE, data_uri
+from tests.reporting.synthetic import Run
+
+
+def test_the_examples_in_the_docstrings_of_formats_hold() -> None:
+    result = doctest.testmod(formats)
+    assert result.attempted >= 5
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", True])
+def test_what_is_no_finite_number_is_a_dash(value: object) -> None:
+    assert formats.number(value) == formats.percent(value) == formats.p_value(value) == "–"
+
+
+def test_mart_is_cut_and_says_so() -> None:
+    table = pa.table({"rank": list(range(1, 101)), "label": pa.nulls(100, pa.string()), "share": [0.5] * 100})
+    view = mart_table("ranking", table, "Ranking", frozenset({"share"}))
+    assert [column.label for column in view.columns] == ["rank"]
+    assert (len(view.rows), view.rows[-1]) == (25, ("25",))
+    assert view.note == "25 of 100 rows; all in tables/ranking.parquet."
+    assert view.source == "sql/marts/ranking.sql"
+
+
+def test_percent_columns_are_percent_and_one_row_stands_upright() -> None:
+    fields = [
+        pa.field("percentile", pa.float64(), metadata={"unit": "percent", "description": "share below"}),
+        pa.field("n_train", pa.int64(), metadata={"unit": "images"}),
+    ]
+    table = pa.table([[99.61], [1234]], schema=pa.schema(fields))
+    assert mart_table("t", table, "T").rows == (("99.6%", "1,234"),)
+    assert single_row_table("t", table, "T").rows == (("share below", "99.6% percent"), ("n train", "1,234 images"))
+
+
+def test_entries_are_flat_and_skip_what_is_not_known() -> None:
+    view = entries_table("T", {"a": {"b_c": 0.05, "d": None}, "e": [1, "<x>"], "f": True})
+    assert view.rows == (("a: b c", "0.05"), ("e", "1, <x>"), ("f", "yes"))
+
+
+def test_comparison_that_was_not_computable_says_why() -> None:
+    view = comparison_table("log_growth", {"status": "not computable", "reason": "all scores are equal"})
+    assert view.rows == ()
+    assert view.note == "Not computable: all scores are equal."
+
+
+def test_every_statistic_of_a_comparison_has_its_line_with_n_and_assumption() -> None:
+    comparison = Run().inputs().evidence["comparisons"]["repeated_vs_single"]["eps_norm"]
+    rows = {row[0]: row for row in comparison_table("eps_norm", comparison).rows}
+    assert list(rows) == [
+        "AUC",
+        "Cliff's δ",
+        "Difference of medians",
+        "True positives at 1% false positives",
+        "True positives at 0.1% false positives",
+        "Welch's t",
+        "Mann–Whitney U",
+        "Permutation, difference of means",
+    ]
+    assert {row[4] for row in rows.values()} == {"104 / 152"}
+    assert all(row[5] for row in rows.values())
+    assert rows["Welch's t"][1].startswith("−")  # a lower norm is more easily reproduced
+
+
+def test_key_number_without_finite_value_is_not_computable() -> None:
+    comparison = {"auc": {"value": float("nan"), "interval_95": [0, 1]}, "reason": "broken"}
+    found, missing, copies = headline.key_numbers({"comparisons": {"train_vs_holdout": {"log_growth": comparison}}})
+    assert (found.value, found.meaning, found.estimate) == ("not computable", "broken", None)
+    assert missing.value == copies.value == "not measured"
+
+
+def test_gallery_shows_nothing_twice_and_ranks_by_growth() -> None:
+    inputs = Run().inputs()
+    ranking = inputs.tables["ranking"].to_pylist()
+    five = {row["sample_id"]: np.zeros((4, 4), np.uint8) for row in (*ranking[:3], *ranking[-2:])}
+    shown = gallery(inputs.images, five)
+    assert [exhibit.rank for exhibit in shown.highest] == ["1", "2", "3"]
+    assert [exhibit.rank for exhibit in shown.lowest] == ["256", "255"]
+    assert shown.highest[0].name == ranking[0]["sample_id"]
+    assert shown.n_ranked == 256
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8, 3), (1, 1)])
+def test_small_pictures_travel_pixel_by_pixel(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    np.testing.assert_array_equal(np.asarray(_decoded(data_uri(pixels))), pixels)
+
+
+def test_large_pictures_shrink_and_keep_their_proportions() -> None:
+    assert _decoded(data_uri(np.zeros((1000, 500, 3), np.uint8))).size == (LONGEST_SIDE // 2, LONGEST_SIDE)
+
+
+def _decoded(uri: str) -> Image.Image:
+    import base64
+    import io
+
+    header, content = uri.split(",")
+    assert header == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
