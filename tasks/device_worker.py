@@ -4,8 +4,8 @@ A child is spawned once, loads its model once, and is reused for every shard: or
 pipe. A child that is killed takes only the call under way with it; the next call gets a new child. Children end with
 their parent, however it ends.
 
-The pool travels to task threads in a context variable. Where there is none (a task on a Ray worker), the calling process
-is itself the persistent worker and the function runs right there.
+The pool travels to task threads in a context variable. Where there is none (a task on a Ray worker), the calling
+process is itself the persistent worker and the function runs right there.
 """
 
 from __future__ import annotations

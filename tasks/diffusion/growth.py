@@ -15,6 +15,7 @@ Source: Hasegawa & Yasuda 2025, arXiv 2503.19429; Benettin et al. 1980, Meccanic
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -126,4 +127,4 @@ def _standard_error_of_sum(per_axis: Tensor) -> Tensor:
     n_axes = per_axis.shape[1]
     if n_axes < 2:
         return torch.full((len(per_axis),), float("nan"), dtype=per_axis.dtype, device=per_axis.device)
-    return per_axis.std(1) * n_axes**0.5
+    return per_axis.std(1) * math.sqrt(n_axes)

@@ -53,9 +53,11 @@ def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
 
 
 def _effect(key: str, effect: Mapping[str, Any], n: str, unit: str) -> tuple[str, ...]:
-    unit = unit if key == "median_difference" else ""
-    interval = _interval(effect.get("interval_95"))
-    return EFFECTS[key], f"{number(effect['value'], 3)}{unit}", interval, ABSENT, n, str(effect.get("method", ""))
+    is_difference = key == "median_difference"
+    decimals, unit = (None, unit) if is_difference else (3, "")
+    interval = _interval(effect.get("interval_95"), decimals)
+    value = f"{number(effect['value'], decimals)}{unit}"
+    return EFFECTS[key], value, interval, ABSENT, n, str(effect.get("method", ""))
 
 
 def _rate(rate: Mapping[str, Any]) -> tuple[str, ...]:
@@ -82,5 +84,5 @@ def _test(key: str, test: Mapping[str, Any], n: str) -> tuple[str, ...]:
     )
 
 
-def _interval(bounds: Any) -> str:
-    return f"{number(bounds[0], 3)} to {number(bounds[1], 3)}" if bounds else ABSENT
+def _interval(bounds: Any, decimals: int | None = None) -> str:
+    return f"{number(bounds[0], decimals)} to {number(bounds[1], decimals)}" if bounds else ABSENT

@@ -95,7 +95,7 @@ def score_histogram(bins: pa.Table, train: Floats, holdout: Floats) -> Plot | No
         train, holdout: the scores behind it, for their medians.
     """
     groups = {"trained": finite(train), "held out": finite(holdout)}
-    if not len(bins):
+    if not len(bins) or not any(map(len, groups.values())):
         return None
     described = ". ".join(f"{label}: {_described(values)}" for label, values in groups.items())
     return Plot(
@@ -117,7 +117,7 @@ def scores_by_copies(scores: Floats, copies: NDArray[np.int64], holdout: Floats)
     groups = {"held out": finite(holdout)} if len(finite(holdout)) else {}
     for octave in np.unique(octaves):
         groups[_octave_name(copies[kept][octaves == octave])] = finite(scores[kept][octaves == octave])
-    medians = ", ".join(f"{label}: {number(float(np.median(values)), 2)}" for label, values in groups.items())
+    medians = ", ".join(f"{label}: {number(float(np.median(values)))}" for label, values in groups.items())
     return Plot(
         "copies",
         "Scores by number of copies",
@@ -190,7 +190,7 @@ def _rate(groups: Groups, fpr: float) -> str:
 def _described(values: Floats) -> str:
     if not len(values):
         return "no images"
-    low, median, high = (number(float(quantile), 2) for quantile in np.quantile(values, [0.05, 0.5, 0.95]))
+    low, median, high = (number(float(quantile)) for quantile in np.quantile(values, [0.05, 0.5, 0.95]))
     return f"{number(len(values))} images, median {median} nats, nine in ten between {low} and {high}"
 
 
@@ -211,7 +211,7 @@ def _draw_histogram(axes: Axes, bins: pa.Table, groups: Mapping[str, Floats]) ->
         shares[index[chosen]] = bins["fraction"].to_numpy()[chosen]
         if split == "train":
             axes.stairs(shares, edges, color=color, fill=True, alpha=0.3)
-        axes.stairs(shares, edges, color=color, linewidth=1.6, label=f"{label}, median {number(median, 2)}")
+        axes.stairs(shares, edges, color=color, linewidth=1.6, label=f"{label}, median {number(median)}")
         axes.axvline(median, color=color, linewidth=1.2, linestyle=(0, (3, 2)))
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     _label(axes, "log growth [nats]", "share of the split's images")

@@ -48,7 +48,7 @@ def gallery(images: pa.Table, pictures: Mapping[str, NDArray[np.uint8]]) -> Gall
         Exhibit(
             number(rank),
             visible(row["sample_id"]),
-            number(row["log_growth"], 3),
+            number(row["log_growth"]),
             number(row["copies"]),
             data_uri(pictures[row["sample_id"]]),
         )

@@ -29,6 +29,7 @@ from tasks.reporting.tables import TableView, entries_table, mart_table, numbers
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 )
+SPLITS = {"train": "Training images", "holdout": "Held-out images"}
 MARTS = {
     "scores_by_split": "Scores by group",
     "scores_by_copies": "Scores by number of copies in the training set",
@@ -69,13 +70,17 @@ def render_report(inputs: ReportInputs) -> str:
     template = _environment().get_template("report.html.j2")
     return template.render(
         policy=CONTENT_SECURITY_POLICY,
-        record=record,
-        evidence=evidence,
+        run_id=record.get("run_id") or "unknown",
+        model=record.get("model") or "unknown",
+        version=(record.get("software") or {}).get("latentprint"),
+        threat_model=evidence.get("threat_model"),
+        facts=_facts(record),
         verdict=verdict(evidence),
         key_numbers=key_numbers(evidence),
         limits=list(evidence.get("limits", ())),
         plots=plots(tables, inputs.images),
         gallery=gallery(inputs.images, inputs.pictures),
+        generated=evidence.get("generated"),
         reproductions=_reproductions(evidence.get("generated")),
         comparisons=_comparisons(evidence.get("comparisons", {})),
         further=_further(evidence),
@@ -136,6 +141,18 @@ def _environment() -> Environment:
     return environment
 
 
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """What was looked at, in a few words each."""
+    counts = record.get("images", {})
+    facts = {
+        label: "{distinct:,} distinct of {samples:,} items".format(**counts[split])
+        for split, label in SPLITS.items()
+        if split in counts
+    }
+    checksum = record.get("scoring", {}).get("checkpoint_sha256")
+    return facts | ({"Checkpoint, SHA-256": f"{checksum[:16]}…"} if checksum else {})
+
+
 def _comparisons(comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By title: the hypothesis, and a table a score."""
     return {
@@ -173,7 +190,7 @@ def _marts(tables: Mapping[str, pa.Table]) -> list[TableView]:
 
 def _rejects(tables: Mapping[str, pa.Table]) -> TableView | None:
     rejects = tables.get("rejects_by_reason")
-    return mart_table("rejects_by_reason", rejects, "Rejected items by reason") if rejects else None
+    return mart_table("rejects_by_reason", rejects, "Rejected items by reason") if rejects is not None else None
 
 
 def _further(evidence: Mapping[str, Any]) -> list[TableView]:

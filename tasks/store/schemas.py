@@ -8,7 +8,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 
-def _field(name: str, kind: pa.DataType, description: str, unit: str = "", *, nullable: bool = False) -> pa.Field[pa.DataType]:
+def _field(
+    name: str, kind: pa.DataType, description: str, unit: str = "", *, nullable: bool = False
+) -> pa.Field[pa.DataType]:
     return pa.field(name, kind, nullable=nullable, metadata={"description": description, "unit": unit})
 
 

@@ -1,7 +1,7 @@
 """Best possible denoisers in closed form, with the exact growth that goes with them. None needs a trained network.
 
-An eps model here takes (x, conditioning) like a network does; the conditioning is turned back into (alpha, sigma) by the
-schedule under test.
+An eps model here takes (x, conditioning) like a network does; the schedule under test turns the conditioning back into
+(alpha, sigma).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def random_rotation(dimension: int, generator: torch.Generator) -> Tensor:
 
 
 def memorization_ceiling(schedule: ContinuousVP, n_steps: int) -> float:
-    """Nats an axis grows at an isolated training point over the paper's grid, where the Jacobian of eps is I / sigma."""
+    """Nats an axis grows at an isolated training point over the paper's grid: the Jacobian of eps is I / sigma."""
     return math.fsum(
         math.log(step.a + step.b / schedule.sigma(t))
         for t, step in ((t, schedule.step(t, t + 1)) for t in range(n_steps))

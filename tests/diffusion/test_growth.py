@@ -123,7 +123,7 @@ def test_growth_converges_at_first_order(schedule_name: str) -> None:
             estimator="volume",
         )
         errors.append(abs(float(growth.log_growth[0, -1] - data.exact_growth(40, 1000).sum())))
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert orders[-1] == pytest.approx(1.0, abs=0.15), (errors, orders)
 
 

@@ -20,6 +20,16 @@ from tasks.store.warehouse import SQL, Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
 N_HOLDOUT = 256
+HOSTILE = (
+    "<img src=x onerror=alert(1)>.png",
+    "</script><script>alert(1)</script>",
+    "\"'><svg onload=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "🦊 two\nlines",
+    "photo\u202egnp.exe",
+    "a\x00b\x1b[31m",
+)
+"""Names that must stay text."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,12 @@ def planted(seed: int = 0) -> Images:
         log_growth=2.1 + strength + generator.normal(0.0, 0.8, len(copies)),
         eps_norm=18.0 - 3.0 * strength + generator.normal(0.0, 2.5, len(copies)),
     )
+
+
+def few_images(names: Sequence[str]) -> Images:
+    """Training images of these names, each once; scores 1, 2, 3 ..., nothing held out."""
+    n = len(names)
+    return Images(names, ["train"] * n, [1] * n, np.arange(1.0, n + 1), np.arange(n, 0.0, -1))
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ class Run:
         """Of the 24 highest and the 24 lowest training images: blobs, a different one each."""
         trained = [i for i, split in enumerate(self.images.splits) if split == "train"]
         ranked = sorted(trained, key=lambda i: -np.nan_to_num(self.images.log_growth[i], nan=-1e9))
-        ids = self.images.table()["sample_id"].to_pylist()
+        ids = [f"{split}/{name}" for split, name in zip(self.images.splits, self.images.names, strict=True)]
         return {ids[i]: blob(self.picture_shape, seed=i) for i in ranked[:24] + ranked[24:][-24:]}
 
 
@@ -138,7 +154,8 @@ def blob(shape: tuple[int, ...], seed: int) -> NDArray[np.uint8]:
     centre, width = generator.uniform(0.25, 0.75, 2), generator.uniform(0.02, 0.09)
     light = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / width)
     tint = generator.uniform(0.3, 1.0, shape[2:]) if len(shape) == 3 else 1.0
-    return (255 * (light[..., None] if len(shape) == 3 else light) * tint).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (255 * (light[..., None] if len(shape) == 3 else light) * tint).astype(np.uint8)
+    return pixels
 
 
 def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
@@ -164,3 +181,9 @@ def counted(n_copies: int = 1638, n_samples: int = 4096) -> dict[str, Any]:
         "n_copies_by_copies_in_training": {"1": 7, "2": 31, "4": 120, "8": 280, "16": 480, "32": n_copies - 918},
         "distinct_training_images_reproduced": 97,
     }
+
+
+def typical_run() -> Run:
+    """The bundled data set's plan, two unreadable items, and a count of generated copies."""
+    rejected = Rejected([("train", f"{name}.png", "truncated", "OSError") for name in "ab"])
+    return Run(rejected=rejected, generated=counted())

@@ -6,23 +6,37 @@ import re
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_curve
 
-from tasks.reporting.figures import POINTS_PER_GROUP, VARIABLES, roc_curves, score_histogram, scores_by_copies, thinned
-from tasks.reporting.html import plots
-from tests.reporting.synthetic import Run, marts, planted
+from tasks.reporting.figures import (
+    POINTS_PER_GROUP,
+    VARIABLES,
+    Plot,
+    roc_curves,
+    score_histogram,
+    scores_by_copies,
+    thinned,
+)
+from tasks.reporting.html import ReportInputs, plots
+from tests.reporting.synthetic import Rejected, marts, planted
 
-INPUTS = Run().inputs()
-PLOTS = {plot.name: plot for plot in plots(INPUTS.tables, INPUTS.images)}
+NAMES = ["distribution", "copies", "roc-holdout", "roc-repeated"]
 
 
-def test_the_page_has_four_plots_and_their_ids_do_not_clash() -> None:
-    assert list(PLOTS) == ["distribution", "copies", "roc-holdout", "roc-repeated"]
-    ids = [found for plot in PLOTS.values() for found in re.findall(r' id="([^"]+)"', plot.svg)]
+@pytest.fixture(scope="module")
+def drawn(inputs: ReportInputs) -> dict[str, Plot]:
+    return {plot.name: plot for plot in plots(inputs.tables, inputs.images)}
+
+
+def test_the_page_has_four_plots_and_their_ids_do_not_clash(drawn: dict[str, Plot]) -> None:
+    assert list(drawn) == NAMES
+    ids = [found for plot in drawn.values() for found in re.findall(r' id="([^"]+)"', plot.svg)]
     assert len(ids) == len(set(ids)) > 4
 
 
-@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
-def test_colours_are_variables_and_references_resolve(plot) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_colours_are_variables_and_references_resolve(name: str, drawn: dict[str, Plot]) -> None:
+    plot = drawn[name]
     bare = plot.svg
     for color, variable in VARIABLES.items():
         bare = bare.replace(f"var({variable}, {color})", "")
@@ -32,28 +46,26 @@ def test_colours_are_variables_and_references_resolve(plot) -> None:
     assert "font-family" not in plot.svg
 
 
-def test_histogram_table_counts_every_image_once() -> None:
-    rows = [
-        dict(zip([c.label for c in PLOTS["distribution"].table.columns], row, strict=True))
-        for row in PLOTS["distribution"].table.rows
-    ]
+def test_histogram_table_counts_every_image_once(drawn: dict[str, Plot]) -> None:
+    table = drawn["distribution"].table
+    labels = [column.label for column in table.columns]
+    rows = [dict(zip(labels, row, strict=True)) for row in table.rows]
     for split in ("train", "holdout"):
         assert sum(int(row["n images"]) for row in rows if row["split"] == split) == 256
 
 
-def test_histogram_without_holdout_draws_the_trained_alone() -> None:
-    images = INPUTS.images.filter(np.array(planted().splits) == "train")
-    plot = score_histogram(
-        marts(images, INPUTS.images.slice(0, 0))["score_histogram"], planted().log_growth[:256], np.array([])
-    )
+def test_histogram_without_holdout_draws_the_trained_alone(inputs: ReportInputs) -> None:
+    is_train = np.array(planted().splits) == "train"
+    bins = marts(inputs.images.filter(is_train), Rejected().table())["score_histogram"]
+    plot = score_histogram(bins, planted().log_growth[is_train], np.array([]))
     assert plot is not None
     assert "--train" in plot.svg
     assert "--holdout" not in plot.svg
     assert "held out: no images" in plot.alt
 
 
-def test_a_dot_an_image_and_medians_by_copies() -> None:
-    plot, images = PLOTS["copies"], planted()
+def test_a_dot_an_image_and_medians_by_copies(drawn: dict[str, Plot]) -> None:
+    plot, images = drawn["copies"], planted()
     assert plot.svg.count("fill-opacity: 0.5") == 512
     by_copies = {row[0]: row for row in plot.table.rows}
     assert list(by_copies) == ["held out", "1", "2", "4", "8", "16", "32"]
@@ -87,6 +99,23 @@ def test_roc_of_separated_groups_and_of_swapped_ones() -> None:
     assert [row[1].split(" ")[0] for row in right.table.rows] == ["not"] + ["100.0%"] * 5
     assert [row[1].split(" ")[0] for row in wrong.table.rows] == ["not"] + ["0.0%"] * 5
     assert "200 n images" in right.caption
+
+
+@pytest.mark.parametrize("name", ["roc-holdout", "roc-repeated"])
+def test_both_scores_count_what_is_more_easily_reproduced_as_positive(name: str, drawn: dict[str, Plot]) -> None:
+    images = planted()
+    is_train, copies = np.array(images.splits) == "train", np.array(images.copies)
+    positive, negative = (
+        (is_train, ~is_train) if name == "roc-holdout" else (is_train & (copies > 1), is_train & (copies == 1))
+    )
+    row = dict(zip(("fpr", "log growth", "norm"), drawn[name].table.rows[4], strict=True))
+    assert row["fpr"] == "25%"
+    for shown, score in ((row["log growth"], images.log_growth), (row["norm"], -images.eps_norm)):
+        compared = positive | negative
+        fpr, tpr, _ = roc_curve(positive[compared], score[compared])
+        expected = tpr[fpr <= 0.25].max()
+        assert expected > 0.5
+        assert shown.startswith(f"{100 * expected:.1f}% (")
 
 
 def test_there_is_no_roc_without_two_groups() -> None:

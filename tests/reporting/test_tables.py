@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import doctest
+import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +15,9 @@ from PIL import Image
 from tasks.reporting import formats, headline
 from tasks.reporting.comparisons import comparison_table
 from tasks.reporting.gallery import gallery
+from tasks.reporting.html import ReportInputs
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
 from tasks.reporting.thumbnails import LONGEST_SIDE, data_uri
-from tests.reporting.synthetic import Run
 
 
 def test_the_examples_in_the_docstrings_of_formats_hold() -> None:
@@ -38,7 +41,7 @@ def test_mart_is_cut_and_says_so() -> None:
 
 
 def test_percent_columns_are_percent_and_one_row_stands_upright() -> None:
-    fields = [
+    fields: list[pa.Field[Any]] = [
         pa.field("percentile", pa.float64(), metadata={"unit": "percent", "description": "share below"}),
         pa.field("n_train", pa.int64(), metadata={"unit": "images"}),
     ]
@@ -58,8 +61,8 @@ def test_comparison_that_was_not_computable_says_why() -> None:
     assert view.note == "Not computable: all scores are equal."
 
 
-def test_every_statistic_of_a_comparison_has_its_line_with_n_and_assumption() -> None:
-    comparison = Run().inputs().evidence["comparisons"]["repeated_vs_single"]["eps_norm"]
+def test_every_statistic_of_a_comparison_has_its_line_with_n_and_assumption(inputs: ReportInputs) -> None:
+    comparison = inputs.evidence["comparisons"]["repeated_vs_single"]["eps_norm"]
     rows = {row[0]: row for row in comparison_table("eps_norm", comparison).rows}
     assert list(rows) == [
         "AUC",
@@ -83,8 +86,7 @@ def test_key_number_without_finite_value_is_not_computable() -> None:
     assert missing.value == copies.value == "not measured"
 
 
-def test_gallery_shows_nothing_twice_and_ranks_by_growth() -> None:
-    inputs = Run().inputs()
+def test_gallery_shows_nothing_twice_and_ranks_by_growth(inputs: ReportInputs) -> None:
     ranking = inputs.tables["ranking"].to_pylist()
     five = {row["sample_id"]: np.zeros((4, 4), np.uint8) for row in (*ranking[:3], *ranking[-2:])}
     shown = gallery(inputs.images, five)
@@ -105,9 +107,6 @@ def test_large_pictures_shrink_and_keep_their_proportions() -> None:
 
 
 def _decoded(uri: str) -> Image.Image:
-    import base64
-    import io
-
     header, content = uri.split(",")
     assert header == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(content)))

@@ -1,0 +1,169 @@
+"""The page in a real Chromium: nothing leaves it, nothing runs in it, everybody can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize
+
+from tasks.reporting.html import render_report
+from tests.browser import headless_chromium
+from tests.reporting.synthetic import HOSTILE, Rejected, Run, few_images
+
+DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
+READABLE_CONTRAST = 4.5
+"""WCAG 2.2, level AA, for text."""
+
+
+@dataclass
+class Opened:
+    """A page and what happened while it was open."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with headless_chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def report(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def opened(browser: Browser, path: Path, viewport: ViewportSize = DESKTOP, **context: Any) -> Opened:
+    """Open a file in a fresh context that records requests, console messages, errors and dialogs."""
+    page = browser.new_context(viewport=viewport, **context).new_page()
+    result = Opened(page)
+    page.on("request", lambda request: result.requests.append(request.url))
+    page.on("console", lambda message: result.console.append(message.text))
+    page.on("pageerror", lambda error: result.console.append(str(error)))
+
+    def dismiss(dialog: Any) -> None:
+        result.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
+    page.goto(path.as_uri(), wait_until="networkidle")
+    return result
+
+
+def external(result: Opened) -> list[str]:
+    """Requests that were for neither the page itself nor a picture inside it."""
+    return [url for url in result.requests[1:] if not url.startswith("data:image/png")]
+
+
+def test_nothing_is_requested_and_nothing_complains(browser: Browser, report: Path) -> None:
+    result = opened(browser, report)
+    for summary in result.page.locator("summary").all():
+        summary.click()
+    assert result.requests[0] == report.as_uri()
+    assert external(result) == []
+    assert result.console == []
+    widths = result.page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
+    assert widths == [28] * 32
+
+
+def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    rejected = Rejected([("train", name, name, name) for name in HOSTILE])
+    path.write_text(render_report(Run(images=few_images(HOSTILE), rejected=rejected, model=HOSTILE[1]).inputs()))
+    result = opened(browser, path)
+    assert (result.dialogs, result.console, external(result)) == ([], [], [])
+    assert result.page.get_by_text(f"train/{HOSTILE[0]}", exact=True).count() == 2
+    assert result.page.title() == "Inconclusive · latentprint report 5eed5eed5eed"
+
+
+def test_the_policy_stops_a_script_that_got_past_the_escaping(browser: Browser, html: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    attack = "<script>document.title = 'owned'</script><img src='https://example.invalid/x.png' onerror='alert(1)'>"
+    path.write_text(html.replace("</main>", f"{attack}</main>"), encoding="utf-8")
+    result = opened(browser, path)
+    assert result.page.title() != "owned"
+    assert result.dialogs == []
+    assert len([message for message in result.console if "Content Security Policy" in message]) >= 2
+
+
+def test_everything_can_be_read_without_javascript(browser: Browser, report: Path) -> None:
+    page = opened(browser, report, java_script_enabled=False).page
+    assert page.locator("h1").is_visible()
+    assert page.locator(".sentence").is_visible()
+    table = page.locator("figure details table").first
+    assert not table.is_visible()
+    page.locator("figure summary").first.click()
+    assert table.is_visible()
+
+
+def test_the_first_screen_holds_verdict_key_numbers_and_limits(browser: Browser, report: Path) -> None:
+    page = opened(browser, report).page
+    for selector in (".badge", ".sentence", ".key-number:nth-child(3) .meaning", ".caution li:nth-child(2)"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] < DESKTOP["height"]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_only_tables_scroll_sideways(browser: Browser, report: Path, viewport: ViewportSize) -> None:
+    page = opened(browser, report, viewport).page
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    text_beyond_the_edge = page.evaluate(
+        "[...document.querySelectorAll('p, h2, h3, figcaption, dd, .plot')]"
+        ".filter(e => !e.closest('.scroll, .formula') && e.getBoundingClientRect().right > innerWidth).length"
+    )
+    assert text_beyond_the_edge == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_in_plots_and_page_stands_out_in_both_schemes(browser: Browser, report: Path, scheme: str) -> None:
+    page = opened(browser, report, color_scheme=scheme).page
+    background = page.evaluate("getComputedStyle(document.querySelector('figure')).backgroundColor")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (luminance(background) > 0.5) == (luminance(paper) > 0.5) == (scheme == "light")
+    for selector, property_, ground in (
+        (".plot text", "fill", background),
+        ("figcaption", "color", background),
+        (".sentence", "color", paper),
+        ("nav a", "color", paper),
+        (".note", "color", paper),
+    ):
+        ink = page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).{property_}")
+        assert contrast(ink, ground) >= READABLE_CONTRAST, selector
+
+
+def test_keyboard_reaches_the_report_its_sections_and_its_tables(browser: Browser, report: Path) -> None:
+    page = opened(browser, report).page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the report"
+    assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "report"
+    focused = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        focused.append(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+    assert {"A.", "SUMMARY.", "DIV.scroll"} <= set(focused)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)``, by WCAG."""
+    channels = [int(channel) / 255 for channel in color.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(ink: str, ground: str) -> float:
+    low, high = sorted((luminance(ink), luminance(ground)))
+    return (high + 0.05) / (low + 0.05)
