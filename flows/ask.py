@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import LAYERS, QueryError, Warehouse
+from tasks.store.warehouse import LAYERS, QueryError, Warehouse, describe_columns
 
 Format = Literal["table", "csv", "json", "parquet"]
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -43,12 +43,15 @@ def ask(run: Path, query: str, output: Format, out: Path | None, seconds: float)
 
 
 def list_relations(run: Path) -> None:
-    """Print every relation of a run with its columns and types."""
+    """Print every relation of a run: its columns with type, unit and meaning."""
     with Warehouse(RunDirectory(run)) as warehouse:
         for layer in LAYERS:
             for name in warehouse.relations(layer):
-                columns = warehouse.query(f'DESCRIBE "{name}"').to_pylist()
-                print(f"{layer:8} {name}: {', '.join(column['column_name'] for column in columns)}")
+                print(f"{name} ({layer})")
+                for column in warehouse.query(f'DESCRIBE "{name}"').to_pylist():
+                    about = describe_columns(name).get(column["column_name"], {"unit": "", "description": ""})
+                    unit = f" [{about['unit']}]" if about["unit"] else ""
+                    print(f"    {column['column_name']} {column['column_type']}{unit}: {about['description']}")
 
 
 def neutralised(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -235,9 +236,15 @@ def main() -> None:
         app()
     except ValidationError as error:
         first = error.errors()[0]
-        _fail(f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}")
+        complaint = f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
     except _user_errors() as error:
-        _fail(str(error))
+        complaint = str(error)
+        # what the frames hold, a DuckDB connection say, would grumble on standard error at exit
+        for link in (error, error.__context__):
+            if link is not None:
+                traceback.clear_frames(link.__traceback__)
+    print(f"latentprint: {complaint}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _progress_on_standard_error() -> None:
@@ -258,11 +265,6 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from tasks.store.warehouse import ChecksFailed, QueryError
 
     return SourceError, DeviceError, CheckpointError, ShardsFailed, RunError, QueryError, ChecksFailed
-
-
-def _fail(message: str) -> None:
-    print(f"latentprint: {message}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def _show(result: dict[str, Any], as_json: bool, *lines: str) -> None:

@@ -10,6 +10,7 @@ memory and time. The statement's type is DuckDB's own verdict, so ``COPY``, ``AT
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -27,6 +28,7 @@ from tasks.store.schemas import MANIFEST, REJECTS, SCORES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = ("manifest", "rejects", "scores")
+HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 LAYERS = ("raw", "staging", "marts", "checks")
 
 
@@ -36,6 +38,16 @@ class QueryError(Exception):
 
 class ChecksFailed(Exception):
     """A query of ``sql/checks`` found rows."""
+
+
+def describe_columns(relation: str) -> dict[str, dict[str, str]]:
+    """``unit`` and ``description`` of each column, from the Arrow schema of a raw table or the header of its query."""
+    if relation in RAW:
+        fields = {"manifest": MANIFEST, "rejects": REJECTS, "scores": SCORES}[relation]
+        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in fields}
+    (file,) = SQL.glob(f"*/{relation}.sql")
+    matches = HEADER_COLUMN.finditer(file.read_text(encoding="utf-8"))
+    return {match["name"]: {"unit": match["unit"] or "", "description": match["text"]} for match in matches}
 
 
 class Warehouse:
@@ -94,9 +106,11 @@ class Warehouse:
         return self.relations("marts")
 
     def table(self, name: str) -> pa.Table:
-        """A whole relation, by its name."""
+        """A whole relation, by its name, each field with its unit and description."""
         rows: pa.Table = self._connection.table(name).to_arrow_table()
-        return rows
+        described = describe_columns(name)
+        fields = [field.with_metadata({**described.get(field.name, {})}) for field in rows.schema]
+        return rows.cast(pa.schema(fields))
 
     def checks(self) -> dict[str, pa.Table]:
         """The failing rows of every check; all empty: all is well."""

@@ -13,7 +13,7 @@ from tasks.store.files import write_json
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import MANIFEST, REJECTS
-from tasks.store.warehouse import SQL, QueryError, Warehouse
+from tasks.store.warehouse import SQL, QueryError, Warehouse, describe_columns
 
 # (sample, content, split, copies, occurrence, log_growth)
 IMAGES: list[tuple[str, str, str, int, int, float]] = [
@@ -165,12 +165,16 @@ def test_each_check_fails_when_it_should(run: RunDirectory, check: str, spoil: A
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:
     with Warehouse(run) as warehouse:
         for file in sorted(SQL.glob("*/*.sql")):
-            described = [
-                line.removeprefix("-- column ").split(":")[0].split(" [")[0]
-                for line in file.read_text().splitlines()
-                if line.startswith("-- column ")
-            ]
-            assert described == warehouse.table(file.stem).column_names, file
+            table = warehouse.table(file.stem)
+            assert list(describe_columns(file.stem)) == table.column_names, file
+            assert all((field.metadata or {}).get(b"description") for field in table.schema), file
+
+
+def test_units_travel_with_the_marts(run: RunDirectory, tmp_path: Path) -> None:
+    with Warehouse(run) as warehouse:
+        warehouse.export_marts(tmp_path)
+    field = pq.read_schema(tmp_path / "ranking.parquet").field("log_growth")
+    assert field.metadata[b"unit"] == b"nats"
 
 
 ESCAPES = [
