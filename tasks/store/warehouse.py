@@ -142,6 +142,8 @@ class Warehouse:
             raise QueryError(str(error)) from error
         finally:
             timer.cancel()
+            if timer.is_alive():
+                timer.join()
 
     def _mount(self, name: str, files: list[Path], schema: pa.Schema) -> None:
         """A view on Parquet files, or an empty relation of the right columns where there are none yet."""
