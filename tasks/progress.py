@@ -34,9 +34,9 @@ class Progress:
     def line(self, now: float, note: str = "") -> str:
         """``scored 320 of 600 images, 45.1/s, 6 s left``."""
         rate = (self.done - self._done_before) / max(now - self._begin, 1e-9)
-        left = (self.total - self.done) / rate if rate else float("inf")
+        left = f"{duration((self.total - self.done) / rate)} left" if rate else "starting"
         tail = f", {note}" if note else ""
-        return f"{self.doing}: {self.done} of {self.total} {self.unit}, {rate:.3g}/s, {duration(left)} left{tail}"
+        return f"{self.doing}: {self.done} of {self.total} {self.unit}, {rate:.3g}/s, {left}{tail}"
 
 
 def duration(seconds: float) -> str:

@@ -43,7 +43,9 @@ def fit(data: str, out: Path, parameters: TrainParameters, device: str) -> dict[
     """Train to the end, or on from ``out/training-state.pt``; returns the training record."""
     pixels, data_digest = load_images(data)
     identity = {"data": data_digest, "parameters": parameters.model_dump(mode="json")}
-    network = build_unet(pixels.shape[1], pixels.shape[2], parameters.block_channels, parameters.layers_per_block)
+    with torch.random.fork_rng(devices=[]):  # diffusers draws initial weights from the global generator only
+        torch.manual_seed(parameters.seed)
+        network = build_unet(pixels.shape[1], pixels.shape[2], parameters.block_channels, parameters.layers_per_block)
     trainer = _trainer(network.to(device, memory_format=torch.channels_last), pixels, parameters)
     state_path, losses = out / "training-state.pt", []
     if state_path.exists():

@@ -1,0 +1,54 @@
+"""A training that was interrupted ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tasks.train
+from flows.train import train
+from tasks.diffusion.training import Trainer
+from tasks.parameters import TrainParameters
+from tasks.store.files import read_json
+
+PARAMETERS = TrainParameters(n_steps=8, batch_size=16, block_channels=(8, 16), n_samples=24, sampling_steps=3)
+
+
+def test_interrupted_and_resumed_is_the_same_training(
+    prefect: None, digit_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, weights = str(digit_files[0]), "unet/diffusion_pytorch_model.safetensors"
+    train(data, tmp_path / "whole", PARAMETERS)
+    monkeypatch.setattr(tasks.train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    step = Trainer.step
+
+    def interrupted(trainer: Trainer) -> float:
+        if trainer.n_steps_done == 5:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tasks.train.fit.fn(data, tmp_path / "resumed", PARAMETERS, "cpu")
+    train(data, tmp_path / "resumed", PARAMETERS)
+    whole, resumed = load_file(tmp_path / "whole" / weights), load_file(tmp_path / "resumed" / weights)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0.0, atol=0.0)
+
+
+def test_training_record_counts_copies_with_an_interval(
+    prefect: None, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train(str(digit_files[0]), tmp_path / "model", PARAMETERS)
+    record = read_json(tmp_path / "model" / "training.json")
+    generated = record["generated"]
+    assert record["n_images"] == 80
+    assert generated["n_samples"] == 24
+    assert generated["interval_95"][0] <= generated["share_of_copies"] <= generated["interval_95"][1]
+    assert sum(generated["n_copies_by_copies_in_training"].values()) == generated["n_copies"]
+    assert set(generated["n_copies_by_copies_in_training"]) == {"1", "3"}
