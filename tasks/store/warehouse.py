@@ -109,7 +109,10 @@ class Warehouse:
         """A whole relation, by its name, each field with its unit and description."""
         rows: pa.Table = self._connection.table(name).to_arrow_table()
         described = describe_columns(name)
-        fields = [field.with_metadata({**described.get(field.name, {})}) for field in rows.schema]
+        fields = [
+            field.with_metadata({key.encode(): text.encode() for key, text in described.get(field.name, {}).items()})
+            for field in rows.schema
+        ]
         return rows.cast(pa.schema(fields))
 
     def checks(self) -> dict[str, pa.Table]:
