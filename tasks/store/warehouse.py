@@ -10,12 +10,13 @@ memory and time. The statement's type is DuckDB's own verdict, so ``COPY``, ``AT
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -30,6 +31,10 @@ SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = ("manifest", "rejects", "scores")
 HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 LAYERS = ("raw", "staging", "marts", "checks")
+
+
+READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""What a query may consist of in DuckDB's parse tree; COPY, DELETE, INSERT ... have nodes of their own."""
 
 
 class QueryError(Exception):
@@ -136,6 +141,7 @@ class Warehouse:
             statements = self._connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise QueryError("one SELECT (or SHOW, DESCRIBE, SUMMARIZE) is allowed: runs are read-only")
+            self._refuse_writes(sql)
             timer.start()
             rows: pa.Table = self._connection.sql(sql).to_arrow_table()
             return rows
@@ -148,6 +154,15 @@ class Warehouse:
             if timer.is_alive():
                 timer.join()
 
+    def _refuse_writes(self, sql: str) -> None:
+        """Refuse a SELECT that does more than read: to DuckDB, ``WITH a AS (COPY ...) FROM a`` is a SELECT."""
+        ((serialised,),) = self._connection.execute("SELECT json_serialize_sql($1::VARCHAR)", [sql]).fetchall()
+        tree = json.loads(serialised)
+        unknown = _query_nodes(tree) - READING_NODES
+        if tree["error"] or unknown:
+            found = ", ".join(sorted(unknown)) or tree["error_message"]
+            raise QueryError(f"one SELECT that only reads is allowed ({found}): runs are read-only")
+
     def _mount(self, name: str, files: list[Path], schema: pa.Schema) -> None:
         """A view on Parquet files, or an empty relation of the right columns where there are none yet."""
         present = [str(file.resolve()) for file in files if file.exists()]
@@ -157,3 +172,14 @@ class Warehouse:
             self._connection.execute(f'CREATE VIEW "{name}" AS {source}')
         else:
             self._connection.register(name, schema.empty_table())
+
+
+def _query_nodes(tree: Any) -> set[str]:
+    """Types of all query nodes in a parse tree, however deep."""
+    if isinstance(tree, list):
+        return set().union(*map(_query_nodes, tree))
+    if not isinstance(tree, dict):
+        return set()
+    kind = tree.get("type")
+    own = {kind} if isinstance(kind, str) and kind.endswith("_NODE") else set()
+    return own.union(*map(_query_nodes, tree.values()))

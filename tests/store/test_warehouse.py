@@ -217,16 +217,39 @@ ESCAPES = [
     "SELECT getenv('HOME')",
     "SELECT * FROM SQL",
     "WITH gone AS (DELETE FROM manifest RETURNING *) SELECT * FROM gone",
+    "WITH a AS (COPY (SELECT 1) TO '{run}/manifest.parquet' (USE_TMP_FILE false)) FROM a",
+    "WITH a AS (COPY (SELECT 1) TO '{run}/x.csv') FROM a",
+    "WITH a AS (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b) FROM a",
+    "SELECT (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b)",
+    "SELECT 1 UNION ALL (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b)",
+    "DESCRIBE WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b",
     "",
+]
+
+READS = [
+    "SELECT count(*) FROM ranking",
+    "WITH top AS (FROM ranking LIMIT 2) SELECT * FROM top",
+    "SELECT sample_id FROM ranking UNION ALL SELECT sample_id FROM samples",
+    "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) FROM n",
+    "DESCRIBE ranking",
+    "SUMMARIZE ranking",
+    "SHOW TABLES",
+    "SELECT 'COPY_QUERY_NODE' AS word",
 ]
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
 def test_queries_cannot_write_attach_install_or_read_elsewhere(run: RunDirectory, escape: str) -> None:
-    before = sorted(run.path.rglob("*"))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with Warehouse(run) as warehouse, pytest.raises(QueryError):
         warehouse.query(escape.replace("{run}", str(run.path)))
-    assert sorted(run.path.rglob("*")) == before
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("query", READS)
+def test_queries_that_only_read_are_allowed(run: RunDirectory, query: str) -> None:
+    with Warehouse(run) as warehouse:
+        assert warehouse.query(query).num_rows > 0
 
 
 def test_long_queries_are_stopped(run: RunDirectory) -> None:
