@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ def compare(
         "welch_t": _welch(a, b),
         "mann_whitney_u": _mann_whitney(a, b),
         "permutation": _permutation(a, b, seed),
-        "tpr": tuple(true_positive_rate(sign * a, sign * b, fpr) for fpr in (0.01, 0.001)),
+        "tpr": tuple(_in_score_units(true_positive_rate(sign * a, sign * b, fpr), sign) for fpr in (0.01, 0.001)),
     }
     return Comparison(**{**head.__dict__, **results})
 
@@ -171,6 +171,11 @@ def _not_computable(a: Array, b: Array) -> str:
     if np.ptp(a) == 0.0 and np.ptp(b) == 0.0:
         return "the scores do not vary within either group"
     return ""
+
+
+def _in_score_units(rate: TruePositiveRate, sign: float) -> TruePositiveRate:
+    """The rate with its threshold as the score itself has it, where lower scores were negated to be the positives."""
+    return rate if rate.threshold is None else replace(rate, threshold=sign * rate.threshold)
 
 
 def _median_difference(a: Array, b: Array) -> float:

@@ -55,6 +55,12 @@ def test_true_positive_rate_stays_within_its_false_positive_rate() -> None:
     assert rate.interval_95 == pytest.approx(binomial_interval(3, 4))
 
 
+def test_threshold_is_in_the_scores_own_units_where_lower_is_positive() -> None:
+    positives, negatives = np.array([1.0, 2.5, 90.0]), np.arange(2.0, 202.0)
+    result = compare(positives, negatives, score="eps_norm", hypothesis="lower", higher_is_positive=False)
+    assert (result.tpr[0].threshold, result.tpr[0].value) == (4.0, 2 / 3)
+
+
 def test_rates_finer_than_the_controls_are_not_estimable() -> None:
     rate = true_positive_rate(np.arange(10.0), np.arange(999.0), 0.001)
     assert rate.value is None
