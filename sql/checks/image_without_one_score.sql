@@ -2,7 +2,7 @@
 -- grain: one row per failing (split, content_hash)
 -- column split: train | holdout
 -- column content_hash: the image
--- column n_scores: scores found; 1 is right
+-- column n_scores [scores]: scores found; 1 is right
 SELECT
     manifest.split,
     manifest.content_hash,
@@ -12,3 +12,4 @@ LEFT JOIN scores ON manifest.split = scores.split AND manifest.content_hash = sc
 WHERE manifest.occurrence = 0
 GROUP BY manifest.split, manifest.content_hash
 HAVING count(scores.sample_id) <> 1
+ORDER BY manifest.split, manifest.content_hash

@@ -2,10 +2,10 @@
 -- grain: one row per set of parameters, if there is more than one
 -- column n_axes: axes K
 -- column n_steps: ODE steps N
--- column timestep: timestep of the first step
+-- column timestep [training timesteps]: timestep of the first step
 -- column estimator: edge | volume | ...
--- column delta: perturbation length
--- column n_scores: scores with them
+-- column delta [l2]: perturbation length, in pixel values -1 ... 1
+-- column n_scores [scores]: scores with them
 SELECT
     n_axes,
     n_steps,
@@ -16,3 +16,4 @@ SELECT
 FROM scores
 GROUP BY n_axes, n_steps, timestep, estimator, delta
 QUALIFY count(*) OVER () > 1
+ORDER BY n_scores DESC, n_axes ASC, n_steps ASC, timestep ASC, estimator ASC, delta ASC

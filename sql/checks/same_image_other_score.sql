@@ -1,4 +1,5 @@
--- same_image_other_score: a picture has one score, in whichever split it lies (directions are seeded by its content).
+-- same_image_other_score: a picture has one score in every split, since its content seeds its directions.
+-- What is left is rounding: in another batch, float32 networks give the same image 1e-7 nats more or less.
 -- grain: one row per failing content_hash
 -- column content_hash: the image
 -- column lowest [nats]: its lowest log growth
@@ -11,3 +12,4 @@ FROM scores
 WHERE isfinite(log_growth)
 GROUP BY content_hash
 HAVING max(log_growth) - min(log_growth) > 1e-5 * greatest(1.0, max(abs(log_growth)))
+ORDER BY content_hash

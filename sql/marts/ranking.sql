@@ -1,7 +1,7 @@
 -- ranking: the training images, most easily reproduced first.
 -- grain: one row per distinct usable training image
 -- column rank: 1 is the most easily reproduced; ties by sample_id
--- column percentile [percent]: share of the distinct training images that score lower
+-- column percentile [percent]: share of the other distinct training images that score lower
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set
 -- column label: class label, where the source has one
@@ -11,6 +11,7 @@
 -- column shard: tar that holds it
 -- column shard_index [images]: position within the shard
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
+-- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
 SELECT
     row_number() OVER (ORDER BY log_growth DESC, sample_id ASC) AS rank,
     100.0 * percent_rank() OVER (ORDER BY log_growth) AS percentile,

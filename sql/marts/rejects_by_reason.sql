@@ -4,7 +4,7 @@
 -- column exception: type of the exception behind it
 -- column reason: in words
 -- column n_items [items]: how many
--- column example: the first of them
+-- column example: the first of them, by name
 SELECT
     split,
     exception,
@@ -13,4 +13,4 @@ SELECT
     min(source_uri) AS example
 FROM rejects
 GROUP BY split, exception, reason
-ORDER BY n_items DESC, split ASC, reason ASC
+ORDER BY n_items DESC, split ASC, exception ASC, reason ASC

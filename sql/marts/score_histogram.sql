@@ -1,11 +1,13 @@
 -- score_histogram: log growth of training images and controls in 30 equal bins over their common range.
+-- Where all scores are equal, the bins span 1 nat from there.
 -- grain: one row per split and non-empty bin
 -- column split: train | holdout (controls only)
 -- column bin: 0 ... 29
 -- column lower [nats]: lower edge of the bin
 -- column upper [nats]: upper edge of the bin
 -- column n_images [images]: distinct usable images in it
--- column fraction: of the split's images
+-- column fraction [of 1]: share of the split's images
+-- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
 WITH members AS (
     SELECT
         split,
@@ -17,7 +19,7 @@ WITH members AS (
 bounds AS (
     SELECT
         min(log_growth) AS low,
-        greatest(max(log_growth) - min(log_growth), 1e-12) / 30 AS width
+        coalesce(nullif(max(log_growth) - min(log_growth), 0), 1) / 30 AS width
     FROM members
 ),
 

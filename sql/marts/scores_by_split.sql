@@ -3,13 +3,14 @@
 -- column image_group: train | train, repeated | train, single | holdout (controls only)
 -- column n_images [images]: distinct usable images
 -- column mean [nats]: mean log growth
--- column sd [nats]: standard deviation of log growth
+-- column sd [nats]: standard deviation of log growth; null for one image
 -- column minimum [nats]: lowest log growth
 -- column quartile_1 [nats]: 25% quantile of log growth
 -- column median [nats]: median log growth
 -- column quartile_3 [nats]: 75% quantile of log growth
 -- column maximum [nats]: highest log growth
 -- column mean_eps_norm [l2]: mean norm of the predicted noise
+-- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
 WITH members AS (
     SELECT
         log_growth,

@@ -9,10 +9,15 @@
 -- column n_rejected [items]: input items that could not be used
 -- column n_nonfinite [images]: distinct images without a finite score, left out of every statistic
 -- column n_evaluations [evaluations]: network evaluations of all scores
+-- column mean_train [nats]: mean log growth of the distinct training images
 -- column median_train [nats]: median log growth of the distinct training images
+-- column mean_repeated [nats]: mean log growth of those that occur more than once
+-- column median_repeated [nats]: median log growth of those that occur more than once
+-- column mean_control [nats]: mean log growth of the controls
 -- column median_control [nats]: median log growth of the controls
+-- checks: sample_id_repeated, copies_miscounted, image_without_one_score, score_without_image, score_ok_but_not_finite
 SELECT
-    sum(copies) FILTER (split = 'train')::BIGINT AS n_train,
+    coalesce(sum(copies) FILTER (split = 'train'), 0)::BIGINT AS n_train,
     count(*) FILTER (split = 'train') AS n_train_distinct,
     count(*) FILTER (split = 'train' AND copies > 1) AS n_repeated,
     coalesce(sum(copies) FILTER (split = 'holdout'), 0)::BIGINT AS n_holdout,
@@ -20,7 +25,11 @@ SELECT
     count(*) FILTER (split = 'holdout' AND NOT is_control) AS n_overlap,
     (SELECT count(*) FROM rejects) AS n_rejected,
     count(*) FILTER (NOT is_usable) AS n_nonfinite,
-    sum(n_evaluations)::BIGINT AS n_evaluations,
+    coalesce(sum(n_evaluations), 0)::BIGINT AS n_evaluations,
+    avg(log_growth) FILTER (split = 'train' AND is_usable) AS mean_train,
     median(log_growth) FILTER (split = 'train' AND is_usable) AS median_train,
+    avg(log_growth) FILTER (split = 'train' AND copies > 1 AND is_usable) AS mean_repeated,
+    median(log_growth) FILTER (split = 'train' AND copies > 1 AND is_usable) AS median_repeated,
+    avg(log_growth) FILTER (is_control AND is_usable) AS mean_control,
     median(log_growth) FILTER (is_control AND is_usable) AS median_control
 FROM images

@@ -11,32 +11,32 @@
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
 -- column n_evaluations [evaluations]: network evaluations spent on it
--- column status: ok | nonfinite
+-- column status: ok | nonfinite; null without a score
 -- column is_control: held out, and its content occurs nowhere in the training set
 -- column is_usable: the score is finite and may enter statistics
--- checks: image_without_one_score, score_without_image
-WITH trained AS (
-    SELECT DISTINCT content_hash
-    FROM manifest
-    WHERE split = 'train'
+-- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, same_image_other_score
+WITH overlap AS (
+    SELECT DISTINCT held_out.content_hash
+    FROM manifest AS held_out
+    INNER JOIN manifest AS trained ON held_out.content_hash = trained.content_hash
+    WHERE held_out.split = 'holdout' AND trained.split = 'train'
 )
 
 SELECT
-    manifest.sample_id,
-    manifest.content_hash,
-    manifest.split,
-    manifest.shard,
-    manifest.shard_index,
-    manifest.label,
-    manifest.copies,
-    scores.log_growth,
-    scores.log_growth_se,
-    scores.eps_norm,
-    scores.n_evaluations,
-    scores.status,
-    manifest.split = 'holdout' AND trained.content_hash IS NULL AS is_control,
-    coalesce(scores.status = 'ok' AND isfinite(scores.log_growth) AND isfinite(scores.eps_norm), FALSE) AS is_usable
-FROM manifest
-LEFT JOIN scores ON manifest.split = scores.split AND manifest.content_hash = scores.content_hash
-LEFT JOIN trained ON manifest.content_hash = trained.content_hash
-WHERE manifest.occurrence = 0
+    samples.sample_id,
+    samples.content_hash,
+    samples.split,
+    samples.shard,
+    samples.shard_index,
+    samples.label,
+    samples.copies,
+    samples.log_growth,
+    samples.log_growth_se,
+    samples.eps_norm,
+    samples.n_evaluations,
+    samples.status,
+    samples.split = 'holdout' AND overlap.content_hash IS NULL AS is_control,
+    samples.is_usable
+FROM samples
+LEFT JOIN overlap ON samples.content_hash = overlap.content_hash
+WHERE samples.occurrence = 0

@@ -3,42 +3,66 @@
 Every file in ``sql/staging``, ``sql/marts`` and ``sql/checks`` is one relation: a header comment and a single SELECT,
 named by its file. Staging reads the raw tables ``manifest``, ``scores`` and ``rejects``; marts and checks read staging.
 
-Users' queries run confined: one SELECT, nothing but the run's own Parquet files readable, nothing writable, limited
-memory and time. The statement's type is DuckDB's own verdict, so ``COPY``, ``ATTACH``, ``SET`` and
-``EXPLAIN ANALYZE COPY`` never run; its allowed directories stop ``read_text('/etc/passwd')`` and its kin.
+A user's query is confined by what it cannot reach:
+
+- It only reads. DuckDB's parser finds one SELECT whose every part is a query: the type of the statement is not enough,
+  since ``WITH a AS (COPY ... TO ...) FROM a`` is a SELECT that writes.
+- It sees the run's own Parquet files; no other file or address, no extension, setting or Python variable.
+- It runs in a child process that is watched, and killed when its time or its memory is spent. DuckDB's own memory limit
+  and interrupt hold its operators, not a function call such as ``repeat('x', 4000000000)``.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
-import tempfile
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from graphlib import TopologicalSorter
+from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 import duckdb
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tasks
 from tasks.store.files import atomic_path
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import MANIFEST, REJECTS, SCORES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = ("manifest", "rejects", "scores")
-HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 LAYERS = ("raw", "staging", "marts", "checks")
-
+HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 
 READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-"""What a query may consist of in DuckDB's parse tree; COPY, DELETE, INSERT ... have nodes of their own."""
+"""The kinds of query that DuckDB's parser knows and that write nothing."""
+EXPLAIN = re.compile(r"\A\s*EXPLAIN\b(\s+ANALYZE\b)?", re.IGNORECASE)
+READ_ONLY = "one SELECT (or SHOW, DESCRIBE, SUMMARIZE, EXPLAIN SELECT) is allowed: runs are read-only"
+PROCESS_BYTES = 2**30
+"""What the process of a query may need beside what DuckDB counts: interpreter, libraries, rows on their way out."""
+MAX_SPILL = "16GiB"
+START_SECONDS = 120.0
+POLL_SECONDS = 0.05
+
+Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class QueryError(Exception):
-    """A query that is not allowed, not valid, or took too long; the message points at the place."""
+    """A query that is not allowed, not valid, or took too much; the message points at the place."""
 
 
 class ChecksFailed(Exception):
@@ -56,41 +80,29 @@ def describe_columns(relation: str) -> dict[str, dict[str, str]]:
 
 
 class Warehouse:
-    """One run's relations. Use as a context manager.
+    """One run's relations. Use as a context manager, in one thread.
 
     Args:
         run: the run directory.
-        memory_limit: as DuckDB writes it, ``2GB``.
+        memory_bytes: DuckDB spills to disk at this, and the result of a query may be as large. The process of a query
+            may hold ``PROCESS_BYTES`` more.
+        threads: of a user's query. Tables, marts and checks use one, so that sums and row order are always the same.
         seconds: how long one user's query may take.
+
+    Raises:
+        RunError: this is not a run directory.
     """
 
     def __init__(
-        self, run: RunDirectory, *, memory_limit: str = "2GB", threads: int = 2, seconds: float = 60.0
+        self, run: RunDirectory, *, memory_bytes: int = 2 * 2**30, threads: int = 2, seconds: float = 60.0
     ) -> None:
         run.read_record()
+        self.run = run
+        self.memory_bytes = memory_bytes
+        self.threads = threads
         self.seconds = seconds
-        self._spill = tempfile.TemporaryDirectory(prefix="latentprint-")
-        self._connection = duckdb.connect(
-            config={
-                "memory_limit": memory_limit,
-                "threads": threads,
-                "temp_directory": self._spill.name,
-                "python_enable_replacements": "false",
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-                "allow_community_extensions": "false",
-            }
-        )
-        self._mount("manifest", [run.manifest], MANIFEST)
-        self._mount("rejects", [run.rejects], REJECTS)
-        self._mount("scores", sorted(run.scores.glob("part-*.parquet")), SCORES)
-        for layer in LAYERS:
-            for file in sorted((SQL / layer).glob("*.sql")):
-                self._connection.execute(f'CREATE VIEW "{file.stem}" AS {file.read_text(encoding="utf-8")}')
-        self._connection.execute("SET VARIABLE directory = $1", [str(run.path.resolve())])
-        self._connection.execute("SET allowed_directories = [getvariable('directory')]")
-        self._connection.execute("SET enable_external_access = false")
-        self._connection.execute("SET lock_configuration = true")
+        self._resources = ExitStack()
+        self._scratch = Path(self._resources.enter_context(TemporaryDirectory(prefix="latentprint-")))
 
     def __enter__(self) -> Self:
         return self
@@ -98,8 +110,7 @@ class Warehouse:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._connection.close()
-        self._spill.cleanup()
+        self._resources.close()
 
     @staticmethod
     def relations(layer: str) -> list[str]:
@@ -111,7 +122,11 @@ class Warehouse:
         return self.relations("marts")
 
     def table(self, name: str) -> pa.Table:
-        """A whole relation, by its name, each field with its unit and description."""
+        """A whole relation, by its name, each field with its unit and description.
+
+        Raises:
+            RunError: the run's Parquet files cannot be read.
+        """
         rows: pa.Table = self._connection.table(name).to_arrow_table()
         described = describe_columns(name)
         fields = [
@@ -130,56 +145,230 @@ class Warehouse:
             with atomic_path(folder / f"{name}.parquet") as temporary:
                 pq.write_table(self.table(name), temporary)
 
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
         """The result of one user's SELECT.
 
+        Args:
+            sql: may hold ``$1`` or ``$name``.
+            parameters: their values, JSON's types.
+
         Raises:
-            QueryError: it is something else, is wrong, or took longer than ``seconds``.
+            QueryError: it is something else, is wrong, or took more time or memory than it may.
         """
-        timer = threading.Timer(self.seconds, self._connection.interrupt)
-        try:
-            statements = self._connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise QueryError("one SELECT (or SHOW, DESCRIBE, SUMMARIZE) is allowed: runs are read-only")
-            self._refuse_writes(sql)
-            timer.start()
-            rows: pa.Table = self._connection.sql(sql).to_arrow_table()
-            return rows
-        except duckdb.InterruptException as error:
-            raise QueryError(f"stopped after {self.seconds:g} s: narrow the query or raise --timeout") from error
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
-        finally:
-            timer.cancel()
-            if timer.is_alive():
-                timer.join()
+        return self._child.ask(sql, parameters, self.seconds)
 
-    def _refuse_writes(self, sql: str) -> None:
-        """Refuse a SELECT that does more than read: to DuckDB, ``WITH a AS (COPY ...) FROM a`` is a SELECT."""
-        ((serialised,),) = self._connection.execute("SELECT json_serialize_sql($1::VARCHAR)", [sql]).fetchall()
-        tree = json.loads(serialised)
-        unknown = _query_nodes(tree) - READING_NODES
-        if tree["error"] or unknown:
-            found = ", ".join(sorted(unknown)) or tree["error_message"]
-            raise QueryError(f"one SELECT that only reads is allowed ({found}): runs are read-only")
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        connection = _connect(self.run, self._scratch / "tables", self.memory_bytes, threads=1)
+        self._resources.callback(connection.close)
+        return connection
 
-    def _mount(self, name: str, files: list[Path], schema: pa.Schema) -> None:
-        """A view on Parquet files, or an empty relation of the right columns where there are none yet."""
-        present = [str(file.resolve()) for file in files if file.exists()]
-        if present:
-            self._connection.execute(f"SET VARIABLE {name}_files = $1", [present])
-            source = f"FROM read_parquet(getvariable('{name}_files'), union_by_name = true)"
-            self._connection.execute(f'CREATE VIEW "{name}" AS {source}')
-        else:
-            self._connection.register(name, schema.empty_table())
+    @cached_property
+    def _child(self) -> _QueryProcess:
+        child = _QueryProcess(self.run, self._scratch / "queries", self.memory_bytes, self.threads)
+        self._resources.callback(child.end)
+        return child
 
 
-def _query_nodes(tree: Any) -> set[str]:
-    """Types of all query nodes in a parse tree, however deep."""
-    if isinstance(tree, list):
-        return set().union(*map(_query_nodes, tree))
-    if not isinstance(tree, dict):
-        return set()
-    kind = tree.get("type")
-    own = {kind} if isinstance(kind, str) and kind.endswith("_NODE") else set()
-    return own.union(*map(_query_nodes, tree.values()))
+class _QueryProcess:
+    """A child process that answers one query after the other; killed if need be, and then started again."""
+
+    def __init__(self, run: RunDirectory, scratch: Path, memory_bytes: int, threads: int) -> None:
+        scratch.mkdir()
+        self._rows = scratch / "rows.arrow"
+        self._most_bytes = memory_bytes + PROCESS_BYTES
+        arguments = map(str, (run.path.resolve(), scratch, memory_bytes, threads))
+        self._command = [sys.executable, "-m", __name__, *arguments]
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, sql: str, parameters: Parameters | None, seconds: float) -> pa.Table:
+        """The rows of a query; see ``Warehouse.query``."""
+        with ExitStack() as unless_answered:
+            unless_answered.callback(self.end)
+            process = self._running()
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"sql": sql, "parameters": parameters}) + "\n")
+            process.stdin.flush()
+            problem = self._wait_for_answer(process, seconds)
+            unless_answered.pop_all()
+        if problem is not None:
+            raise QueryError(problem)
+        with pa.memory_map(str(self._rows)) as file:
+            rows = pa.ipc.open_file(file).read_all()
+        self._rows.unlink()
+        return rows
+
+    def end(self) -> None:
+        """Kill the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.end()
+        # A session of its own: an interrupt from the keyboard is the parent's to handle.
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=SQL.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        problem = self._wait_for_answer(self._process, START_SECONDS)
+        if problem is not None:
+            raise QueryError(problem)
+        return self._process
+
+    def _wait_for_answer(self, process: subprocess.Popen[str], seconds: float) -> str | None:
+        """What was wrong with the query; None if nothing was, and its rows are there."""
+        assert process.stdout is not None
+        watched, deadline = psutil.Process(process.pid), time.monotonic() + seconds
+        while not wait([process.stdout], POLL_SECONDS):  # type: ignore[list-item]  # anything with a fileno will do
+            if time.monotonic() > deadline:
+                raise QueryError(f"stopped after {seconds:g} s: narrow the query or raise --timeout")
+            if watched.memory_info().rss > self._most_bytes:
+                raise QueryError(f"stopped at {self._most_bytes / 2**30:.1f} GiB of memory: narrow the query")
+        answer = process.stdout.readline()
+        if not answer:
+            raise QueryError("the process that ran the query was killed (out of memory?): narrow the query")
+        problem: str | None = json.loads(answer)
+        return problem
+
+
+def _answer_queries(run: RunDirectory, scratch: Path, memory_bytes: int, threads: int) -> None:
+    """Answer the queries on standard input, each with a line on standard output, until the parent is gone."""
+    questions: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_read_queries, args=(questions,), daemon=True).start()
+    try:
+        connection = _connect(run, scratch / "spill", memory_bytes, threads)
+    except RunError as error:
+        _reply(str(error))
+        return
+    _reply(None)
+    while True:
+        _reply(_answer(connection, **json.loads(questions.get()), rows=scratch / "rows.arrow", most_bytes=memory_bytes))
+
+
+def _read_queries(questions: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        questions.put(line)
+    os._exit(0)  # the parent is gone, and whoever waits for the query under way with it
+
+
+def _reply(problem: str | None) -> None:
+    print(json.dumps(problem), flush=True)
+
+
+def _answer(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Parameters | None, rows: Path, most_bytes: int
+) -> str | None:
+    """Write the result of a query to ``rows`` as an Arrow file; returns what is wrong with it, if something is."""
+    try:
+        _refuse_what_writes(connection, sql)
+        reader = _relation(connection, sql, parameters).to_arrow_reader()
+        with reader, pa.OSFile(str(rows), "wb") as file, pa.ipc.new_file(file, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+                if file.tell() > most_bytes:
+                    return f"the result is larger than {most_bytes / 2**20:g} MiB: aggregate, or add a LIMIT"
+    except (QueryError, duckdb.Error, pa.ArrowException, MemoryError) as error:
+        return str(error)
+    return None
+
+
+def _relation(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Parameters | None
+) -> duckdb.DuckDBPyRelation:
+    """The query, not yet run. Only ``sql`` streams its rows; only ``execute`` says where in the query an error is."""
+    try:
+        return connection.sql(sql, params=parameters)
+    except (duckdb.BinderException, duckdb.CatalogException):
+        connection.execute(sql, parameters).abort()
+        raise
+
+
+def _refuse_what_writes(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    n_statements = len(connection.extract_statements(sql))
+    nodes = {kind for kind in _syntax(connection, EXPLAIN.sub("", sql), "type") if kind.endswith("_NODE")}
+    if n_statements != 1 or not nodes or not nodes <= READING_NODES:
+        raise QueryError(READ_ONLY)
+
+
+def _syntax(connection: duckdb.DuckDBPyConnection, sql: str, key: str) -> set[str]:
+    """Every text that DuckDB's parse of a SELECT has under ``key``; nothing for any other statement."""
+    found = connection.execute(
+        "SELECT DISTINCT atom ->> '$' FROM json_tree(json_serialize_sql($sql)) WHERE key = $key AND type = 'VARCHAR'",
+        {"sql": sql, "key": key},
+    ).fetchall()
+    return {text for (text,) in found}
+
+
+def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """A database in memory with every relation of the run, that reaches nothing but the run's Parquet files.
+
+    Raises:
+        RunError: those cannot be read.
+    """
+    connection = duckdb.connect(
+        config={
+            "memory_limit": f"{memory_bytes}B",
+            "threads": threads,
+            "temp_directory": str(spill),
+            "max_temp_directory_size": MAX_SPILL,
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        }
+    )
+    tables = {
+        "manifest": ([run.manifest], MANIFEST),
+        "rejects": ([run.rejects], REJECTS),
+        "scores": (sorted(run.scores.glob("part-*.parquet")), SCORES),
+    }
+    readable: list[str] = []
+    try:
+        for name, (files, schema) in tables.items():
+            readable += _mount(connection, name, files, schema)
+    except duckdb.Error as error:
+        raise RunError(f"{run.path}: its Parquet files cannot be read: {error}") from error
+    _create_views(connection)
+    connection.execute("SET VARIABLE readable = $1", [readable])
+    connection.execute("SET allowed_paths = getvariable('readable')")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _mount(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema) -> list[str]:
+    """A view on Parquet files, or an empty relation of the right columns where there are none yet.
+
+    Returns the paths that the view reads, as they are and with ``*?[`` escaped, which is how DuckDB is given them:
+    a run in ``runs/a[1]`` must not read that in ``runs/a1``.
+    """
+    paths = [str(file.resolve()) for file in files if file.exists()]
+    if not paths:
+        connection.register(name, schema.empty_table())
+        return []
+    patterns = [glob.escape(path) for path in paths]
+    connection.execute(f"SET VARIABLE {name}_files = $1", [patterns])
+    options = "union_by_name = true, hive_partitioning = false"
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet(getvariable('{name}_files'), {options})")
+    return [*paths, *patterns]
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Every query of ``sql/`` as a view, after those that it reads."""
+    files = [file for layer in LAYERS for file in sorted((SQL / layer).glob("*.sql"))]
+    queries = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    reads = {name: _syntax(connection, query, "table_name") & queries.keys() for name, query in queries.items()}
+    for name in TopologicalSorter(reads).static_order():
+        connection.execute(f"CREATE VIEW {name} AS {queries[name]}")
+
+
+if __name__ == "__main__":
+    _answer_queries(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

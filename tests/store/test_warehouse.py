@@ -1,7 +1,9 @@
-"""Marts with known numbers, checks that fail when they should, and a shell that cannot be left."""
+"""Relations with known numbers, checks that fail when they should, headers that describe what there is."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,25 @@ import pytest
 
 from tasks.store.files import write_json
 from tasks.store.parts import write_part
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import MANIFEST, REJECTS
-from tasks.store.warehouse import SQL, QueryError, Warehouse, describe_columns
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from tasks.store.warehouse import LAYERS, SQL, Warehouse, describe_columns
 
-# (sample, content, split, copies, occurrence, log_growth)
-IMAGES: list[tuple[str, str, str, int, int, float]] = [
+Image = tuple[str, str, str, int, int, float]
+"""(sample, content, split, copies, occurrence, log_growth)"""
+
+IMAGES: list[Image] = [
     ("train/a", "A", "train", 2, 0, 5.0),
     ("train/a2", "A", "train", 2, 1, 5.0),
     ("train/b", "B", "train", 1, 0, 3.0),
     ("train/c", "C", "train", 1, 0, 1.0),
     ("holdout/c", "C", "holdout", 1, 0, 1.0),
     ("holdout/d", "D", "holdout", 1, 0, 0.0),
-    ("holdout/e", "E", "holdout", 1, 0, float("nan")),
+    ("holdout/e", "E", "holdout", 1, 0, math.nan),
 ]
 
 
-def manifest_row(image: tuple[str, str, str, int, int, float], index: int) -> dict[str, Any]:
+def manifest_row(image: Image, index: int) -> dict[str, Any]:
     sample_id, content, split, copies, occurrence, _ = image
     place = {"source_uri": sample_id, "shard": f"{split}-000000.tar", "shard_index": index, "label": None}
     shape = {"width": 8, "height": 8, "mode": "L", "conversion": "", "bytes": 100, "near_duplicate_group": None}
@@ -35,40 +39,41 @@ def manifest_row(image: tuple[str, str, str, int, int, float], index: int) -> di
     return {**identity, **place, **shape, "copies": copies, "occurrence": occurrence}
 
 
-def write_scores(run: RunDirectory, split: str, images: list[tuple[str, str, str, int, int, float]]) -> None:
-    rows = [
-        {
-            "sample_id": sample_id,
-            "content_hash": content,
-            "split": split,
-            "shard": f"{split}-000000.tar",
-            "log_growth": growth,
-            "log_growth_se": None,
-            "n_axes": 1,
-            "n_steps": 1,
-            "timestep": 20,
-            "estimator": "edge",
-            "delta": 0.05,
-            "eps_norm": 10.0 - growth,
-            "n_evaluations": 2,
-            "status": "ok" if growth == growth else "nonfinite",
-        }
-        for sample_id, content, _, _, occurrence, growth in images
-        if occurrence == 0
-    ]
-    write_part(run.part(f"{split}-000000.tar"), {name: [row[name] for row in rows] for name in rows[0]}, {})
+def score_row(image: Image) -> dict[str, Any]:
+    sample_id, content, split, _, _, growth = image
+    identity = {"sample_id": sample_id, "content_hash": content, "split": split, "shard": f"{split}-000000.tar"}
+    score = {"log_growth": growth, "log_growth_se": None, "eps_norm": 10.0 - growth, "n_evaluations": 2}
+    parameters = {"n_axes": 1, "n_steps": 1, "timestep": 20, "estimator": "edge", "delta": 0.05}
+    return {**identity, **score, **parameters, "status": "ok" if math.isfinite(growth) else "nonfinite"}
+
+
+def write_manifest(run: RunDirectory, images: Sequence[Image], **changes: Any) -> None:
+    """The manifest of these images; ``changes`` are made to the second."""
+    rows = [manifest_row(image, index) for index, image in enumerate(images)]
+    rows[1].update(changes)
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), run.manifest)
+
+
+def write_scores(run: RunDirectory, split: str, images: Sequence[Image], **columns: Sequence[float]) -> None:
+    """The part of one split's distinct images; ``columns`` are baselines."""
+    rows = [score_row(image) for image in images if image[2] == split and image[4] == 0]
+    write_part(run.part(f"{split}-000000.tar"), {n: [row[n] for row in rows] for n in SCORES.names} | columns, {})
+
+
+def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
+    """A run directory with these images, as the pipeline leaves it."""
+    run = RunDirectory(path)
+    write_json(run.record, {"run_id": "r"})
+    write_manifest(run, images)
+    pq.write_table(REJECTS.empty_table(), run.rejects)
+    for split in ("train", "holdout"):
+        write_scores(run, split, images)
+    return run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    directory = RunDirectory(tmp_path / "run")
-    write_json(directory.record, {"run_id": "r"})
-    rows = [manifest_row(image, index) for index, image in enumerate(IMAGES)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), directory.manifest)
-    pq.write_table(REJECTS.empty_table(), directory.rejects)
-    for split in ("train", "holdout"):
-        write_scores(directory, split, [image for image in IMAGES if image[2] == split])
-    return directory
+    return write_run(tmp_path / "run")
 
 
 def rows(run: RunDirectory, name: str) -> list[dict[str, Any]]:
@@ -84,33 +89,143 @@ def test_ranking_puts_the_most_easily_reproduced_first(run: RunDirectory) -> Non
         (3, "train/c", 1),
     ]
     assert [r["percentile"] for r in ranking] == [100.0, 50.0, 0.0]
+    assert [r["eps_norm"] for r in ranking] == [5.0, 7.0, 9.0]
+
+
+def test_equal_scores_are_ranked_by_name_and_share_their_percentile(tmp_path: Path) -> None:
+    images: list[Image] = [(f"train/{name}", name, "train", 1, 0, 2.0) for name in "cab"]
+    ranking = rows(write_run(tmp_path, images), "ranking")
+    assert [r["sample_id"] for r in ranking] == ["train/a", "train/b", "train/c"]
+    assert {r["percentile"] for r in ranking} == {0.0}
+
+
+def test_groups_have_the_moments_of_their_distinct_usable_images(run: RunDirectory) -> None:
+    groups = {r.pop("image_group"): r for r in rows(run, "scores_by_split")}
+    nothing_spread = dict.fromkeys(("mean", "minimum", "quartile_1", "median", "quartile_3", "maximum"), 5.0)
+    quartiles = {"minimum": 1.0, "quartile_1": 2.0, "median": 3.0, "quartile_3": 4.0, "maximum": 5.0}
+    assert groups["train"] == {"n_images": 3, "mean": 3.0, "sd": 2.0, **quartiles, "mean_eps_norm": 7.0}
+    assert groups["train, repeated"] == {"n_images": 1, "sd": None, **nothing_spread, "mean_eps_norm": 5.0}
+    assert (groups["train, single"]["n_images"], groups["train, single"]["mean"]) == (2, 2.0)
+    assert groups["train, single"]["sd"] == pytest.approx(math.sqrt(2.0), rel=1e-15)
 
 
 def test_controls_exclude_what_was_trained_on_and_what_is_not_finite(run: RunDirectory) -> None:
     holdout = next(r for r in rows(run, "scores_by_split") if r["image_group"] == "holdout")
     assert (holdout["n_images"], holdout["mean"]) == (1, 0.0)
+    images = {r["sample_id"]: (r["is_control"], r["is_usable"]) for r in rows(run, "images")}
+    assert images["holdout/c"] == (False, True)
+    assert images["holdout/d"] == (True, True)
+    assert images["holdout/e"] == (True, False)
+    assert images["train/c"] == (False, True)
+
+
+def test_copies_have_the_moments_of_the_images_repeated_as_often(run: RunDirectory) -> None:
+    single, repeated = rows(run, "scores_by_copies")
+    assert (single["copies"], single["n_images"], single["mean"], single["median"]) == (1, 2, 2.0, 2.0)
+    assert (single["minimum"], single["quartile_1"], single["quartile_3"], single["maximum"]) == (1.0, 1.5, 2.5, 3.0)
+    assert (repeated["copies"], repeated["n_images"], repeated["mean"], repeated["sd"]) == (2, 1, 5.0, None)
 
 
 def test_summary_counts_samples_contents_overlap_and_failures(run: RunDirectory) -> None:
     (summary,) = rows(run, "summary")
-    expected = {"n_train": 4, "n_train_distinct": 3, "n_repeated": 1, "n_holdout": 3, "n_control": 2, "n_overlap": 1}
-    assert expected.items() <= summary.items()
-    assert {
+    assert summary == {
+        "n_train": 4,
+        "n_train_distinct": 3,
+        "n_repeated": 1,
+        "n_holdout": 3,
+        "n_control": 2,
+        "n_overlap": 1,
+        "n_rejected": 0,
         "n_nonfinite": 1,
         "n_evaluations": 12,
+        "mean_train": 3.0,
         "median_train": 3.0,
+        "mean_repeated": 5.0,
+        "median_repeated": 5.0,
+        "mean_control": 0.0,
         "median_control": 0.0,
-    }.items() <= summary.items()
+    }
 
 
 def test_histogram_counts_every_usable_image_once(run: RunDirectory) -> None:
     histogram = rows(run, "score_histogram")
     assert sum(r["n_images"] for r in histogram) == 4
     assert [(r["bin"], r["n_images"]) for r in histogram if r["split"] == "train"] == [(6, 1), (18, 1), (29, 1)]
+    assert [r["fraction"] for r in histogram if r["split"] == "train"] == [1 / 3] * 3
+    assert all(r["upper"] - r["lower"] == pytest.approx(5.0 / 30) for r in histogram)
+
+
+def test_histogram_of_equal_scores_has_one_bin_of_finite_width(tmp_path: Path) -> None:
+    images: list[Image] = [(f"train/{name}", name, "train", 1, 0, 2.0) for name in "ab"]
+    (only,) = rows(write_run(tmp_path, images), "score_histogram")
+    assert (only["bin"], only["n_images"], only["fraction"], only["lower"]) == (0, 2, 1.0, 2.0)
+    assert only["upper"] == pytest.approx(2.0 + 1 / 30)
+
+
+def test_rejects_are_counted_by_reason_most_frequent_first(run: RunDirectory) -> None:
+    found = [("b.png", "truncated", "OSError"), ("a.png", "truncated", "OSError"), ("c.png", "a bomb", "BombError")]
+    columns = {"split": ["train"] * 3, **dict(zip(REJECTS.names[1:], map(list, zip(*found, strict=True)), strict=True))}
+    pq.write_table(pa.table(columns, schema=REJECTS), run.rejects)
+    assert rows(run, "rejects_by_reason") == [
+        {"split": "train", "exception": "OSError", "reason": "truncated", "n_items": 2, "example": "a.png"},
+        {"split": "train", "exception": "BombError", "reason": "a bomb", "n_items": 1, "example": "c.png"},
+    ]
+    assert rows(run, "summary")[0]["n_rejected"] == 3
 
 
 def test_repeats_share_the_score_of_their_content(run: RunDirectory) -> None:
-    assert {r["sample_id"]: r["log_growth"] for r in rows(run, "samples")}["train/a2"] == 5.0
+    samples = {r["sample_id"]: r for r in rows(run, "samples")}
+    assert len(samples) == len(IMAGES)
+    assert samples["train/a2"]["log_growth"] == 5.0
+
+
+def test_a_run_that_is_not_scored_has_every_relation_and_fails_its_check(run: RunDirectory) -> None:
+    for part in run.scores.iterdir():
+        part.unlink()
+    run.rejects.unlink()
+    assert rows(run, "ranking") == []
+    summary = rows(run, "summary")[0]
+    assert (summary["n_train"], summary["n_nonfinite"], summary["n_evaluations"]) == (4, 6, 0)
+    with Warehouse(run) as warehouse:
+        assert warehouse.checks()["image_without_one_score"].num_rows == 6
+        assert warehouse.table("scores").column_names == SCORES.names
+
+
+def test_an_empty_directory_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        Warehouse(RunDirectory(tmp_path))
+
+
+def test_a_truncated_part_is_an_error_that_names_it(run: RunDirectory) -> None:
+    part = run.part("train-000000.tar")
+    part.write_bytes(part.read_bytes()[:-20])
+    with Warehouse(run) as warehouse, pytest.raises(RunError, match="part-train-000000"):
+        warehouse.table("ranking")
+
+
+def test_columns_of_sources_and_baselines_pass_through(run: RunDirectory) -> None:
+    manifest = pq.read_table(run.manifest)
+    pq.write_table(manifest.append_column("licence", pa.array(["CC0"] * len(IMAGES))), run.manifest)
+    write_scores(run, "train", IMAGES, loss=[0.1, 0.2, 0.3])  # the holdout part has no such column
+    with Warehouse(run) as warehouse:
+        assert warehouse.table("manifest")["licence"].to_pylist() == ["CC0"] * len(IMAGES)
+        losses = dict(zip(*warehouse.table("scores").select(["sample_id", "loss"]).to_pydict().values(), strict=True))
+        assert losses["train/b"] == 0.2
+        assert losses["holdout/d"] is None
+        assert warehouse.checks()["image_without_one_score"].num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["a[1]", "split=test", "b*", "it's", "übung ?"])
+def test_a_run_reads_its_own_files_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path / "a1", IMAGES[2:])  # what the patterns a[1] and b* stand for
+    write_run(tmp_path / "b", IMAGES[2:])
+    run = write_run(tmp_path / name)
+    with Warehouse(run) as warehouse:
+        assert warehouse.table("summary")["n_train"].to_pylist() == [4]
+        assert warehouse.query("SELECT split, count(*) AS n FROM scores GROUP BY ALL ORDER BY ALL").to_pylist() == [
+            {"split": "holdout", "n": 3},
+            {"split": "train", "n": 3},
+        ]
 
 
 def test_checks_find_nothing_in_a_sound_run(run: RunDirectory) -> None:
@@ -118,145 +233,94 @@ def test_checks_find_nothing_in_a_sound_run(run: RunDirectory) -> None:
         assert {name: found.num_rows for name, found in warehouse.checks().items() if found.num_rows} == {}
 
 
-def spoil_missing(run: RunDirectory) -> None:
-    write_scores(run, "train", IMAGES[:1])
-
-
-def spoil_orphan(run: RunDirectory) -> None:
-    write_scores(run, "train", [*IMAGES[:4], ("train/x", "X", "train", 1, 0, 1.0)])
-
-
-def spoil_manifest(run: RunDirectory, **changes: Any) -> None:
-    images = [manifest_row(image, index) for index, image in enumerate(IMAGES)]
-    images[1].update(changes)
-    pq.write_table(pa.Table.from_pylist(images, schema=MANIFEST), run.manifest)
-
-
 def spoil_part(run: RunDirectory, column: str, value: Any) -> None:
     part = run.part("train-000000.tar")
     table = pq.read_table(part)
     values = [value, *table[column].to_pylist()[1:]]
-    field = table.schema.field(column)
     index = table.schema.get_field_index(column)
+    field = table.schema.field(column)
     pq.write_table(table.set_column(index, field, pa.array(values, field.type)), part)
 
 
-@pytest.mark.parametrize(
-    ("check", "spoil"),
-    [
-        ("image_without_one_score", spoil_missing),
-        ("score_without_image", spoil_orphan),
-        ("sample_id_repeated", lambda run: spoil_manifest(run, sample_id="train/a")),
-        ("copies_miscounted", lambda run: spoil_manifest(run, copies=3)),
-        ("score_ok_but_not_finite", lambda run: spoil_part(run, "log_growth", float("inf"))),
-        (
-            "same_image_other_score",
-            lambda run: write_scores(run, "holdout", [("holdout/c", "C", "holdout", 1, 0, 1.1)]),
-        ),
-        ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
-    ],
-)
-def test_each_check_fails_when_it_should(run: RunDirectory, check: str, spoil: Any) -> None:
+SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
+    ("image_without_one_score", lambda run: write_scores(run, "train", IMAGES[:1])),
+    ("image_without_one_score", lambda run: write_scores(run, "train", [*IMAGES, IMAGES[0]])),
+    ("score_without_image", lambda run: write_scores(run, "train", [*IMAGES, ("train/x", "X", "train", 1, 0, 1.0)])),
+    ("score_without_image", lambda run: spoil_part(run, "sample_id", "train/a2")),
+    ("sample_id_repeated", lambda run: write_manifest(run, IMAGES, sample_id="train/a")),
+    ("copies_miscounted", lambda run: write_manifest(run, IMAGES, copies=3)),
+    ("copies_miscounted", lambda run: write_manifest(run, IMAGES, occurrence=0)),
+    ("score_ok_but_not_finite", lambda run: spoil_part(run, "log_growth", math.inf)),
+    ("score_ok_but_not_finite", lambda run: spoil_part(run, "eps_norm", math.nan)),
+    ("score_ok_but_not_finite", lambda run: spoil_part(run, "status", "nonfinite")),
+    (
+        "same_image_other_score",
+        lambda run: write_scores(run, "holdout", [("holdout/c", "C", "holdout", 1, 0, 1.001), *IMAGES[5:]]),
+    ),
+    ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
+    ("mixed_parameters", lambda run: spoil_part(run, "delta", None)),
+]
+
+
+@pytest.mark.parametrize(("check", "spoil"), SPOILED)
+def test_each_check_fails_when_it_should(run: RunDirectory, check: str, spoil: Callable[[RunDirectory], None]) -> None:
     spoil(run)
-    with Warehouse(run) as warehouse:
-        assert warehouse.checks()[check].num_rows > 0
+    assert rows(run, check)
+
+
+def test_no_check_is_without_a_case_that_fails_it() -> None:
+    assert {check for check, _ in SPOILED} == set(Warehouse.relations("checks"))
+
+
+def test_rounding_of_another_batch_is_not_another_score(run: RunDirectory) -> None:
+    write_scores(run, "holdout", [("holdout/c", "C", "holdout", 1, 0, 1.0 + 1e-6), *IMAGES[5:]])
+    assert rows(run, "same_image_other_score") == []
 
 
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:
     with Warehouse(run) as warehouse:
-        for file in sorted(SQL.glob("*/*.sql")):
-            table = warehouse.table(file.stem)
-            assert list(describe_columns(file.stem)) == table.column_names, file
-            assert all((field.metadata or {}).get(b"description") for field in table.schema), file
+        for name in (name for layer in LAYERS for name in warehouse.relations(layer)):
+            table = warehouse.table(name)
+            assert list(describe_columns(name)) == table.column_names, name
+            assert all((field.metadata or {}).get(b"description") for field in table.schema), name
+            measured = [field for field in table.schema if pa.types.is_floating(field.type)]
+            assert all((field.metadata or {}).get(b"unit") for field in measured), name
 
 
-def test_units_travel_with_the_marts(run: RunDirectory, tmp_path: Path) -> None:
+def headers(key: str, layers: Sequence[str] = LAYERS) -> Iterator[tuple[str, list[str]]]:
+    """(relation, texts of its header's lines ``-- KEY: text``)."""
+    for file in (file for layer in layers for file in sorted((SQL / layer).glob("*.sql"))):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        yield file.stem, [line.removeprefix(f"-- {key}: ") for line in lines if line.startswith(f"-- {key}: ")]
+
+
+def test_every_header_names_the_relation_its_grain_and_checks_that_exist() -> None:
+    assert all(len(texts) == 1 for _, texts in headers("grain"))
+    for file in SQL.glob("*/*.sql"):
+        assert file.read_text(encoding="utf-8").startswith(f"-- {file.stem}: ")
+    guarding = {name: texts[0].split(", ") for name, texts in headers("checks", ("staging", "marts")) if texts}
+    assert set(Warehouse.relations("staging")) < set(guarding)
+    assert {check for checks in guarding.values() for check in checks} == set(Warehouse.relations("checks"))
+
+
+def test_units_and_row_order_travel_with_the_marts(run: RunDirectory, tmp_path: Path) -> None:
     with Warehouse(run) as warehouse:
-        warehouse.export_marts(tmp_path)
-    field = pq.read_schema(tmp_path / "ranking.parquet").field("log_growth")
-    assert field.metadata[b"unit"] == b"nats"
+        warehouse.export_marts(tmp_path / "tables")
+        assert sorted(file.stem for file in (tmp_path / "tables").iterdir()) == warehouse.marts()
+    ranking = pq.read_table(tmp_path / "tables" / "ranking.parquet")
+    assert (ranking.schema.field("log_growth").metadata or {})[b"unit"] == b"nats"
+    assert ranking["sample_id"].to_pylist() == ["train/a", "train/b", "train/c"]
 
 
-ESCAPES = [
-    "COPY (SELECT 1) TO 'x.csv'",
-    "COPY manifest TO '{run}/x.parquet'",
-    "EXPORT DATABASE '{run}/x'",
-    "ATTACH '{run}/x.db'",
-    "ATTACH ':memory:' AS other",
-    "INSTALL httpfs",
-    "LOAD httpfs",
-    "SET enable_external_access = true",
-    "SET VARIABLE manifest_files = ['/etc/passwd']",
-    "RESET lock_configuration",
-    "PRAGMA database_list",
-    "CALL duckdb_settings()",
-    "CREATE TABLE t AS SELECT 1",
-    "CREATE VIEW t AS SELECT 1",
-    "CREATE SECRET (TYPE s3)",
-    "DROP VIEW ranking",
-    "INSERT INTO manifest SELECT * FROM manifest",
-    "DELETE FROM manifest",
-    "UPDATE manifest SET copies = 9",
-    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{run}/x.csv'",
-    "PREPARE p AS SELECT 1",
-    "BEGIN",
-    "CHECKPOINT",
-    "SELECT 1; COPY (SELECT 1) TO '{run}/x.csv'",
-    "SELECT 1; SELECT 2",
-    "-- comment\n/* more */ COPY (SELECT 1) TO '{run}/x.csv'",
-    "SELECT * FROM read_text('/etc/passwd')",
-    "SELECT * FROM read_csv('/etc/passwd')",
-    "SELECT * FROM read_blob('/etc/passwd')",
-    "SELECT * FROM read_text('{run}/../../../../../../../../etc/passwd')",
-    "SELECT * FROM '/etc/passwd'",
-    "SELECT * FROM glob('/etc/*')",
-    "SELECT * FROM sniff_csv('/etc/passwd')",
-    "SELECT * FROM read_parquet('https://example.org/x.parquet')",
-    "SELECT * FROM 's3://bucket/x.parquet'",
-    "SELECT * FROM query('COPY (SELECT 1) TO ''{run}/x.csv''')",
-    "SELECT getenv('HOME')",
-    "SELECT * FROM SQL",
-    "WITH gone AS (DELETE FROM manifest RETURNING *) SELECT * FROM gone",
-    "WITH a AS (COPY (SELECT 1) TO '{run}/manifest.parquet' (USE_TMP_FILE false)) FROM a",
-    "WITH a AS (COPY (SELECT 1) TO '{run}/x.csv') FROM a",
-    "WITH a AS (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b) FROM a",
-    "SELECT (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b)",
-    "SELECT 1 UNION ALL (WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b)",
-    "DESCRIBE WITH b AS (COPY (SELECT 1) TO '{run}/x.csv') FROM b",
-    "",
-]
-
-READS = [
-    "SELECT count(*) FROM ranking",
-    "WITH top AS (FROM ranking LIMIT 2) SELECT * FROM top",
-    "SELECT sample_id FROM ranking UNION ALL SELECT sample_id FROM samples",
-    "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) FROM n",
-    "DESCRIBE ranking",
-    "SUMMARIZE ranking",
-    "SHOW TABLES",
-    "SELECT 'COPY_QUERY_NODE' AS word",
-]
-
-
-@pytest.mark.parametrize("escape", ESCAPES)
-def test_queries_cannot_write_attach_install_or_read_elsewhere(run: RunDirectory, escape: str) -> None:
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with Warehouse(run) as warehouse, pytest.raises(QueryError):
-        warehouse.query(escape.replace("{run}", str(run.path)))
-    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("query", READS)
-def test_queries_that_only_read_are_allowed(run: RunDirectory, query: str) -> None:
-    with Warehouse(run) as warehouse:
-        assert warehouse.query(query).num_rows > 0
-
-
-def test_long_queries_are_stopped(run: RunDirectory) -> None:
-    with Warehouse(run, seconds=0.3) as warehouse, pytest.raises(QueryError, match=r"stopped after 0\.3 s"):
-        warehouse.query("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
-
-
-def test_errors_name_the_column_and_the_candidates(run: RunDirectory) -> None:
-    with Warehouse(run) as warehouse, pytest.raises(QueryError, match=r"\"growth\" not found.*\n.*\"log_growth\""):
-        warehouse.query("SELECT growth FROM ranking")
+def test_exports_are_the_same_bytes_every_time_and_whatever_the_threads(tmp_path: Path) -> None:
+    # Summands of very different size in several row groups, which several threads would add up in any order.
+    images: list[Image] = [(f"train/{i}", f"{i}", "train", 1, 0, math.sin(i) * 10.0 ** (i % 9)) for i in range(60_000)]
+    run = write_run(tmp_path / "run", images)
+    for file in (run.manifest, run.part("train-000000.tar")):
+        pq.write_table(pq.read_table(file), file, row_group_size=5_000)
+    exports: list[dict[str, bytes]] = []
+    for threads in (1, 4, 4, 4):
+        with Warehouse(run, threads=threads) as warehouse:
+            warehouse.export_marts(run.tables)
+        exports.append({file.name: file.read_bytes() for file in sorted(run.tables.iterdir())})
+    assert exports.count(exports[0]) == 4
