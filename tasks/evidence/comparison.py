@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.evidence.statistics import N_RESAMPLES, Array, Interval, auc, binomial_interval, bootstrap_interval
+from tasks.evidence.statistics import (
+    INDEPENDENT,
+    INDEPENDENT_GROUPS,
+    Array,
+    Interval,
+    Record,
+    Status,
+    auc_interval,
+    binomial_interval,
+    group_sums,
+    median_difference_interval,
+)
 
-INDEPENDENT = "images within and between the groups are independent draws"
+Groups = tuple[NDArray[Any], NDArray[Any]]
+"""Near-duplicate labels of the positives and of the negatives; one label means one group, also across the two."""
+
+N_PERMUTATIONS = 9_999
+MOST_PERMUTED = 20_000
+PERMUTED_AT_ONCE = 2**20
+"""Most permuted scores in memory, 8 bytes each."""
+NEARLY_EQUAL = 1e-13
+"""Spread, relative to the scores' size, below which a variance is rounding error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignificanceTest(Record):
+    """A two-sided test; without a p-value, ``reason`` says why there is none."""
+
+    n_positive: int
+    n_negative: int
+    statistic: float | None = None
+    p_value: float | None = None
+    alternative: str = "two-sided"
+    assumptions: str = INDEPENDENT
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WelchTest(SignificanceTest):
+    """Of equal means; ``interval_95`` is that of the difference."""
+
+    df: float | None = None
+    mean_difference: float | None = None
+    interval_95: tuple[float, float] | None = None
+    assumptions: str = f"{INDEPENDENT}; means nearly normal (large n); variances may differ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MannWhitneyTest(SignificanceTest):
+    """Of equal distributions; the statistic counts the pairs in which the positive has the higher score."""
+
+    method: str
+    assumptions: str = f"{INDEPENDENT}; nothing about shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationTest(SignificanceTest):
+    """Of exchangeable labels; the statistic is the difference of means."""
+
+    method: str = ""
+    n_resamples: int = 0
 
 
 @dataclass(frozen=True)
-class SignificanceTest:
-    """A significance test: what was assumed, what came out."""
-
-    statistic: float
-    p_value: float
-    assumptions: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "statistic": self.statistic,
-            "p_value": self.p_value,
-            "assumptions": self.assumptions,
-            **self.details,
-        }
-
-
-@dataclass(frozen=True)
-class TruePositiveRate:
-    """Positives above the threshold that at most a share ``fpr`` of the negatives reach (Carlini et al. 2112.03570)."""
+class TruePositiveRate(Record):
+    """Positives above a threshold that at most a share ``fpr`` of the negatives exceed (Carlini et al. 2112.03570)."""
 
     fpr: float
     n_positive: int
@@ -45,14 +85,12 @@ class TruePositiveRate:
     achieved_fpr: float | None = None
     reason: str = ""
     """Why there is no value, if there is none."""
-
-    def as_dict(self) -> dict[str, Any]:
-        interval = None if self.interval_95 is None else list(self.interval_95)
-        return {**self.__dict__, "interval_95": interval, "method": "Clopper-Pearson"}
+    method: str = "Clopper-Pearson"
+    assumptions: str = f"{INDEPENDENT}; the threshold, set on the same controls, is taken as given"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """Positives against negatives on one score; where nothing is computable, ``status`` and ``reason`` say so."""
 
     score: str
@@ -62,36 +100,20 @@ class Comparison:
     n_negative: int
     n_excluded: int
     """Scores that were not finite."""
-    status: str = "ok"
+    status: Status = "ok"
     reason: str = ""
     auc: Interval | None = None
     cliffs_delta: Interval | None = None
     median_difference: Interval | None = None
-    welch_t: SignificanceTest | None = None
-    mann_whitney_u: SignificanceTest | None = None
-    permutation: SignificanceTest | None = None
+    welch_t: WelchTest | None = None
+    mann_whitney_u: MannWhitneyTest | None = None
+    permutation: PermutationTest | None = None
     tpr: tuple[TruePositiveRate, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, every statistic with the n behind it."""
-        plain = (
-            "score",
-            "hypothesis",
-            "higher_is_positive",
-            "n_positive",
-            "n_negative",
-            "n_excluded",
-            "status",
-            "reason",
-        )
-        parts = ("auc", "cliffs_delta", "median_difference", "welch_t", "mann_whitney_u", "permutation")
         n = {"n_positive": self.n_positive, "n_negative": self.n_negative}
-        results = {name: getattr(self, name) for name in parts}
-        return {
-            **{name: getattr(self, name) for name in plain},
-            **{name: None if result is None else {**result.as_dict(), **n} for name, result in results.items()},
-            "tpr": [rate.as_dict() for rate in self.tpr],
-        }
+        return {name: value | n if isinstance(value, dict) else value for name, value in super().as_dict().items()}
 
 
 def compare(
@@ -100,7 +122,7 @@ def compare(
     *,
     score: str,
     hypothesis: str,
-    groups: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    groups: Groups | None = None,
     higher_is_positive: bool = True,
     seed: int = 0,
 ) -> Comparison:
@@ -108,35 +130,37 @@ def compare(
 
     Effects: AUC with a bootstrap interval, Cliff's delta = 2 AUC - 1, difference of medians, true positives at 1% and
     0.1% false positives. Tests: Welch's t (the paper's), Mann-Whitney U and a permutation test of the mean difference,
-    all two-sided. With ``higher_is_positive`` false, effects and rates count a *lower* score as positive.
+    all two-sided. With ``higher_is_positive`` false, AUC, delta and rates count a *lower* score as positive;
+    differences and thresholds stay in the score's own units.
 
     Args:
-        groups: labels of near-duplicate groups, resampled whole in the bootstrap.
+        groups: near-duplicate labels; such groups are resampled and permuted whole.
 
     >>> round(compare(np.array([2.0, 4.0]), np.array([1.0, 3.0]), score="s", hypothesis="h").auc.value, 2)
     0.75
     """
     kept = np.isfinite(positives), np.isfinite(negatives)
     a, b = np.asarray(positives[kept[0]], dtype=np.float64), np.asarray(negatives[kept[1]], dtype=np.float64)
+    groups = None if groups is None else (groups[0][kept[0]], groups[1][kept[1]])
     n_excluded = len(positives) + len(negatives) - len(a) - len(b)
     head = Comparison(score, hypothesis, higher_is_positive, len(a), len(b), n_excluded)
-    reason = _not_computable(a, b)
-    if reason:
-        return Comparison(**{**head.__dict__, "status": "not computable", "reason": reason})
-    if groups is not None:
-        groups = groups[0][kept[0]], groups[1][kept[1]]
+    if reason := _not_computable(a, b, groups):
+        return replace(head, status="not computable", reason=reason)
     sign = 1.0 if higher_is_positive else -1.0
-    area = bootstrap_interval(auc, sign * a, sign * b, seed, groups)
-    results: dict[str, Any] = {
-        "auc": area,
-        "cliffs_delta": Interval(2 * area.value - 1, 2 * area.low - 1, 2 * area.high - 1, "2 AUC - 1"),
-        "median_difference": bootstrap_interval(_median_difference, a, b, seed, groups),
-        "welch_t": _welch(a, b),
-        "mann_whitney_u": _mann_whitney(a, b),
-        "permutation": _permutation(a, b, seed),
-        "tpr": tuple(_in_score_units(true_positive_rate(sign * a, sign * b, fpr), sign) for fpr in (0.01, 0.001)),
-    }
-    return Comparison(**{**head.__dict__, **results})
+    area = auc_interval(sign * a, sign * b, seed, groups)
+    rates = (true_positive_rate(sign * a, sign * b, fpr) for fpr in (0.01, 0.001))
+    return replace(
+        head,
+        auc=area,
+        cliffs_delta=Interval(
+            2 * area.value - 1, 2 * area.low - 1, 2 * area.high - 1, f"2 AUC - 1; {area.method}", area.assumptions
+        ),
+        median_difference=median_difference_interval(a, b, seed, groups),
+        welch_t=_welch(a, b),
+        mann_whitney_u=_mann_whitney(a, b),
+        permutation=_permutation(a, b, seed, groups),
+        tpr=tuple(rate if rate.threshold is None else replace(rate, threshold=sign * rate.threshold) for rate in rates),
+    )
 
 
 def true_positive_rate(positives: Array, negatives: Array, fpr: float) -> TruePositiveRate:
@@ -145,9 +169,11 @@ def true_positive_rate(positives: Array, negatives: Array, fpr: float) -> TruePo
     Not estimable with fewer than 1 / fpr negatives: the threshold would be the largest of them, whatever fpr is.
     """
     m, n = len(positives), len(negatives)
-    if n < round(1 / fpr):
-        return TruePositiveRate(fpr, m, n, reason=f"not estimable: {n} controls, at least {round(1 / fpr)} are needed")
-    threshold = float(np.sort(negatives)[::-1][int(np.floor(fpr * n))])
+    if m == 0 or n < round(1 / fpr):
+        lacking = "no positives" if m == 0 else f"{n} controls, at least {round(1 / fpr)} are needed"
+        return TruePositiveRate(fpr, m, n, reason=f"not estimable: {lacking}")
+    n_allowed = int(fpr * n + 1e-9)  # 0.29 * 100 is 28.999...
+    threshold = float(np.sort(negatives)[::-1][n_allowed])
     hits = int((positives > threshold).sum())
     achieved = float((negatives > threshold).mean())
     return TruePositiveRate(fpr, m, n, hits / m, binomial_interval(hits, m), threshold, achieved)
@@ -163,55 +189,75 @@ def roc(positives: Array, negatives: Array) -> tuple[Array, Array]:
     return rates[0], rates[1]
 
 
-def _not_computable(a: Array, b: Array) -> str:
+def _not_computable(a: Array, b: Array, groups: Groups | None) -> str:
     if min(len(a), len(b)) < 2:
         return f"{len(a)} and {len(b)} finite scores: at least 2 in each group are needed"
     if np.ptp(np.concatenate([a, b])) == 0.0:
         return "all scores are equal"
     if np.ptp(a) == 0.0 and np.ptp(b) == 0.0:
         return "the scores do not vary within either group"
+    if groups is not None and min(len(np.unique(labels)) for labels in groups) < 2:
+        return "all images of one side are near duplicates of each other"
     return ""
 
 
-def _in_score_units(rate: TruePositiveRate, sign: float) -> TruePositiveRate:
-    """The rate with its threshold as the score itself has it, where lower scores were negated to be the positives."""
-    return rate if rate.threshold is None else replace(rate, threshold=sign * rate.threshold)
-
-
-def _median_difference(a: Array, b: Array) -> float:
-    return float(np.median(a) - np.median(b))
-
-
-def _welch(a: Array, b: Array) -> SignificanceTest:
+def _welch(a: Array, b: Array) -> WelchTest:
+    head = WelchTest(n_positive=len(a), n_negative=len(b))
+    if any(np.ptp(sample) <= NEARLY_EQUAL * np.abs(sample).max() for sample in (a, b)):
+        return replace(head, reason="not computable: the scores of one group are equal, or differ only by rounding")
     result = stats.ttest_ind(a, b, equal_var=False)
     interval = result.confidence_interval()
-    return SignificanceTest(
-        float(result.statistic),
-        float(result.pvalue),
-        f"{INDEPENDENT}; means nearly normal (large n); variances may differ",
-        {
-            "df": float(result.df),
-            "mean_difference": float(a.mean() - b.mean()),
-            "interval_95": [float(interval.low), float(interval.high)],
-            "alternative": "two-sided",
-        },
+    return replace(
+        head,
+        statistic=float(result.statistic),
+        p_value=float(result.pvalue),
+        df=float(result.df),
+        mean_difference=float(a.mean() - b.mean()),
+        interval_95=(float(interval.low), float(interval.high)),
     )
 
 
-def _mann_whitney(a: Array, b: Array) -> SignificanceTest:
-    result = stats.mannwhitneyu(a, b, alternative="two-sided")
-    details = {"alternative": "two-sided", "method": "exact if small and without ties, else asymptotic"}
-    return SignificanceTest(
-        float(result.statistic), float(result.pvalue), f"{INDEPENDENT}; nothing about shapes", details
+def _mann_whitney(a: Array, b: Array) -> MannWhitneyTest:
+    has_ties = len(np.unique(np.concatenate([a, b]))) < len(a) + len(b)
+    is_exact = min(len(a), len(b)) <= 8 and not has_ties
+    result = stats.mannwhitneyu(a, b, alternative="two-sided", method="exact" if is_exact else "asymptotic")
+    return MannWhitneyTest(
+        n_positive=len(a),
+        n_negative=len(b),
+        statistic=float(result.statistic),
+        p_value=float(result.pvalue),
+        method="exact" if is_exact else "normal approximation, corrected for ties and continuity",
     )
 
 
-def _permutation(a: Array, b: Array, seed: int) -> SignificanceTest:
-    def mean_difference(x: Array, y: Array, axis: int = -1) -> Array:
-        return np.asarray(np.mean(x, axis=axis) - np.mean(y, axis=axis))
+def _permutation(a: Array, b: Array, seed: int, groups: Groups | None) -> PermutationTest:
+    """Labels are permuted over whole near-duplicate groups; a mean is that of the images in the drawn groups."""
+    samples = [group_sums(sample, labels) for sample, labels in zip((a, b), groups or (None, None), strict=True)]
+    head, n_units = PermutationTest(n_positive=len(a), n_negative=len(b)), [len(sums) for sums, _ in samples]
+    if sum(n_units) > MOST_PERMUTED:
+        reason = f"not computed for more than {MOST_PERMUTED:,} images: with so many it agrees with Welch's t"
+        return replace(head, reason=reason)
+    sums, sizes = (np.concatenate(parts) for parts in zip(*samples, strict=True))
 
+    def mean_difference(x: NDArray[np.int64], y: NDArray[np.int64], axis: int = -1) -> Array:
+        first, second = (sums[units].sum(axis=axis) / sizes[units].sum(axis=axis) for units in (x, y))
+        return np.asarray(first - second)
+
+    units = np.arange(sum(n_units))
     result = stats.permutation_test(
-        (a, b), mean_difference, n_resamples=N_RESAMPLES, vectorized=True, rng=np.random.default_rng(seed)
+        (units[: n_units[0]], units[n_units[0] :]),
+        mean_difference,
+        n_resamples=N_PERMUTATIONS,
+        batch=max(1, PERMUTED_AT_ONCE // len(units)),
+        vectorized=True,
+        rng=np.random.default_rng(seed),
     )
-    details = {"alternative": "two-sided", "n_resamples": N_RESAMPLES}
-    return SignificanceTest(float(result.statistic), float(result.pvalue), "exchangeable under the hypothesis", details)
+    n_resamples = len(result.null_distribution)
+    return replace(
+        head,
+        statistic=float(result.statistic),
+        p_value=float(result.pvalue),
+        method="random permutations" if n_resamples == N_PERMUTATIONS else "all permutations",
+        n_resamples=n_resamples,
+        assumptions=f"exchangeable under the hypothesis: {INDEPENDENT if groups is None else INDEPENDENT_GROUPS}",
+    )

@@ -1,4 +1,8 @@
-"""Which training image does a generated image reproduce? Exact nearest neighbours and the published decision rules."""
+"""Which training image does a generated image reproduce? Exact nearest neighbours and the published decision rules.
+
+Everywhere the references must be *distinct*: of an image that occurs several times, one. A repeat would be its own
+second neighbour, and no rule could ever be met.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 RATIO_THRESHOLD = 1.0 / 3.0
-BLOCK = 4096
+ADAPTIVE_FACTOR = 0.5
+N_SURROUNDING = 50
+BLOCK_VALUES = 2**21
+"""Most pixel differences held at once, 8 bytes each."""
 
 
 class Neighbours(NamedTuple):
@@ -20,31 +28,50 @@ class Neighbours(NamedTuple):
     """Row of the reference, (n_queries, k)."""
 
 
-def nearest(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> Neighbours:
-    """Exact l2 nearest neighbours of ``queries`` (n, d) among *distinct* ``references`` (m, d).
+class Surroundings(NamedTuple):
+    """How close the other references lie to each image."""
 
-    Blocked over both sides: memory is ``BLOCK`` squared distances, whatever n and m are. Candidates are found from
-    |q|^2 - 2 q.r + |r|^2 and their distances then computed by subtraction, so that near copies keep their precision.
-    Returns min(k, m) neighbours.
+    nearest_distance: NDArray[np.float64]
+    """l2 to the nearest other reference, (n_images,)."""
+    mean_distance: NDArray[np.float64]
+    """Mean l2 to the nearest others, ``N_SURROUNDING`` of them or as many as there are, (n_images,)."""
+
+
+def nearest(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> Neighbours:
+    """Exact l2 nearest neighbours of ``queries`` (n, d) among distinct ``references`` (m, d): min(k, m) of each.
+
+    scikit-learn finds them by |q|^2 - 2 q.r + |r|^2, block by block on all cores, without ever holding the (n, m)
+    distances. That form loses what near copies differ in, so the distances are computed again by subtraction, and
+    ordered by them; equal distances by row.
     """
     k = min(k, len(references))
-    distances = np.empty((len(queries), k))
-    indices = np.empty((len(queries), k), dtype=np.int64)
-    for begin in range(0, len(queries), BLOCK):
-        block = queries[begin : begin + BLOCK].astype(np.float64)
-        found, best = np.empty((len(block), 0), dtype=np.int64), np.empty((len(block), 0))
-        for first in range(0, len(references), BLOCK):
-            chunk = references[first : first + BLOCK].astype(np.float64)
-            squared = (chunk**2).sum(1) - 2.0 * block @ chunk.T + (block**2).sum(1, keepdims=True)
-            best = np.concatenate([best, squared], axis=1)
-            found = np.concatenate([found, np.broadcast_to(first + np.arange(len(chunk)), squared.shape)], axis=1)
-            keep = np.argpartition(best, min(k, best.shape[1]) - 1, axis=1)[:, :k]
-            best, found = np.take_along_axis(best, keep, 1), np.take_along_axis(found, keep, 1)
-        exact = np.linalg.norm(block[:, None, :] - references[found].astype(np.float64), axis=2)
-        order = np.argsort(exact, axis=1, kind="stable")
-        distances[begin : begin + BLOCK] = np.take_along_axis(exact, order, 1)
-        indices[begin : begin + BLOCK] = np.take_along_axis(found, order, 1)
+    found = (
+        NearestNeighbors(n_neighbors=k, algorithm="brute").fit(references).kneighbors(queries, return_distance=False)
+    )
+    distances, indices = np.empty(found.shape), np.empty(found.shape, dtype=np.int64)
+    block = max(1, BLOCK_VALUES // (k * references.shape[1]))
+    for begin in range(0, len(queries), block):
+        rows = slice(begin, begin + block)
+        exact = np.linalg.norm(queries[rows, None].astype(np.float64) - references[found[rows]], axis=2)
+        order = np.lexsort((found[rows], exact))
+        distances[rows] = np.take_along_axis(exact, order, axis=1)
+        indices[rows] = np.take_along_axis(found[rows], order, axis=1)
     return Neighbours(distances, indices)
+
+
+def surroundings(images: NDArray[np.float32], references: NDArray[np.float32]) -> Surroundings:
+    """Distances from each image to the *other* references: one that is identical is the image itself.
+
+    Raises:
+        ValueError: fewer than two references, or references that are not distinct.
+    """
+    if len(references) < 2:
+        raise ValueError("at least two distinct training images are needed to speak of an image's surroundings")
+    distances = nearest(images, references, N_SURROUNDING + 1).distances
+    _require_distinct(distances)
+    is_itself = distances[:, :1] == 0.0
+    others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
+    return Surroundings(others[:, 0], others.mean(axis=1))
 
 
 def ratio_rule(neighbours: Neighbours, threshold: float = RATIO_THRESHOLD) -> NDArray[np.bool_]:
@@ -53,8 +80,27 @@ def ratio_rule(neighbours: Neighbours, threshold: float = RATIO_THRESHOLD) -> ND
     Source: Yoon et al. 2023; Gu et al., *On Memorization in Diffusion Models*, arXiv 2310.02664.
 
     Raises:
-        ValueError: fewer than two distinct references; the rule needs a second.
+        ValueError: fewer than two references, or references that are not distinct.
     """
     if neighbours.distances.shape[1] < 2:
         raise ValueError("the ratio rule needs at least two distinct training images")
+    _require_distinct(neighbours.distances)
     return np.asarray(neighbours.distances[:, 0] < threshold * neighbours.distances[:, 1])
+
+
+def adaptive_rule(
+    neighbours: Neighbours, mean_distances: NDArray[np.float64], factor: float = ADAPTIVE_FACTOR
+) -> NDArray[np.bool_]:
+    """Does each query reproduce its nearest reference i: d_1 < factor * mean distance from i to its 50 neighbours?
+
+    Args:
+        mean_distances: of each reference, (m,): ``surroundings(references, references).mean_distance``.
+
+    Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
+    """
+    return np.asarray(neighbours.distances[:, 0] < factor * mean_distances[neighbours.indices[:, 0]])
+
+
+def _require_distinct(distances: NDArray[np.float64]) -> None:
+    if (distances[:, 1] == 0.0).any():
+        raise ValueError("the training images are not distinct: two of them are identical")

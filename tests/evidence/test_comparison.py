@@ -1,14 +1,16 @@
-"""Comparisons against hand counts and published tables, and what must not be computable."""
+"""Comparisons against hand counts and published examples, and what must not be computable."""
 
 from __future__ import annotations
 
-import warnings
+import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from tasks.evidence import comparison as comparison_module
 from tasks.evidence.comparison import Comparison, compare, roc, true_positive_rate
-from tasks.evidence.statistics import auc, binomial_interval, bootstrap_interval
+from tasks.evidence.statistics import auc, binomial_interval
 
 
 def comparison(positives: list[float], negatives: list[float], **options: object) -> Comparison:
@@ -16,36 +18,99 @@ def comparison(positives: list[float], negatives: list[float], **options: object
     return compare(*arrays, score="score", hypothesis="higher", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [(5, 100, 0.0164, 0.1128), (0, 10, 0.0, 0.3085), (10, 10, 0.6915, 1.0), (0, 0, 0.0, 1.0)],
-)
-def test_binomial_interval_is_the_clopper_pearson_table(k: int, n: int, low: float, high: float) -> None:
-    assert binomial_interval(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_auc_counts_pairs_and_halves_ties() -> None:
-    positives, negatives = np.array([2.0, 4.0, 3.0]), np.array([1.0, 3.0])
-    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
-    assert auc(positives, negatives) == pytest.approx(sum(pairs) / 6)
-    assert auc(-positives, -negatives) == pytest.approx(1 - sum(pairs) / 6)
-
-
 def test_welch_t_matches_a_worked_example() -> None:
     # a: n 4, mean 5, var 20/3; b: n 3, mean 2, var 1: t = 3 / sqrt(5/3 + 1/3), df = 2^2 / ((5/3)^2/3 + (1/3)^2/2)
     test = comparison([2, 4, 6, 8], [1, 2, 3]).welch_t
     assert test is not None
+    assert test.interval_95 is not None
     assert test.statistic == pytest.approx(3 / np.sqrt(2))
-    assert test.details["df"] == pytest.approx(4 / ((25 / 9) / 3 + (1 / 9) / 2))
-    assert test.details["interval_95"][0] < 3 < test.details["interval_95"][1]
+    assert test.df == pytest.approx(4 / ((25 / 9) / 3 + (1 / 9) / 2))
+    assert test.mean_difference == pytest.approx(3.0)
+    assert np.mean(test.interval_95) == pytest.approx(3.0)
+    assert test.interval_95[0] < 0.0 < 0.05 < (test.p_value or 0.0)
+
+
+def test_welch_p_value_is_the_published_one() -> None:
+    # Student's sleep data (1908), as R prints them: t = -1.8608, df = 17.776, p = 0.07939, interval -3.365 ... 0.205
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    test = comparison(first, second).welch_t
+    assert test is not None
+    assert (test.statistic, test.df, test.p_value) == pytest.approx((-1.8608, 17.776, 0.07939), rel=1e-4)
+    assert test.interval_95 == pytest.approx((-3.3654832, 0.2054832), abs=1e-6)
+
+
+def test_mann_whitney_counts_pairs_and_is_exact_when_small() -> None:
+    # 10 of 20 pairs would be chance; 126 arrangements, 7 of them at least as far out on one side
+    test = comparison([19, 22, 16, 29, 24], [20, 11, 17, 12]).mann_whitney_u
+    assert test is not None
+    assert (test.statistic, test.method) == (17.0, "exact")
+    assert test.p_value == pytest.approx(2 * 7 / 126)
+
+
+def test_mann_whitney_with_ties_is_corrected_for_them() -> None:
+    test = comparison([1, 2, 2, 3], [1, 1.5, 2]).mann_whitney_u
+    assert test is not None
+    assert (test.statistic, test.method[:6]) == (8.5, "normal")
+    # U exceeds its mean 6 by 2.5, less 0.5; one pair (2^3 - 2) and one triple (3^3 - 3) of ties take 30 / 42 off its
+    # variance 4 * 3 / 12 * 8
+    assert test.p_value == pytest.approx(2 * stats.norm.sf(2 / np.sqrt(8 - 30 / 42)))
+
+
+def test_permutation_of_four_values_is_enumerated() -> None:
+    # of the six pairs out of 1 2 3 4, two sum to at least 2 + 4
+    test = comparison([2, 4], [1, 3]).permutation
+    assert test is not None
+    assert (test.statistic, test.n_resamples, test.method) == (1.0, 6, "all permutations")
+    assert test.p_value == pytest.approx(2 * 2 / 6)
+
+
+def test_permutation_moves_whole_groups() -> None:
+    # three groups of 2, 2 and 4 images against two single ones: C(5, 2) ways, whatever the number of images
+    values, labels = [5.0, 5.2, 6.0, 6.1, 7.0, 7.1, 7.2, 7.3], np.array([0, 0, 1, 1, 2, 2, 2, 2])
+    test = comparison(values, [1.0, 2.0], groups=(labels, np.array([3, 4]))).permutation
+    assert test is not None
+    assert test.n_resamples == 10
+    assert test.p_value == pytest.approx(2 / 10)
+    assert test.statistic == pytest.approx(np.mean(values) - 1.5)
+
+
+def test_permutation_never_claims_a_zero_p_value_and_knows_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = np.arange(40.0) + 100, np.arange(40.0)
+    test = compare(*far, score="s", hypothesis="h").permutation
+    assert test is not None
+    assert test.p_value == pytest.approx(2 / 10_000)
+    monkeypatch.setattr(comparison_module, "MOST_PERMUTED", 79)
+    test = compare(*far, score="s", hypothesis="h").permutation
+    assert test is not None
+    assert test.p_value is None
+    assert "not computed for more than 79" in test.reason
+
+
+def test_p_values_are_uniform_when_nothing_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_module, "N_PERMUTATIONS", 499)
+    generator = np.random.default_rng(0)
+    found = [comparison(*generator.normal(size=(2, 12)).tolist()) for _ in range(200)]
+    for name in ("welch_t", "mann_whitney_u", "permutation"):
+        n_rejected = sum(getattr(result, name).p_value <= 0.2 for result in found)
+        low, high = binomial_interval(n_rejected, 200, confidence=0.99)
+        assert low <= 0.2 <= high, name
 
 
 def test_lower_scores_can_be_the_positives() -> None:
     result = comparison([1, 2, 3], [2.5, 4, 5], higher_is_positive=False)
     assert result.auc is not None
     assert result.cliffs_delta is not None
+    assert result.median_difference is not None
     assert result.auc.value == pytest.approx(8 / 9)
     assert result.cliffs_delta.value == pytest.approx(7 / 9)
+    assert result.median_difference.value == pytest.approx(-2.0)
+
+
+def test_thresholds_keep_the_scores_own_unit() -> None:
+    controls = np.arange(200.0)
+    low = compare(np.array([-1.0, 1.5]), controls, score="s", hypothesis="h", higher_is_positive=False).tpr[0]
+    assert (low.threshold, low.achieved_fpr, low.value) == (2.0, 0.01, 1.0)
 
 
 def test_true_positive_rate_stays_within_its_false_positive_rate() -> None:
@@ -55,16 +120,21 @@ def test_true_positive_rate_stays_within_its_false_positive_rate() -> None:
     assert rate.interval_95 == pytest.approx(binomial_interval(3, 4))
 
 
-def test_threshold_is_in_the_scores_own_units_where_lower_is_positive() -> None:
-    positives, negatives = np.array([1.0, 2.5, 90.0]), np.arange(2.0, 202.0)
-    result = compare(positives, negatives, score="eps_norm", hypothesis="lower", higher_is_positive=False)
-    assert (result.tpr[0].threshold, result.tpr[0].value) == (4.0, 2 / 3)
+def test_ties_at_the_threshold_are_not_false_positives() -> None:
+    rate = true_positive_rate(np.array([1.0, 2.0]), np.repeat([0.0, 1.0], [50, 50]), 0.01)
+    assert (rate.threshold, rate.achieved_fpr, rate.value) == (1.0, 0.0, 0.5)
 
 
-def test_rates_finer_than_the_controls_are_not_estimable() -> None:
-    rate = true_positive_rate(np.arange(10.0), np.arange(999.0), 0.001)
+def test_allowed_false_positives_are_counted_without_rounding_error() -> None:
+    assert true_positive_rate(np.array([1.0]), np.arange(100.0), 0.29).achieved_fpr == pytest.approx(0.29)
+
+
+@pytest.mark.parametrize(("n", "fpr", "needed"), [(999, 0.001, 1000), (99, 0.01, 100)])
+def test_rates_finer_than_the_controls_are_not_estimable(n: int, fpr: float, needed: int) -> None:
+    rate = true_positive_rate(np.arange(10.0), np.arange(float(n)), fpr)
     assert rate.value is None
-    assert rate.reason == "not estimable: 999 controls, at least 1000 are needed"
+    assert rate.reason == f"not estimable: {n} controls, at least {needed} are needed"
+    assert true_positive_rate(np.arange(10.0), np.arange(n + 1.0), fpr).value == 0.0
 
 
 @pytest.mark.parametrize(
@@ -77,39 +147,59 @@ def test_rates_finer_than_the_controls_are_not_estimable() -> None:
         ([], [], "0 and 0 finite scores"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_degenerate_groups_give_a_reason_and_no_p_value(
     positives: list[float], negatives: list[float], reason: str
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = comparison(positives, negatives)
+    result = comparison(positives, negatives)
     assert result.status == "not computable"
     assert reason in result.reason
     assert result.welch_t is None
     assert result.auc is None
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(60):
-        interval = bootstrap_interval(auc, generator.normal(1, 1, 60), generator.normal(0, 1, 60), seed)
-        covered += interval.low <= 0.7602 <= interval.high  # Phi(1 / sqrt 2)
-    low, high = binomial_interval(covered, 60)
-    assert low <= 0.95 <= high
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rounding", [0.0, 1e-9])
+def test_one_constant_group_has_no_welch_t_but_keeps_its_ranks(rounding: float) -> None:
+    result = comparison([1e6, 1e6, 1e6 + rounding], [0.0, 1.0, 2.0, 3.0])
+    assert result.welch_t is not None
+    assert result.welch_t.p_value is None
+    assert "rounding" in result.welch_t.reason
+    assert result.mann_whitney_u is not None
+    assert result.mann_whitney_u.statistic == 12.0
+    assert result.mann_whitney_u.p_value is not None
 
 
-def test_whole_groups_of_near_duplicates_widen_the_interval() -> None:
+def test_one_group_of_near_duplicates_is_one_image() -> None:
+    result = comparison([1, 2, 3], [4, 5, 6], groups=(np.zeros(3), np.arange(3)))
+    assert "near duplicates of each other" in result.reason
+
+
+def test_excluded_scores_take_their_group_labels_with_them() -> None:
     generator = np.random.default_rng(1)
-    positives, negatives = np.repeat(generator.normal(1, 1, 10), 10), generator.normal(0, 1, 100)
-    groups = np.repeat(np.arange(10), 10), np.arange(100)
-    alone, grouped = (bootstrap_interval(auc, positives, negatives, 0, g) for g in (None, groups))
-    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    a, b, labels = generator.normal(1, 1, 30), generator.normal(size=30), np.arange(30) // 3
+    with_nan = np.insert(a, 0, np.nan), np.append(b, np.inf)
+    groups = np.insert(labels, 0, 99), np.append(labels + 10, 99)
+    result = compare(*with_nan, score="s", hypothesis="h", groups=groups)
+    clean = compare(a, b, score="s", hypothesis="h", groups=(labels, labels + 10))
+    assert result.n_excluded == 2
+    assert (result.auc, result.permutation) == (clean.auc, clean.permutation)
+
+
+def test_every_statistic_states_n_and_assumptions_as_json() -> None:
+    generator = np.random.default_rng(2)
+    result = compare(generator.normal(1, 1, 30), generator.normal(size=120), score="s", hypothesis="h").as_dict()
+    result = json.loads(json.dumps(result, allow_nan=False))
+    statistics = [value for value in result.values() if isinstance(value, dict)]
+    assert len(statistics) == 6
+    for statistic in (*statistics, *result["tpr"]):
+        assert (statistic["n_positive"], statistic["n_negative"]) == (30, 120)
+        assert statistic["assumptions"]
 
 
 def test_roc_runs_from_corner_to_corner_with_the_area_of_the_auc() -> None:
     generator = np.random.default_rng(2)
-    positives, negatives = generator.normal(1, 1, 50), generator.normal(0, 1, 70)
+    positives, negatives = generator.normal(1, 1, 50).round(1), generator.normal(0, 1, 70).round(1)
     fpr, tpr = roc(positives, negatives)
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0.0, 0.0, 1.0, 1.0)
     assert np.trapezoid(tpr, fpr) == pytest.approx(auc(positives, negatives))

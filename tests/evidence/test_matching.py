@@ -1,35 +1,67 @@
-"""Nearest neighbours against a plain double loop, and the ratio rule at its border."""
+"""Nearest neighbours against a plain double loop, and the rules at their borders."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from tasks.evidence import matching
-from tasks.evidence.matching import Neighbours, nearest, ratio_rule
+from tasks.evidence.matching import Neighbours, adaptive_rule, nearest, ratio_rule, surroundings
 
 
-def test_nearest_is_the_double_loop_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", 7)
+@pytest.mark.parametrize("k", [1, 3, 31, 50])
+def test_nearest_is_the_double_loop_across_blocks(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    monkeypatch.setattr(matching, "BLOCK_VALUES", 7 * 5 * k)
     generator = np.random.default_rng(0)
-    queries, references = generator.normal(size=(20, 5)), generator.normal(size=(31, 5))
-    found = nearest(queries.astype(np.float32), references.astype(np.float32), k=3)
-    for i, query in enumerate(queries.astype(np.float32).astype(np.float64)):
-        distances = [np.sqrt(((query - r) ** 2).sum()) for r in references.astype(np.float32).astype(np.float64)]
-        assert found.indices[i].tolist() == np.argsort(distances)[:3].tolist()
-        np.testing.assert_allclose(found.distances[i], np.sort(distances)[:3], rtol=1e-12)
+    queries = generator.normal(size=(20, 5)).astype(np.float32)
+    references = generator.normal(size=(31, 5)).astype(np.float32)
+    found = nearest(queries, references, k)
+    assert found.distances.shape == found.indices.shape == (20, min(k, 31))
+    for i, query in enumerate(queries.astype(np.float64)):
+        distances = [np.sqrt(((query - r) ** 2).sum()) for r in references.astype(np.float64)]
+        assert found.indices[i].tolist() == np.argsort(distances)[:k].tolist()
+        np.testing.assert_allclose(found.distances[i], np.sort(distances)[:k], rtol=1e-12)
 
 
-def test_near_copies_keep_their_precision() -> None:
+@pytest.mark.parametrize("shift", [0.0, 1e-4, 1e-6])
+def test_near_copies_keep_their_precision(shift: float) -> None:
     references = np.random.default_rng(0).normal(size=(3, 784)).astype(np.float32)
+    references[1, 0] = 0.0
     query = references[1:2].copy()
-    query[0, 0] += np.float32(1e-4)
-    assert nearest(query, references, k=2).distances[0, 0] == pytest.approx(1e-4, rel=1e-2)
+    query[0, 0] = shift
+    found = nearest(query, references, k=2)
+    assert found.indices[0, 0] == 1
+    assert found.distances[0, 0] == pytest.approx(shift, rel=1e-6)
 
 
-def test_fewer_references_than_neighbours() -> None:
-    points = np.eye(2, dtype=np.float32)
-    assert nearest(points, points, k=5).distances.shape == (2, 2)
+def test_equally_near_references_come_in_order() -> None:
+    references = np.array([[3.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]], dtype=np.float32)
+    assert nearest(np.zeros((1, 2), np.float32), references, k=4).indices.tolist() == [[1, 2, 3, 0]]
+
+
+def test_memory_stays_far_below_all_differences() -> None:
+    generator = np.random.default_rng(0)
+    queries, references = (generator.normal(size=(n, 784)).astype(np.float32) for n in (1_500, 400))
+    tracemalloc.start()
+    nearest(queries, references, k=51)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6 < 1_500 * 51 * 784 * 8
+
+
+def test_surroundings_leave_the_image_itself_out() -> None:
+    line = np.array([[0.0], [1.0], [3.0], [7.0]], dtype=np.float32)
+    around = surroundings(np.concatenate([line, [[2.5]]]).astype(np.float32), line)
+    assert around.nearest_distance.tolist() == [1.0, 1.0, 2.0, 4.0, 0.5]
+    assert around.mean_distance.tolist() == pytest.approx([11 / 3, 3.0, 3.0, 17 / 3, (0.5 + 1.5 + 2.5) / 3])
+
+
+def test_surroundings_are_fifty_images() -> None:
+    line = np.arange(200.0, dtype=np.float32)[:, None]
+    assert surroundings(line[:1], line).mean_distance[0] == pytest.approx(25.5)  # mean of 1 ... 50
+    assert surroundings(line[:1] - 1, line).mean_distance[0] == pytest.approx(25.5)  # not one of them: 1 ... 50 again
 
 
 def test_ratio_rule_is_strict_at_one_third() -> None:
@@ -37,3 +69,33 @@ def test_ratio_rule_is_strict_at_one_third() -> None:
     assert ratio_rule(Neighbours(distances, np.zeros((3, 2), np.int64))).tolist() == [False, True, True]
     with pytest.raises(ValueError, match="at least two distinct"):
         ratio_rule(Neighbours(distances[:, :1], np.zeros((3, 1), np.int64)))
+
+
+def test_adaptive_rule_measures_by_the_surroundings_of_the_reference() -> None:
+    neighbours = Neighbours(
+        np.array([[1.0, 9.0], [1.0, 9.0], [0.9, 9.0], [2.0, 9.0]]), np.array([[0, 1], [1, 0], [0, 1], [1, 0]])
+    )
+    assert adaptive_rule(neighbours, np.array([2.0, 4.01])).tolist() == [False, True, True, True]
+    assert adaptive_rule(neighbours, np.array([2.0, 4.01]), factor=0.4).tolist() == [False, True, False, False]
+
+
+def test_rules_find_planted_copies_and_nothing_else() -> None:
+    generator = np.random.default_rng(4)
+    training = generator.normal(size=(100, 64)).astype(np.float32)
+    copies = training[[3, 8, 8]] + generator.normal(0, 0.05, (3, 64)).astype(np.float32)
+    samples = np.concatenate([copies, generator.normal(size=(50, 64)).astype(np.float32)])
+    neighbours = nearest(samples, training, k=2)
+    spacing = surroundings(training, training).mean_distance
+    for reproduced in (ratio_rule(neighbours), adaptive_rule(neighbours, spacing)):
+        assert np.flatnonzero(reproduced).tolist() == [0, 1, 2]
+    assert neighbours.indices[:3, 0].tolist() == [3, 8, 8]
+
+
+def test_references_that_are_not_distinct_are_refused() -> None:
+    repeated = np.array([[1.0], [1.0], [5.0]], dtype=np.float32)
+    with pytest.raises(ValueError, match="not distinct"):
+        ratio_rule(nearest(repeated, repeated, k=2))
+    with pytest.raises(ValueError, match="not distinct"):
+        surroundings(repeated, repeated)
+    with pytest.raises(ValueError, match="at least two"):
+        surroundings(repeated, repeated[:1])

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import load_denoiser
-from tasks.evidence.statistics import auc, bootstrap_interval
+from tasks.evidence.statistics import auc_interval
 from tasks.parameters import ScoreParameters
 from tasks.scoring import score_batch
 from tests.benchmarks.__main__ import DEMO
@@ -54,7 +54,7 @@ def main() -> None:
     for parameters in SETTINGS:
         scored = {split: score_batch(model, *images, parameters, 64) for split, images in splits.items()}
         groups = [np.array(scored[split]["log_growth"]) for split in splits]
-        area = bootstrap_interval(auc, *groups, seed=0)
+        area = auc_interval(*groups, seed=0)
         row = {
             **parameters.model_dump(include={"axes", "steps", "timestep", "stride", "estimator"}),
             "evaluations": scored["train"]["n_evaluations"][0],

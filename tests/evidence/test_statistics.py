@@ -1,0 +1,173 @@
+"""Intervals against published tables and against resamples drawn out one by one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from tasks.evidence.statistics import (
+    N_RESAMPLES,
+    Array,
+    auc,
+    auc_interval,
+    binomial_interval,
+    median_difference_interval,
+    reliability_curve,
+    resampled_counts,
+    spearman,
+)
+
+
+def drawn_out(values: Array, counts: Array) -> Array:
+    """The resample as scipy would see it: every image as often as it was drawn."""
+    return np.repeat(values, counts.astype(int))
+
+
+def whole_numbers(generator: np.random.Generator, below: int, n: int) -> Array:
+    """So few that many are equal."""
+    return generator.integers(0, below, n).astype(np.float64)
+
+
+def all_counts(n: int, seed: int, groups: NDArray[np.int64] | None = None, n_positive: int | None = None) -> Array:
+    strata = None if n_positive is None else np.repeat([1, 0], [n_positive, n - n_positive])
+    return np.concatenate(list(resampled_counts(n, seed, groups, strata)))
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(5, 100, 0.0164, 0.1128), (0, 10, 0.0, 0.3085), (10, 10, 0.6915, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_binomial_interval_is_the_clopper_pearson_table(k: int, n: int, low: float, high: float) -> None:
+    assert binomial_interval(k, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_auc_counts_pairs_and_halves_ties() -> None:
+    positives, negatives = np.array([2.0, 4.0, 3.0]), np.array([1.0, 3.0])
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
+    assert auc(positives, negatives) == pytest.approx(sum(pairs) / 6)
+    assert auc(-positives, -negatives) == pytest.approx(1 - sum(pairs) / 6)
+
+
+def test_resamples_draw_as_many_images_as_there_are_from_each_side() -> None:
+    counts = all_counts(30, seed=0, n_positive=10)
+    assert counts.shape == (N_RESAMPLES, 30)
+    assert (counts[:, :10].sum(axis=1) == 10).all()
+    assert (counts[:, 10:].sum(axis=1) == 20).all()
+    assert counts.mean() == pytest.approx(1.0)
+    assert counts.var(axis=0) == pytest.approx(np.repeat([0.9, 0.95], [10, 20]), abs=0.15)  # multinomial: 1 - 1/n
+
+
+def test_groups_are_drawn_whole_also_across_the_two_sides() -> None:
+    groups = np.array([7, 7, 1, 2, 7, 3, 4, 4])
+    counts = all_counts(8, seed=0, groups=groups, n_positive=4)
+    assert (counts[:, [0]] == counts[:, [1, 4]]).all()
+    assert (counts[:, 6] == counts[:, 7]).all()
+    assert (counts[:, [0, 2, 3]].sum(axis=1) == 3).all()  # groups 7, 1 and 2; of the negatives' own, 3 and 4
+    assert (counts[:, [5, 6]].sum(axis=1) == 2).all()
+
+
+def test_missing_group_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="groups are missing"):
+        next(resampled_counts(3, 0, np.array([1.0, np.nan, np.nan])))
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_bootstrap_intervals_are_those_of_resamples_drawn_out(is_grouped: bool) -> None:
+    generator = np.random.default_rng(3)
+    a, b = 3.0 + whole_numbers(generator, 12, 16), whole_numbers(generator, 12, 24)  # ties within and between
+    labels = np.concatenate([np.arange(16) // 3, 4 + np.arange(24) // 3])
+    groups = (labels[:16], labels[16:]) if is_grouped else None
+    counts = all_counts(40, 4, labels if is_grouped else None, n_positive=16)
+    resamples = [(drawn_out(a, c[:16]), drawn_out(b, c[16:])) for c in counts]
+    resamples = [(x, y) for x, y in resamples if len(x) and len(y)]
+    areas = np.percentile([auc(x, y) for x, y in resamples], [2.5, 97.5])
+    medians = np.percentile([np.median(x) - np.median(y) for x, y in resamples], [2.5, 97.5])
+    assert auc_interval(a, b, 4, groups)[:3] == pytest.approx((auc(a, b), *areas))
+    assert median_difference_interval(a, b, 4, groups)[:3] == pytest.approx((np.median(a) - np.median(b), *medians))
+
+
+def test_auc_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    truth, covered = stats.norm.cdf(1 / np.sqrt(2)), 0
+    for seed in range(200):
+        interval = auc_interval(generator.normal(1, 1, 60), generator.normal(0, 1, 60), seed)
+        covered += interval.low <= truth <= interval.high
+    low, high = binomial_interval(covered, 200)
+    assert low <= 0.95 <= high
+
+
+def test_whole_groups_of_near_duplicates_widen_the_interval() -> None:
+    generator = np.random.default_rng(1)
+    positives, negatives = np.repeat(generator.normal(1, 1, 10), 10), generator.normal(0, 1, 100)
+    groups = np.repeat(np.arange(10), 10), 10 + np.arange(100)
+    alone, grouped = (auc_interval(positives, negatives, 0, g) for g in (None, groups))
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    assert "groups" in grouped.method
+    assert "groups" in grouped.assumptions
+
+
+def test_perfect_separation_is_not_certainty() -> None:
+    above, below = (
+        auc_interval(np.arange(3.0) + 9, np.arange(5.0), 0),
+        auc_interval(np.arange(3.0) - 9, np.arange(5.0), 0),
+    )
+    assert above[:3] == pytest.approx((1.0, 0.025 ** (1 / 3), 1.0))
+    assert below[:3] == pytest.approx((0.0, 0.0, 1 - 0.025 ** (1 / 3)))
+    grouped = auc_interval(np.arange(4.0) + 9, np.arange(5.0), 0, (np.array([0, 0, 1, 1]), np.arange(5) + 2))
+    assert grouped.low == pytest.approx(0.025**0.5)
+
+
+def test_spearman_matches_a_worked_example() -> None:
+    # ranks 1 2 3 4 5 and 1 2 3.5 5 3.5: r = 8 / sqrt(10 * 9.5)
+    result = spearman(np.arange(1.0, 6.0), np.array([5.0, 6.0, 7.0, 8.0, 7.0]), seed=0)
+    assert result.value == pytest.approx(8 / np.sqrt(95))
+    assert result.p_value == pytest.approx(0.0886, abs=5e-5)
+    assert result.n == 5
+
+
+def test_spearman_interval_is_that_of_resamples_drawn_out() -> None:
+    generator = np.random.default_rng(5)
+    x = whole_numbers(generator, 9, 40)
+    y = x + whole_numbers(generator, 9, 40)
+    groups = np.arange(40) // 2
+    values = [stats.spearmanr(drawn_out(x, c), drawn_out(y, c)).statistic for c in all_counts(40, 6, groups)]
+    assert spearman(x, y, 6, groups).interval_95 == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "status", "reason"),
+    [
+        ([1, 2, np.nan, 4], [np.inf, 2, 3, 4], "not computable", "2 pairs"),
+        ([1, 1, 1, 1], [1, 2, 3, 4], "not computable", "all values"),
+        ([1, 2, 3, 4], [-1, -2, -3, -5], "ok", "no interval"),
+        ([], [], "not computable", "0 pairs"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_spearman_says_why_there_is_nothing(x: list[float], y: list[float], status: str, reason: str) -> None:
+    result = spearman(np.array(x, dtype=np.float64), np.array(y, dtype=np.float64), seed=0)
+    assert (result.status, result.interval_95) == (status, None)
+    assert reason in result.reason
+
+
+def test_reliability_counts_outcomes_bin_by_bin() -> None:
+    scores = np.array([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, np.nan, 1.0])
+    outcomes = np.array([0, 0, 1, 1, 0, 1, 1, 0], dtype=bool)
+    curve = reliability_curve(scores, outcomes, n_bins=2)
+    assert (curve.n, curve.n_excluded) == (7, 1)
+    low, high = curve.bins
+    assert (low.lowest_score, low.highest_score, low.n, low.k) == (1.0, 3.0, 4, 1)
+    assert (high.lowest_score, high.highest_score, high.n, high.k, high.mean_score) == (4.0, 6.0, 3, 2, 5.0)
+    assert high.interval_95 == pytest.approx(binomial_interval(2, 3))
+    assert json.loads(json.dumps(curve.as_dict()))["bins"][0]["rate"] == 0.25
+
+
+def test_reliability_keeps_equal_scores_together_and_loses_no_image() -> None:
+    scores = np.repeat([0.0, 0.0, 0.0, 1.0, 7.0], 20)
+    curve = reliability_curve(scores, scores > 0.5)
+    assert [(b.n, b.rate) for b in curve.bins] == [(60, 0.0), (20, 1.0), (20, 1.0)]
+    assert reliability_curve(np.array([]), np.array([], dtype=bool)).bins == ()
