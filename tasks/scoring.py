@@ -169,7 +169,7 @@ def _score_batch(
         "timestep": [parameters.timestep] * n,
         "estimator": [parameters.estimator] * n,
         "delta": [parameters.delta] * n,
-        "eps_norm": torch.linalg.vector_norm(growth.eps.flatten(1).double(), dim=1).tolist(),
+        "eps_norm": torch.linalg.vector_norm(growth.eps.flatten(1).cpu().double(), dim=1).tolist(),
         "n_evaluations": [(model.denoiser.n_evaluations - spent) // n] * n,
         "status": ["ok" if np.isfinite(value) else "nonfinite" for value in total],
     }

@@ -40,7 +40,12 @@ class LoadedModel:
 
     def grid(self, name: Grid) -> Schedule:
         """The schedule to step along."""
-        return self.schedule if name == "ddim" else ContinuousVP(n_timesteps=self.schedule.n_timesteps)
+        return grid_of(self.schedule, name)
+
+
+def grid_of(schedule: DiscreteVP, name: Grid) -> Schedule:
+    """The schedule to step along: the checkpoint's own, or the paper's continuous one of as many timesteps."""
+    return schedule if name == "ddim" else ContinuousVP(n_timesteps=schedule.n_timesteps)
 
 
 def resolve(model: str) -> Path:
@@ -83,7 +88,7 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
     """
     folder = resolve(model)
     network = _load_network(folder, dtype)
-    schedule, prediction_type = _load_schedule(folder)
+    schedule, prediction_type = load_schedule(folder)
     channels, size = int(network.config["in_channels"]), network.config["sample_size"]
     if network.config["out_channels"] != channels:
         raise CheckpointError(f"{model}: {network.config['out_channels']} output channels for {channels} in")
@@ -140,7 +145,12 @@ def _load_network(folder: Path, dtype: torch.dtype) -> UNet2DModel:
     return network
 
 
-def _load_schedule(folder: Path) -> tuple[DiscreteVP, PredictionType]:
+def load_schedule(folder: Path) -> tuple[DiscreteVP, PredictionType]:
+    """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
+
+    Raises:
+        CheckpointError: no scheduler, or not one of a variance preserving schedule.
+    """
     config = _config(folder, "scheduler", "scheduler_config.json")
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:

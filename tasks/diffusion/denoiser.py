@@ -23,7 +23,7 @@ EpsModel = Callable[[Tensor, float], Tensor]
 class Denoiser:
     r"""A network with its parameterisation, as ``eps(x, conditioning)``.
 
-    With alpha, sigma of the *training* schedule at the conditioning (interpolated in log SNR between timesteps):
+    With alpha, sigma of the *training* schedule at the conditioning (abar linear between timesteps):
 
         epsilon:       eps = f(x, t)
         sample:        eps = (x - alpha f(x, t)) / sigma
@@ -53,12 +53,15 @@ class Denoiser:
         self.dtype = dtype
         self.memory_format = memory_format
         self.n_evaluations = 0
-        """Network evaluations so far, one an image."""
+        """Network evaluations so far: one an image, and one a tangent pushed forward with it."""
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]
         inputs = x.to(self.dtype, memory_format=self.memory_format)
-        times = torch.full((x.shape[0],), conditioning, dtype=self.dtype, device=x.device)
+        # Half precision cannot tell timesteps apart (bf16: 501 is 500); the network embeds them in float32 anyway.
+        times = torch.full(
+            (x.shape[0],), conditioning, dtype=torch.promote_types(self.dtype, torch.float32), device=x.device
+        )
         output = self.network(inputs, times).to(x.dtype)
         if self.prediction_type == "epsilon":
             return output
@@ -68,12 +71,10 @@ class Denoiser:
         return alpha * output + sigma * x
 
     def _scales(self, conditioning: float) -> tuple[float, float]:
-        """(alpha, sigma) at a possibly fractional conditioning, linear in log SNR between neighbours."""
-        lower = min(max(int(conditioning), 0), self.schedule.n_timesteps - 1)
-        upper = min(lower + 1, self.schedule.n_timesteps - 1)
-        weight = min(max(conditioning - lower, 0.0), 1.0)
-        if weight == 0.0 or upper == lower:
-            return self.schedule.alpha(lower), self.schedule.sigma(lower)
-        log_snr = [2.0 * math.log(self.schedule.alpha(t) / self.schedule.sigma(t)) for t in (lower, upper)]
-        abar = 1.0 / (1.0 + math.exp(-((1.0 - weight) * log_snr[0] + weight * log_snr[1])))
+        """(alpha, sigma) at a possibly fractional conditioning; finite at zero terminal SNR."""
+        last = self.schedule.n_timesteps - 1
+        position = min(max(conditioning, 0.0), float(last))
+        lower = int(position)
+        upper, weight = min(lower + 1, last), position - lower
+        abar = (1.0 - weight) * self.schedule.alphas_cumprod[lower] + weight * self.schedule.alphas_cumprod[upper]
         return math.sqrt(abar), math.sqrt(1.0 - abar)

@@ -21,3 +21,9 @@ def generator_for(seed: int, identity: str) -> torch.Generator:
 def gaussian(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (B, *shape), row i from generator i, float32."""
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+
+def rademacher(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Independent fair signs (B, *shape), row i from generator i, float32: -1 or 1."""
+    signs = [torch.randint(2, tuple(shape), generator=generator) for generator in generators]
+    return 2.0 * torch.stack(signs).to(torch.float32) - 1.0

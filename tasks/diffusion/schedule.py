@@ -44,6 +44,11 @@ class Schedule(Protocol):
     @property
     def n_timesteps(self) -> int: ...
 
+    @property
+    def last_timestep(self) -> int:
+        """The furthest one that a step may end at."""
+        ...
+
     def alpha(self, timestep: int) -> float:
         """Signal scale, sqrt(abar_t)."""
         ...
@@ -84,20 +89,29 @@ class DiscreteVP:
     def n_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
+    @property
+    def last_timestep(self) -> int:
+        return self.n_timesteps - 1
+
     def alpha(self, timestep: int) -> float:
-        return math.sqrt(self.alphas_cumprod[timestep])
+        return math.sqrt(self._alpha_cumprod(timestep))
 
     def sigma(self, timestep: int) -> float:
-        return math.sqrt(1.0 - self.alphas_cumprod[timestep])
+        return math.sqrt(1.0 - self._alpha_cumprod(timestep))
 
     def conditioning(self, timestep: int) -> float:
         return float(timestep)
 
     def step(self, timestep: int, timestep_next: int) -> Step:
-        if self.alphas_cumprod[timestep] == 0.0:
+        if self._alpha_cumprod(timestep) == 0.0:
             raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
         a = self.alpha(timestep_next) / self.alpha(timestep)
         return Step(a, self.sigma(timestep_next) - a * self.sigma(timestep), self.conditioning(timestep))
+
+    def _alpha_cumprod(self, timestep: int) -> float:
+        if not 0 <= timestep <= self.last_timestep:
+            raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {self.last_timestep}")
+        return self.alphas_cumprod[timestep]
 
 
 @dataclass(frozen=True)
@@ -108,8 +122,9 @@ class ContinuousVP:
         sigma(t)^2 = 1 - exp(-beta_min t - (beta_max - beta_min) t^2 / 2),
         dx/dt = -beta/2 x + beta/2 eps(x, 999 t) / sigma(t).
 
-    With T = 1000 the t_i are ``linspace(1e-3, 1, 1000)``. diffusers' default linear DDPM schedule (beta 1e-4 -> 0.02)
-    is this one's discretisation, so one network serves both grids.
+    With T = 1000 the t_i are ``linspace(1e-3, 1, 1000)``; the paper steps once from each of them, so its N = 1000 steps
+    end at t = 1.001. diffusers' default linear DDPM schedule (beta 1e-4 -> 0.02) is this one's discretisation, so one
+    network serves both grids.
 
     Source: Hasegawa & Yasuda 2025, arXiv 2503.19429.
     """
@@ -118,6 +133,10 @@ class ContinuousVP:
     beta_max: float = 20.0
     n_timesteps: int = 1000
 
+    @property
+    def last_timestep(self) -> int:
+        return self.n_timesteps
+
     def time(self, timestep: int) -> float:
         return (timestep + 1) / self.n_timesteps
 
@@ -125,14 +144,17 @@ class ContinuousVP:
         return self.beta_min + (self.beta_max - self.beta_min) * self.time(timestep)
 
     def alpha(self, timestep: int) -> float:
-        t = self.time(timestep)
-        return math.exp(-0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2))
+        return math.exp(0.5 * self._log_alpha_cumprod(timestep))
 
     def sigma(self, timestep: int) -> float:
-        return math.sqrt(-math.expm1(2.0 * math.log(self.alpha(timestep))))
+        return math.sqrt(-math.expm1(self._log_alpha_cumprod(timestep)))
 
     def conditioning(self, timestep: int) -> float:
         return 999.0 * self.time(timestep)
+
+    def _log_alpha_cumprod(self, timestep: int) -> float:
+        t = self.time(timestep)
+        return -self.beta_min * t - 0.5 * (self.beta_max - self.beta_min) * t**2
 
     def step(self, timestep: int, timestep_next: int) -> Step:
         drift = 0.5 * self.beta(timestep) * (self.time(timestep_next) - self.time(timestep))
@@ -148,10 +170,10 @@ def ascending_timesteps(schedule: Schedule, n_steps: int, start: int = 0, stride
     last = start + n_steps * stride
     if start < 0 or n_steps < 1 or stride < 1:
         raise ValueError(f"start >= 0, n_steps >= 1 and stride >= 1 are needed, got {start}, {n_steps}, {stride}")
-    if last > schedule.n_timesteps - 1:
+    if last > schedule.last_timestep:
         raise ValueError(
             f"{n_steps} step(s) of stride {stride} from timestep {start} end at {last}, "
-            f"beyond the schedule's last timestep {schedule.n_timesteps - 1}: lower --steps, --stride or --timestep"
+            f"beyond the schedule's last timestep {schedule.last_timestep}: lower --steps, --stride or --timestep"
         )
     return list(range(start, last + 1, stride))
 

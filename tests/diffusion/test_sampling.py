@@ -1,0 +1,79 @@
+"""Samplers against diffusers' schedulers, with a denoiser in closed form in the network's place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from tasks.diffusion.noise import gaussian, generator_for, rademacher
+from tasks.diffusion.sampling import from_pixels, sample_ancestral, sample_ddim, to_pixels
+from tasks.diffusion.schedule import DiscreteVP, spaced_timesteps
+from tests.diffusion.oracles import FiniteData, draw
+
+SCHEDULER = DDPMScheduler(num_train_timesteps=50, beta_end=0.2, variance_type="fixed_small", clip_sample=True)
+SCHEDULE = DiscreteVP.from_tensor(SCHEDULER.alphas_cumprod)
+DATA = FiniteData(SCHEDULE, (0.5 * draw(1, 6, 4)).clamp(-1, 1))
+
+
+def test_ancestral_sampling_is_that_of_ddpm_given_the_same_noise() -> None:
+    latent = draw(2, 1, 1, 2, 2)
+    ours = sample_ancestral(DATA, latent, SCHEDULE, 50, [generator_for(0, "sample")])
+
+    x, generator = latent, generator_for(0, "sample")
+    for t in range(49, -1, -1):
+        if t:  # the scheduler draws in float64 with the state; the generators here in float32
+            noise = gaussian([generator], latent.shape[1:]).double()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, noise=noise, **__: noise)
+            x = SCHEDULER.step(DATA(x, float(t)), t, x).prev_sample
+    torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_ddim_sampling_is_that_of_diffusers() -> None:
+    scheduler = DDIMScheduler.from_config(SCHEDULER.config, clip_sample=False, set_alpha_to_one=True)
+    latent = draw(2, 3, 1, 2, 2)
+    timesteps = spaced_timesteps(SCHEDULE, 49)[::-1]
+    x = latent
+    scheduler.set_timesteps(50)
+    for t in timesteps:
+        x = scheduler.step(DATA(x, float(t)), t, x).prev_sample
+    torch.testing.assert_close(sample_ddim(DATA, latent, SCHEDULE, 50), x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_samples_of_a_finite_set_are_its_points(stochastic: bool) -> None:
+    latents = draw(3, 40, 1, 2, 2)
+    if stochastic:
+        samples = sample_ancestral(DATA, latents, SCHEDULE, 50, [generator_for(0, str(i)) for i in range(40)])
+    else:
+        samples = sample_ddim(DATA, latents, SCHEDULE, 50)
+    distances, nearest = torch.cdist(samples.flatten(1), DATA.points).min(1)
+    assert float(distances.max()) < 1e-2
+    assert len(nearest.unique()) >= 4
+
+
+def test_pixels_survive_the_way_to_tensors_and_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_pixels(from_pixels(pixels)), pixels)
+    assert from_pixels(pixels).flatten()[[0, 255]].tolist() == [-1.0, 1.0]
+    assert to_pixels(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("noise", [gaussian, rademacher])
+def test_noise_belongs_to_its_image(noise: object) -> None:
+    assert callable(noise)
+
+    def drawn(names: list[str]) -> Tensor:
+        return torch.as_tensor(noise([generator_for(0, name) for name in names], (3, 100)))
+
+    torch.testing.assert_close(drawn(["a", "b", "c"])[1:], drawn(["b", "c"]))
+    assert abs(float(drawn([str(i) for i in range(30)]).mean())) < 4 / 9000**0.5
+    assert float(drawn([str(i) for i in range(30)]).square().mean()) == pytest.approx(1.0, abs=0.06)
+
+
+def test_rademacher_noise_is_fair_signs() -> None:
+    signs = rademacher([generator_for(0, "a")], (1000,))
+    assert signs.dtype == torch.float32
+    assert sorted(signs.unique().tolist()) == [-1.0, 1.0]

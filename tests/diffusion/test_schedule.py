@@ -1,0 +1,74 @@
+"""Steps against diffusers' schedulers and the paper's equation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, ascending_timesteps, spaced_timesteps, steps_along
+from tests.diffusion.oracles import draw, linear_ddpm
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_ddim_steps_are_those_of_diffusers_both_ways(beta_schedule: str) -> None:
+    options = dict(beta_schedule=beta_schedule, clip_sample=False)
+    down, up = DDIMScheduler(**options), DDIMInverseScheduler(**options)
+    schedule = DiscreteVP.from_tensor(down.alphas_cumprod)
+    x, eps = draw(1, 2, 3).float(), draw(2, 2, 3).float()
+    for scheduler, here, there in ((down, 500, 480), (up, 480, 500)):
+        scheduler.set_timesteps(50)
+        step = schedule.step(here, there)
+        # diffusers' inverse scheduler is called with the timestep it goes to
+        expected = scheduler.step(eps, max(here, there), x).prev_sample
+        torch.testing.assert_close(step.a * x + step.b * eps, expected, rtol=1e-5, atol=1e-6)
+        assert step.conditioning == here
+
+
+def test_euler_steps_follow_the_papers_equation() -> None:
+    t, h = 0.3, 0.005
+    schedule = ContinuousVP()
+    beta, sigma = 0.1 + 19.9 * t, math.sqrt(1 - math.exp(-0.1 * t - 9.95 * t**2))
+    step = schedule.step(299, 304)
+    assert step.a == pytest.approx(1 - beta / 2 * h, rel=1e-12)
+    assert step.b == pytest.approx(beta / 2 / sigma * h, rel=1e-12)
+    assert step.conditioning == pytest.approx(999 * t, rel=1e-12)
+    assert [schedule.time(i) for i in (0, 999)] == [1e-3, 1.0]
+
+
+def test_continuous_schedule_is_variance_preserving_and_close_to_the_discrete_one() -> None:
+    continuous, discrete = ContinuousVP(), linear_ddpm()
+    for t in (0, 1, 20, 500, 999):
+        assert continuous.alpha(t) ** 2 + continuous.sigma(t) ** 2 == pytest.approx(1.0, abs=1e-14)
+    for t in (20, 200, 500, 999):
+        assert continuous.sigma(t) == pytest.approx(discrete.sigma(t), rel=0.02)
+    assert continuous.sigma(0) ** 2 == pytest.approx(-math.expm1(-1e-4 - 9.95e-6), rel=1e-12)
+
+
+def test_a_step_up_and_down_with_the_same_eps_returns() -> None:
+    schedule = linear_ddpm()
+    up, down = schedule.step(100, 300), schedule.step(300, 100)
+    assert down.a * up.a == pytest.approx(1.0, rel=1e-14)
+    assert down.a * up.b + down.b == pytest.approx(0.0, abs=1e-14)
+
+
+def test_zero_terminal_snr_is_reached_but_not_left() -> None:
+    schedule = DiscreteVP((0.9, 0.5, 0.0))
+    assert schedule.step(1, 2) == (0.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="holds no signal"):
+        schedule.step(2, 1)
+
+
+def test_timesteps_end_where_the_schedule_does() -> None:
+    assert ascending_timesteps(linear_ddpm(), 3, 990, 3) == [990, 993, 996, 999]
+    assert ascending_timesteps(ContinuousVP(), 1000)[-1] == 1000
+    with pytest.raises(ValueError, match="end at 1000, beyond the schedule's last timestep 999"):
+        ascending_timesteps(linear_ddpm(), 1000)
+    with pytest.raises(ValueError, match=r"timestep 1000 is not one of this schedule's 0 \.\.\. 999"):
+        linear_ddpm().sigma(1000)
+    with pytest.raises(ValueError, match="timestep -1 is not one"):
+        linear_ddpm().alpha(-1)
+    assert spaced_timesteps(linear_ddpm(), 9) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert len(steps_along(linear_ddpm(), [0, 10, 30])) == 2
