@@ -1,31 +1,66 @@
 """Bytes to pixels, with one documented conversion for each kind of image, and a named reason for each refusal.
 
-| what comes in                    | what is kept            | recorded as            |
-| -------------------------------- | ----------------------- | ---------------------- |
-| L, RGB (8 bit)                   | as it is                |                        |
-| EXIF orientation                 | turned upright          | ``exif_transposed``    |
-| 1 bit                            | L                       | ``bilevel_to_l``       |
-| 16 and 32 bit integer grey       | L, divided by 256       | ``16_bit_to_l``        |
-| palette, CMYK, YCbCr, LAB, HSV   | RGB                     | ``palette_to_rgb``, ...|
-| LA, RGBA, palette with alpha     | composited on white     | ``alpha_on_white``     |
-| several frames, floating point   | refused                 | reason in the reject   |
+| what comes in                       | what is kept               | recorded as            |
+| ----------------------------------- | -------------------------- | ---------------------- |
+| L, RGB (8 bit)                      | as it is                   |                        |
+| EXIF orientation                    | turned upright             | ``exif_transposed``    |
+| 1 bit                               | L                          | ``bilevel_to_l``       |
+| 16 and 32 bit integer grey          | L, divided by 256          | ``16_bit_to_l``        |
+| 16 bit colour, 16 bit with alpha    | 8 bit, divided by 256      | ``16_bit_to_8_bit``    |
+| palette, CMYK, YCbCr, LAB, HSV      | RGB                        | ``palette_to_rgb``, ...|
+| LA, RGBA, palette with alpha        | composited on white        | ``alpha_on_white``     |
+| JPEG with further pictures (MPO)    | the first, that viewers show | ``mpo_first``        |
+| icon of several sizes (ICO)         | the largest                | ``ico_largest``        |
+| animation, pages, floating point    | refused                    | reason in the reject   |
+
+The content decides what a file is, never its name: a PNG called ``.jpg`` is a PNG, a web page called so is a reject.
+Only the formats of ``FORMATS`` are tried; Pillow knows others, one of which (EPS) would run a program on the file.
+Colour profiles are not applied.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, _imaging
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Image formats that are read, by Pillow's names."""
 
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decompressed."""
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False
+MAX_BYTES = 512 * 2**20
+"""Files with more bytes are refused before they are read; ``MAX_PIXELS`` of uncompressed 16-bit RGB take fewer."""
+
+
+def _quieten_pillow() -> None:
+    """Refuse bombs, and say nothing: what is wrong with an image goes into its reject, not over the progress bar.
+
+    Set once for the process rather than around each decode, because none of it is a thread's own: the largest image
+    (Pillow refuses at twice its limit and warns before), Python warnings, Pillow's logger, and the lines that libtiff
+    prints on file descriptor 2. libtiff is reached through the module that is linked to it; a build that hides its
+    symbols keeps printing, which is untidy but harmless.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    logging.getLogger("PIL").propagate = False
+    pillow = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if hasattr(pillow, name):
+            getattr(pillow, name)(None)
+
+
+_quieten_pillow()
 
 
 class Rejected(Exception):
@@ -74,14 +109,15 @@ def decode(content: bytes) -> Picture:
     """
     if not content:
         raise Rejected("empty file")
+    if len(content) > MAX_BYTES:
+        raise Rejected(f"{len(content)} bytes: at most {MAX_BYTES} are read")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return _decode(image)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _decode(image)
     except Rejected:
         raise
+    except UnidentifiedImageError as error:  # its own words hold a memory address
+        raise Rejected(f"not a readable image; it begins with {content[:12]!r}", type(error).__name__) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format and damage
         raise Rejected(str(error) or type(error).__name__, type(error).__name__) from error
 
@@ -98,26 +134,48 @@ def from_array(pixels: NDArray[np.generic]) -> Picture:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or 0 in pixels.shape:
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise Rejected(f"shape {pixels.shape}: (H, W), (H, W, 1) or (H, W, 3) is needed")
+    _check_size(pixels.shape[1], pixels.shape[0])
     return Picture(np.ascontiguousarray(pixels).astype(np.uint8, copy=False))
 
 
 def _decode(image: Image.Image) -> Picture:
-    width, height = image.size
-    if width * height == 0 or width * height > MAX_PIXELS:
-        raise Rejected(f"{width} x {height} pixels: between 1 and {MAX_PIXELS} are allowed", "DecompressionBombError")
-    if getattr(image, "n_frames", 1) > 1:
-        raise Rejected(f"{getattr(image, 'n_frames', 0)} frames: one image is needed")
-    image.load()
-    conversions = []
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or upright.tobytes() != image.tobytes():
+    _check_size(*image.size)
+    conversions = [_choice_among_several(image)]
+    if _sixteen_bit_samples(image):
+        conversions.append("16_bit_to_8_bit")
+    if _orientation(image) in range(2, 9):  # asked before TIFF's loader turns the image by itself
         conversions.append("exif_transposed")
-    converted, conversion = _to_l_or_rgb(upright)
-    if conversion:
-        conversions.append(conversion)
-    return Picture(np.array(converted, dtype=np.uint8), ",".join(conversions))
+    image.load()
+    _check_size(*image.size)
+    converted, conversion = _to_l_or_rgb(ImageOps.exif_transpose(image))
+    conversions.append(conversion)
+    return Picture(np.array(converted, dtype=np.uint8), ",".join(filter(None, conversions)))
+
+
+def _check_size(width: int, height: int) -> None:
+    if not 1 <= width * height <= MAX_PIXELS:
+        raise Rejected(f"{width} x {height} pixels: between 1 and {MAX_PIXELS} are allowed", "DecompressionBombError")
+
+
+def _choice_among_several(image: Image.Image) -> str:
+    """The conversion that takes one picture of a file that holds several, where one is the picture."""
+    if len(image.info.get("sizes", ())) > 1:
+        return "ico_largest"
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1 and image.format != "MPO":
+        raise Rejected(f"{n_frames} frames: one image is needed")
+    return "mpo_first" if n_frames > 1 else ""
+
+
+def _sixteen_bit_samples(image: Image.Image) -> bool:
+    """Does Pillow drop the low byte of each sample on loading? Its modes do not tell, its raw modes do."""
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    return image.getexif().get(ExifTags.Base.Orientation)
 
 
 def _to_l_or_rgb(image: Image.Image) -> tuple[Image.Image, str]:

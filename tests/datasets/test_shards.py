@@ -1,21 +1,33 @@
-"""From any source to shards: identities, determinism, counts, rejects."""
+"""From any source to shards: identities, determinism, counts, rejects, and damage that is told on reading."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
+import json
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tasks.datasets.decoding import Picture, Rejected, decode, from_array
-from tasks.datasets.shards import join_manifests, read_pictures, read_shard, write_shards
-from tasks.datasets.sources import SourceError, open_source
+from tasks.datasets.decoding import Picture, decode
+from tasks.datasets.shards import (
+    Difference,
+    join_manifests,
+    read_pictures,
+    read_shard,
+    verify_shard,
+    write_shards,
+)
+from tasks.datasets.sources import Item, Source, SourceError, open_source
+from tasks.datasets.sources.base import named_item
 from tasks.store.run import RunDirectory
+from tasks.store.schemas import MANIFEST
+from tests.datasets.archives import folder, tarred
+from tests.datasets.hostile import encoded
 
 LIMITS = {"shard_bytes": 16 * 2048, "max_bad_fraction": 0.0}
 
@@ -26,39 +38,6 @@ def sharded(run: RunDirectory, location: Path | str, **limits: float) -> list[di
     write_shards(open_source(location), "train", run.shards, rows, rejects, **{**LIMITS, **limits})  # type: ignore[arg-type]
     join_manifests([rows], run.manifest)
     return list(pq.read_table(run.manifest).to_pylist())
-
-
-def png(pixels: np.ndarray, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", **options)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def doors(digits: np.ndarray, tmp_path: Path) -> dict[str, Path]:
-    """The same five digits as a folder, .npy, .npz, idx, idx.gz and tar."""
-    images = digits[:5]
-    (tmp_path / "folder" / "class").mkdir(parents=True)
-    for i, pixels in enumerate(images):
-        (tmp_path / "folder" / "class" / f"{i}.png").write_bytes(png(pixels, compress_level=1))
-    np.save(tmp_path / "x.npy", images)
-    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(5))
-    idx = struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()
-    (tmp_path / "x-images-idx3-ubyte").write_bytes(idx)
-    (tmp_path / "x-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx))
-    run = RunDirectory(tmp_path / "for-tar")
-    sharded(run, tmp_path / "x.npy", shard_bytes=2**30)
-    names = ["folder", "x.npy", "x.npz", "x-images-idx3-ubyte", "x-images-idx3-ubyte.gz"]
-    return {name: tmp_path / name for name in names} | {"tar": run.shards / "train-000000.tar"}
-
-
-def test_the_same_picture_has_the_same_hash_through_every_door(doors: dict[str, Path], tmp_path: Path) -> None:
-    hashes = {
-        name: [row["content_hash"] for row in sharded(RunDirectory(tmp_path / f"run-{name}"), path)]
-        for name, path in doors.items()
-    }
-    assert all(found == hashes["folder"] for found in hashes.values())
-    assert len(set(hashes["folder"])) == 5
 
 
 def test_shards_are_the_same_bytes_and_of_bounded_size(digits: np.ndarray, tmp_path: Path) -> None:
@@ -93,7 +72,7 @@ def test_folder_names_are_labels_and_bad_files_are_named(digits: np.ndarray, tmp
     folder = tmp_path / "images" / "shoes"
     folder.mkdir(parents=True)
     for i in range(9):
-        (folder / f"{i}.png").write_bytes(png(digits[i]))
+        (folder / f"{i}.png").write_bytes(Picture(digits[i]).png())
     (folder / "page.jpg").write_bytes(b"<html>not an image</html>")
     run = RunDirectory(tmp_path / "run")
     rows = sharded(run, tmp_path / "images", max_bad_fraction=0.2)
@@ -106,7 +85,7 @@ def test_folder_names_are_labels_and_bad_files_are_named(digits: np.ndarray, tmp
 def test_too_many_bad_items_stop_with_one_line_and_no_manifest(digits: np.ndarray, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "good.png").write_bytes(png(digits[0]))
+    (folder / "good.png").write_bytes(Picture(digits[0]).png())
     (folder / "bad.png").write_bytes(b"")
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(SourceError, match=r"1 of 2 items can't be used.*bad\.png \(empty file\)"):
@@ -114,66 +93,151 @@ def test_too_many_bad_items_stop_with_one_line_and_no_manifest(digits: np.ndarra
     assert not run.split_manifest("train").exists()
 
 
-def test_a_truncated_shard_is_refused(digits: np.ndarray, tmp_path: Path) -> None:
+class Failing(Source):
+    """Gives some digits, then fails as a store does whose network is gone."""
+
+    describes = "a source that fails"
+
+    def __init__(self, path: Path, images: np.ndarray) -> None:
+        super().__init__(path)
+        self.images = images
+
+    @classmethod
+    def accepts(cls, path: object) -> bool:
+        return False
+
+    def __iter__(self) -> Iterator[Item]:
+        for index, pixels in enumerate(self.images):
+            yield named_item(f"{index}", f"{index}", pixels)
+        raise SourceError("the network is gone")
+
+
+def test_a_split_that_fails_leaves_nothing_behind(digits: np.ndarray, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(SourceError, match="network is gone"):
+        write_shards(
+            Failing(tmp_path, digits[:60]),
+            "train",
+            run.shards,
+            run.split_manifest("train"),
+            run.split_rejects("train"),
+            shard_bytes=16 * 2048,
+            max_bad_fraction=0.0,
+        )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_bundled_images_decode_to_the_hashes_that_they_were_given() -> None:
+    demo = Path(__file__).resolve().parents[2] / "infra" / "demo" / "holdout.tar"
+    with tarfile.open(demo) as archive:
+        contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    for name in sorted(contents)[::2][:20]:
+        expected = json.loads(contents[name])["content_hash"]
+        picture = decode(contents[name.replace(".json", ".png")])
+        assert picture.content_hash == expected
+        assert picture.png() == contents[name.replace(".json", ".png")]
+
+
+# damage
+
+
+@pytest.fixture
+def shard(digits: np.ndarray, tmp_path: Path) -> tuple[Path, list[dict[str, object]]]:
+    """One shard of nine digits and its manifest rows."""
     np.save(tmp_path / "x.npy", digits[:9])
     run = RunDirectory(tmp_path / "run")
-    sharded(run, tmp_path / "x.npy", shard_bytes=2**30)
-    tar = run.shards / "train-000000.tar"
-    tar.write_bytes(tar.read_bytes()[:5000])
+    rows = sharded(run, tmp_path / "x.npy", shard_bytes=2**30)
+    return run.shards / "train-000000.tar", rows
+
+
+def members(shard: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(shard) as archive:
+        return [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+
+
+def rewritten(shard: Path, contents: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    tarred(shard, [(member.name, content) for member, content in contents])
+
+
+def test_a_shard_as_written_has_no_differences(shard: tuple[Path, list[dict[str, object]]]) -> None:
+    path, rows = shard
+    assert verify_shard(path, rows) == []
+    assert verify_shard(path, rows[::-1]) == []
+
+
+def test_verification_names_what_is_missing_exchanged_or_other(shard: tuple[Path, list[dict[str, object]]]) -> None:
+    path, rows = shard
+    whole = members(path)
+    names = [str(row["sample_id"]) for row in rows]
+    rewritten(path, whole[:4] + whole[6:])
+    assert verify_shard(path, rows) == [Difference(path.name, names[2], "missing")]
+    rewritten(path, whole[2:4] + whole[:2] + whole[4:])
+    assert verify_shard(path, rows) == [Difference(path.name, names[0], "out of order")]
+    rewritten(path, [*whole[:2], whole[0], whole[3], *whole[4:]])
+    assert {difference.sample_id for difference in verify_shard(path, rows)} == {names[0], names[1]}
+    rewritten(path, [whole[0], (whole[1][0], whole[3][1]), *whole[2:]])
+    assert verify_shard(path, rows) == [Difference(path.name, names[0], "another picture: its content hash differs")]
+    rewritten(path, [(whole[0][0], whole[0][1].replace(b"null", b'"owl"')), *whole[1:]])
+    ((_, sample_id, reason),) = verify_shard(path, rows)
+    assert (sample_id, "owl" in reason) == (names[0], True)
+    path.unlink()
+    assert [str(difference) for difference in verify_shard(path, [])] == ["train-000000.tar: No such file or directory"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_flipped_bit_and_no_cut_changes_a_picture_unseen(
+    shard: tuple[Path, list[dict[str, object]]], data: st.DataObject
+) -> None:
+    path, rows = shard
+    whole = path.with_suffix(".whole")
+    if not whole.exists():
+        whole.write_bytes(path.read_bytes())
+    damaged = bytearray(whole.read_bytes())
+    end_of_content = damaged.rindex(b"IEND") + 8
+    if data.draw(st.booleans()):
+        damaged[data.draw(st.integers(0, end_of_content - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del damaged[data.draw(st.integers(0, end_of_content - 20)) :]
+    path.write_bytes(damaged)
+    if verify_shard(path, rows) == []:
+        assert [Picture(x).content_hash for x in read_shard(path)] == [row["content_hash"] for row in rows]
+        assert len(damaged) == whole.stat().st_size, "a cut must show"
+
+
+@pytest.mark.parametrize("length", [5000, 4 * 1024])
+def test_a_cut_shard_is_refused_on_reading_wherever_the_cut_is(
+    shard: tuple[Path, list[dict[str, object]]], length: int
+) -> None:
+    path, _ = shard
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(SourceError, match="damaged shard"):
-        list(read_shard(tar))
+        list(read_shard(path))
 
 
-NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-GREY, COLOUR = np.arange(64, dtype=np.uint8).reshape(8, 8), np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+# near duplicates
 
 
-@pytest.mark.parametrize(
-    ("image", "mode", "conversion"),
-    [
-        (Image.fromarray(GREY), "L", ""),
-        (Image.fromarray(COLOUR), "RGB", ""),
-        (Image.fromarray(GREY).convert("1"), "L", "bilevel_to_l"),
-        (Image.fromarray(COLOUR).convert("P"), "RGB", "palette_to_rgb"),
-        (Image.fromarray(COLOUR).convert("RGBA"), "RGB", "alpha_on_white"),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), "L", "16_bit_to_l"),
-    ],
-)
-def test_each_mode_has_one_recorded_conversion(image: Image.Image, mode: str, conversion: str) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    picture = decode(buffer.getvalue())
-    assert (picture.mode, picture.conversion, picture.size) == (mode, conversion, (8, 8))
-    if conversion in ("", "16_bit_to_l") and mode == "L":
-        assert (picture.pixels == GREY).all()
-
-
-def test_transparent_pixels_become_white_not_what_lies_under_them() -> None:
-    hidden = np.zeros((2, 2, 4), np.uint8)
-    assert (decode(png(hidden)).pixels == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "empty file"),
-        (png(NOISE)[:1500], "truncated|broken|unrecognized"),
-        (b"<html></html>", "cannot identify"),
-    ],
-)
-def test_bad_files_are_rejected_with_a_reason(content: bytes, reason: str) -> None:
-    with pytest.raises(Rejected, match=reason):
-        decode(content)
-
-
-def test_a_bomb_is_refused_before_it_is_decompressed() -> None:
-    header = struct.pack(">2I5B", 60_000, 60_000, 8, 0, 0, 0, 0)
-    bomb = png(GREY).replace(struct.pack(">2I5B", 8, 8, 8, 0, 0, 0, 0), header)
-    with pytest.raises(Rejected):
-        decode(bomb)
-
-
-def test_identity_covers_size_and_mode_not_only_bytes() -> None:
-    shapes = [GREY, GREY.reshape(4, 16), GREY.reshape(16, 4)]
-    assert len({Picture(pixels).content_hash for pixels in shapes}) == 3
-    assert from_array(GREY[:, :, None]).content_hash == from_array(GREY).content_hash
+def test_near_duplicates_are_grouped_across_splits_and_exact_copies_alone_are_not(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [np.kron(rng.integers(0, 256, (8, 8)), np.ones((4, 4))).astype(np.uint8) for _ in range(4)]
+    flat = [np.full((32, 32), grey, np.uint8) for grey in (100, 101)]
+    folder(
+        tmp_path / "train",
+        [(f"{i}.png", Picture(pixels).png()) for i, pixels in enumerate([*scenes, scenes[0], scenes[3], *flat])],
+    )
+    folder(tmp_path / "holdout", [("recompressed.jpg", encoded(scenes[0], "JPEG", quality=60))])
+    run = RunDirectory(tmp_path / "run")
+    for split in ("train", "holdout"):
+        paths = run.split_manifest(split), run.split_rejects(split)
+        write_shards(open_source(tmp_path / split), split, run.shards, *paths, **LIMITS)  # type: ignore[arg-type]
+    join_manifests([run.split_manifest("train"), run.split_manifest("holdout")], run.manifest)
+    table = pq.read_table(run.manifest)
+    assert table.schema.equals(MANIFEST)
+    groups = dict(zip(table["sample_id"].to_pylist(), table["near_duplicate_group"].to_pylist(), strict=True))
+    assert {name for name, group in groups.items() if group == 0} == {
+        "train/0.png",
+        "train/4.png",
+        "holdout/recompressed.jpg",
+    }
+    assert {group for group in groups.values() if group} == set()

@@ -1,0 +1,56 @@
+"""Where images come from. Each source turns a location into a stream of items in a fixed order, without decoding them.
+
+``open_source(location)`` picks the source by what lies there. To add one: subclass :class:`Source`, say in ``accepts``
+what it takes, yield :class:`Item` in a stable order, and append it to ``SOURCES``.
+
+What cannot be read is an item too, with its reason as content, so that it is counted: a file, a member of an archive,
+or, where damage hides how many are behind it, the archive.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.datasets.sources.arrays import IdxFile, NumpyFile
+from tasks.datasets.sources.base import Item, Source
+from tasks.datasets.sources.folder import ImageFolder
+from tasks.datasets.sources.location import Location, SourceError, locate
+from tasks.datasets.sources.tables import ImageTables
+from tasks.datasets.sources.tar import WebDatasetTar
+from tasks.datasets.sources.zip_archive import ZipArchive
+
+__all__ = [
+    "SOURCES",
+    "IdxFile",
+    "ImageFolder",
+    "ImageTables",
+    "Item",
+    "Location",
+    "NumpyFile",
+    "Source",
+    "SourceError",
+    "WebDatasetTar",
+    "ZipArchive",
+    "locate",
+    "open_source",
+]
+
+SOURCES: list[type[Source]] = [ImageTables, ImageFolder, IdxFile, NumpyFile, ZipArchive, WebDatasetTar]
+"""In the order in which they are asked."""
+
+
+def open_source(location: str | Path) -> Source:
+    """The source for ``location``: a path, a brace pattern of paths, or a storage URL of either.
+
+    Raises:
+        SourceError: nothing is there, or nothing reads it.
+    """
+    path = locate(location)
+    for source in SOURCES:
+        if source.accepts(path):
+            return source(path)
+    for part in path.expand():
+        if not part.is_file() and not part.is_folder():
+            raise SourceError(f"{part}: no such file or folder")
+    kinds = "; ".join(source.describes for source in SOURCES)
+    raise SourceError(f"{location}: not a source of images. Understood are: {kinds}")

@@ -1,0 +1,72 @@
+"""What every source is: a location that gives items in a fixed order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.decoding import Picture, Rejected, decode, from_array
+from tasks.datasets.sources.location import Location, locate
+from tasks.datasets.sources.names import as_text, valid
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input image, still encoded (``content`` bytes) or raw (``content`` uint8 array).
+
+    ``key`` is unique and stable within its source; ``uri`` tells a person where to find it; both are valid Unicode,
+    whatever the file was called (see :func:`as_text`).
+    """
+
+    key: str
+    uri: str
+    content: bytes | NDArray[np.generic] | Rejected
+    label: str | None = None
+
+    def picture(self) -> Picture:
+        """Decode.
+
+        Raises:
+            Rejected: with the reason, if the item cannot be used.
+        """
+        if isinstance(self.content, Rejected):
+            raise self.content
+        return decode(self.content) if isinstance(self.content, bytes) else from_array(self.content)
+
+
+def named_item(key: str, uri: str, content: bytes | NDArray[np.generic] | Rejected, label: str | None = None) -> Item:
+    """An item whose key and place hold names that others chose."""
+    return Item(as_text(key), as_text(uri), content, None if label is None else valid(label))
+
+
+class Source(ABC):
+    """A readable collection of images."""
+
+    describes: ClassVar[str]
+
+    def __init__(self, path: Location | Path | str) -> None:
+        self.path = locate(path)
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, path: Location) -> bool:
+        """Does this source read what lies at ``path``?"""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Item]:
+        """Items, in the same order every time."""
+
+
+def names_apart(locations: Sequence[Location]) -> list[str]:
+    """Each file's path from the folder that holds them all on: its name, if they lie in one folder."""
+    parts = [str(location).split("/") for location in locations]
+    shared = 0
+    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    return ["/".join(each[shared:]) for each in parts]

@@ -1,0 +1,30 @@
+"""Folders of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasks.datasets.decoding import Rejected
+from tasks.datasets.sources.base import Item, Source, named_item
+from tasks.datasets.sources.location import Location
+from tasks.datasets.sources.names import kind_of, parent_label
+
+
+class ImageFolder(Source):
+    """A folder of image files, searched recursively; a sub-folder is its images' label."""
+
+    describes = "folder of images (sub-folders become labels)"
+
+    @classmethod
+    def accepts(cls, path: Location) -> bool:
+        return path.is_folder()
+
+    def __iter__(self) -> Iterator[Item]:
+        for name, file in self.path.files():
+            kind = kind_of(name)
+            if kind != "companion":
+                content = ARCHIVE_WITHIN if kind == "archive" else file.read()
+                yield named_item(name, str(file), content, parent_label(name))
+
+
+ARCHIVE_WITHIN = Rejected("an archive within the source: name it as the source, or unpack it")

@@ -1,0 +1,278 @@
+"""Where files lie: on this machine or in an object store, behind one small interface.
+
+    /data/images            train-{000000..000003}.tar            s3://bucket/images
+
+Stores are reached through ``pyarrow.fs``, which takes credentials and region from the environment
+(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) and options after a ``?``, such as
+``s3://bucket/x.tar?endpoint_override=localhost:9000&scheme=http``.
+What cannot be read from a folder of this machine is that file's own fault and becomes a reject; a store that fails to
+answer is nobody's fault, so it ends the run, which can be resumed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from braceexpand import braceexpand
+
+from tasks.datasets.decoding import MAX_BYTES, Rejected
+
+READ_AHEAD = 8 * 2**20
+"""Bytes asked from a store at a time."""
+
+
+class SourceError(Exception):
+    """A source that cannot be read at all; the message names it and says what to do."""
+
+
+class Location(ABC):
+    """A file or folder that may or may not exist; ``str()`` is how its user would write it."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return str(self).rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix of its name in lower case, with the dot."""
+        return os.path.splitext(self.name)[1].lower()
+
+    @abstractmethod
+    def expand(self) -> list[Location]:
+        """The locations that a brace pattern stands for, each once; itself, if it is none."""
+
+    @abstractmethod
+    def sibling(self, name: str) -> Location:
+        """Another file of the same folder."""
+
+    @abstractmethod
+    def is_file(self) -> bool: ...
+
+    @abstractmethod
+    def is_folder(self) -> bool: ...
+
+    @abstractmethod
+    def files(self) -> Iterator[tuple[str, Location]]:
+        """Every file below a folder as (path within it, location), in the order of the paths' parts.
+
+        Raises:
+            SourceError: a folder cannot be listed.
+        """
+
+    @abstractmethod
+    def open(self) -> IO[bytes]:
+        """A seekable stream of a file's bytes. Raises OSError, or SourceError where a store does not answer."""
+
+    @abstractmethod
+    def read(self) -> bytes | Rejected:
+        """A whole file of at most ``MAX_BYTES``, or why not."""
+
+
+@contextmanager
+def decompressed(file: Location) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked if its name says that it is gzipped."""
+    with file.open() as stream:
+        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if file.suffix in (".gz", ".tgz") else stream
+
+
+def locate(where: str | Path | Location) -> Location:
+    """The location that a user's text stands for.
+
+    Raises:
+        SourceError: it is a command, or a store that nothing here can talk to.
+    """
+    if isinstance(where, Location):
+        return where
+    text = str(where)
+    if text.startswith("pipe:"):
+        raise SourceError(f"{text}: commands are never run; name the files that it would read")
+    if isinstance(where, str) and "://" in text:
+        return _locate_in_store(text)
+    return LocalLocation(Path(where))
+
+
+@dataclass(frozen=True)
+class LocalLocation(Location):
+    """A path on this machine. Links are followed, except where a folder would be entered from within itself."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def expand(self) -> list[Location]:
+        return [self] if self.path.exists() else [LocalLocation(Path(text)) for text in _expand(str(self.path))]
+
+    def sibling(self, name: str) -> Location:
+        return LocalLocation(self.path.with_name(name))
+
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    def files(self) -> Iterator[tuple[str, Location]]:
+        pending: list[tuple[str, Path, tuple[object, ...]]] = [("", self.path, (_identity(self.path),))]
+        while pending:
+            relative, path, ancestors = pending.pop()
+            if not path.is_dir():
+                yield relative, LocalLocation(path)
+                continue
+            try:
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                raise SourceError(f"{path}: cannot be listed ({error.strerror})") from error
+            for name in names:
+                entry = path / name
+                identity = _identity(entry) if entry.is_dir() else None
+                if identity not in ancestors:
+                    pending.append((f"{relative}/{name}".lstrip("/"), entry, (*ancestors, identity)))
+
+    def open(self) -> IO[bytes]:
+        return self.path.open("rb")
+
+    def read(self) -> bytes | Rejected:
+        try:
+            status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return Rejected("a device, socket or pipe, not a file")
+            return _too_large(status.st_size) or self.path.read_bytes()
+        except OSError as error:
+            return Rejected(error.strerror or str(error), type(error).__name__)
+
+
+@dataclass(frozen=True)
+class StoredLocation(Location):
+    """A key, or the common beginning of keys, in an object store."""
+
+    filesystem: pafs.FileSystem
+    scheme: str
+    key: str
+    """With the bucket: ``bucket/images/a.png``."""
+    size: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def expand(self) -> list[Location]:
+        return [replace(self, key=key) for key in _expand(self.key)]
+
+    def sibling(self, name: str) -> Location:
+        return replace(self, key=f"{self.key.rpartition('/')[0]}/{name}")
+
+    def is_file(self) -> bool:
+        return self._type() == pafs.FileType.File
+
+    def is_folder(self) -> bool:
+        return self._type() == pafs.FileType.Directory
+
+    def files(self) -> Iterator[tuple[str, Location]]:
+        with self._answered():
+            found = self.filesystem.get_file_info(pafs.FileSelector(self.key, recursive=True))
+        sizes = {file.path[len(self.key) :].lstrip("/"): file.size for file in found if file.type == pafs.FileType.File}
+        for relative in sorted(sizes, key=lambda path: path.split("/")):
+            yield relative, replace(self, key=f"{self.key.rstrip('/')}/{relative}", size=sizes[relative])
+
+    def open(self) -> IO[bytes]:
+        with self._answered():
+            stream = _StoreStream(self, self.filesystem.open_input_file(self.key))
+            return cast("IO[bytes]", io.BufferedReader(stream, READ_AHEAD))
+
+    def read(self) -> bytes | Rejected:
+        if self.size is not None and (refusal := _too_large(self.size)):
+            return refusal
+        with self._answered(), self.filesystem.open_input_file(self.key) as stream:
+            return _too_large(stream.size()) or stream.read()
+
+    def _type(self) -> pafs.FileType:
+        with self._answered():
+            return self.filesystem.get_file_info(self.key).type
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            first_line = str(error).partition("\n")[0]
+            raise SourceError(f"{self}: cannot be read ({first_line}); run again to go on from here") from error
+
+
+class _StoreStream(io.RawIOBase):
+    """An Arrow file whose failures are the store's, so that no archive is taken for damaged when a network was."""
+
+    def __init__(self, location: StoredLocation, file: pa.NativeFile) -> None:
+        self.location, self.file = location, file
+        self.length = file.size()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.file.tell(), os.SEEK_END: self.length}[whence]
+        self.file.seek(min(max(start + offset, 0), self.length))
+        return self.file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with self.location._answered():
+            content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _locate_in_store(text: str) -> Location:
+    scheme, _, rest = text.partition("://")
+    key, _, options = rest.partition("?")
+    if "@" in key.partition("/")[0]:
+        raise SourceError(
+            f"{scheme}://...: credentials belong into the environment, not into a location that is recorded"
+        )
+    try:
+        filesystem, _ = _connect(scheme, key.partition("/")[0], options)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{text}: cannot be reached ({str(error).partition(chr(10))[0]})") from error
+    return StoredLocation(filesystem, scheme, key)
+
+
+@lru_cache(maxsize=8)
+def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, str]:
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{'?' * bool(options)}{options}")
+
+
+def _expand(text: str) -> list[str]:
+    try:
+        return list(dict.fromkeys(braceexpand(text)))
+    except ValueError:  # unbalanced: a name with a brace in it
+        return [text]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _too_large(n_bytes: int) -> Rejected | None:
+    return Rejected(f"{n_bytes} bytes: at most {MAX_BYTES} are read") if n_bytes > MAX_BYTES else None

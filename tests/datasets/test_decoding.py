@@ -1,0 +1,208 @@
+"""Bytes to pixels: each kind of image has one conversion, all else one named refusal, and nothing else happens."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
+
+from tasks.datasets.decoding import MAX_BYTES, Picture, Rejected, decode, from_array
+from tests.datasets.hostile import encoded, png
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+COLOUR = np.stack([GREY, GREY.T, 255 - GREY], axis=-1)
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+PAIR = np.array([[10, 200]], np.uint8)
+ROTATE_90_CLOCKWISE = Image.Exif()
+ROTATE_90_CLOCKWISE[0x0112] = 6
+
+
+def palette(transparent: int | None = None) -> bytes:
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([1, 2, 3, 40, 50, 60])
+    return encoded(image, transparency=transparent) if transparent is not None else encoded(image)
+
+
+CONVERSIONS = {
+    "grey": (encoded(GREY), GREY, ""),
+    "colour": (encoded(COLOUR), COLOUR, ""),
+    "lossless webp": (encoded(COLOUR, "WEBP", lossless=True), COLOUR, ""),
+    "bilevel": (encoded(Image.fromarray(PAIR > 100)), [[0, 255]], "bilevel_to_l"),
+    "16 bit grey": (png(2, 1, 16, 0, b"\0\x12\x34\xff\xff"), [[0x12, 0xFF]], "16_bit_to_l"),
+    "16 bit colour": (png(1, 1, 16, 2, b"\0\x12\x34\x56\x78\x9a\xbc"), [[[0x12, 0x56, 0x9A]]], "16_bit_to_8_bit"),
+    "palette": (palette(), [[[1, 2, 3], [40, 50, 60]]], "palette_to_rgb"),
+    "palette with alpha": (palette(transparent=0), [[[255] * 3, [40, 50, 60]]], "alpha_on_white"),
+    "grey with alpha": (png(2, 1, 8, 4, b"\0\x07\x00\x07\xff"), [[255, 7]], "alpha_on_white"),
+    "colour with alpha": (png(2, 1, 8, 6, b"\0abc\x00abc\xff"), [[[255] * 3, list(b"abc")]], "alpha_on_white"),
+    "CMYK": (encoded(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [[[255, 0, 0]]], "cmyk_to_rgb"),
+    "turned PNG": (encoded(PAIR, exif=ROTATE_90_CLOCKWISE), [[10], [200]], "exif_transposed"),
+    "turned TIFF": (encoded(PAIR, "TIFF", exif=ROTATE_90_CLOCKWISE), [[10], [200]], "exif_transposed"),
+    "icon": (encoded(Image.fromarray(COLOUR).convert("RGB"), "ICO", sizes=[(4, 4), (8, 8)]), None, "ico_largest"),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERSIONS)
+def test_each_kind_of_image_has_one_recorded_conversion(kind: str) -> None:
+    content, pixels, conversion = CONVERSIONS[kind]
+    picture = decode(content)
+    assert picture.conversion.split(",")[0] == conversion
+    if pixels is not None:
+        np.testing.assert_array_equal(picture.pixels, pixels)
+        assert picture.content_hash == Picture(np.array(pixels, np.uint8)).content_hash
+
+
+def test_of_a_stereo_photo_and_of_an_icon_the_picture_that_viewers_show_is_kept() -> None:
+    first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    photo = decode(encoded(first, "MPO", save_all=True, append_images=[second], quality=100))
+    assert photo.conversion == "mpo_first"
+    assert (
+        np.abs(photo.pixels.astype(int) - COLOUR).mean() < 30 < np.abs(photo.pixels.astype(int) + COLOUR - 255).mean()
+    )
+    assert decode(CONVERSIONS["icon"][0]).size == (8, 8)
+
+
+def test_the_content_decides_the_format_and_lossless_formats_agree() -> None:
+    kinds = {"PNG": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}, "PPM": {}}
+    hashes = {decode(encoded(COLOUR, kind, **options)).content_hash for kind, options in kinds.items()}
+    assert hashes == {Picture(COLOUR).content_hash}
+
+
+def test_content_hash_is_blake2b_of_size_mode_and_pixels() -> None:
+    pixels = np.array([[1, 2, 3]], np.uint8)
+    assert Picture(pixels).content_hash == hashlib.blake2b(b"3,1,L,\1\2\3", digest_size=16).hexdigest()
+    assert len({Picture(GREY.reshape(shape)).content_hash for shape in [(8, 8), (4, 16), (16, 4)]}) == 3
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_picture_survives_its_png(height: int, width: int, colour: bool, seed: int) -> None:
+    shape = (height, width, 3) if colour else (height, width)
+    picture = Picture(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    again = decode(picture.png())
+    assert (again.content_hash, again.conversion) == (picture.content_hash, "")
+    assert again.png() == picture.png()
+
+
+TWO_FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - GREY)]}
+REFUSED = {
+    "empty": (b"", "empty file", "Rejected"),
+    "web page": (b"<!DOCTYPE html>", r"begins with b'<!DOCTYPE ht'", "UnidentifiedImageError"),
+    "PostScript": (encoded(COLOUR, "EPS"), "not a readable image", "UnidentifiedImageError"),
+    "truncated JPEG": (encoded(NOISE, "JPEG")[:700], "truncated", "OSError"),
+    "animated GIF": (encoded(GREY, "GIF", **TWO_FRAMES), "2 frames", "Rejected"),
+    "animated PNG": (encoded(GREY, "PNG", **TWO_FRAMES), "2 frames", "Rejected"),
+    "animated WebP": (encoded(COLOUR, "WEBP", **TWO_FRAMES), "2 frames", "Rejected"),
+    "TIFF of two pages": (encoded(GREY, "TIFF", **TWO_FRAMES), "2 frames", "Rejected"),
+    "floating point": (encoded(GREY.astype(np.float32), "TIFF"), "mode F", "Rejected"),
+    "no pixels": (png(0, 1, 8, 0, b"\0"), "PNG", "UnidentifiedImageError"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_one_whole_image_is_refused_by_name(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, reason, cause = REFUSED[kind]
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("a program ran on the file"))
+    with pytest.raises(Rejected, match=reason) as refusal:
+        decode(content)
+    assert refusal.value.cause == cause
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"])
+def test_a_cut_file_is_refused_unless_every_pixel_is_still_there(kind: str) -> None:
+    whole = encoded(NOISE, kind)
+    expected = decode(whole).content_hash
+    for length in range(0, len(whole), 7):
+        try:
+            found = decode(whole[:length]).content_hash
+        except Rejected:
+            continue
+        assert found == expected
+        assert length > len(whole) / 2
+
+
+def test_a_file_too_large_to_be_an_image_is_not_looked_into() -> None:
+    with pytest.raises(Rejected, match="at most"):
+        decode(bytes(MAX_BYTES + 1))
+
+
+VALID = [content for content, _, _ in CONVERSIONS.values()] + [
+    encoded(COLOUR, kind) for kind in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PPM", "TIFF")
+]
+
+
+@given(st.sampled_from(VALID), st.data())
+@settings(max_examples=400, deadline=None)
+def test_damage_gives_a_picture_or_a_reject_and_nothing_else(content: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    del damaged[data.draw(st.integers(1, len(damaged))) :]
+    try:
+        outcome = str(decode(bytes(damaged)).pixels.dtype)
+    except Rejected as error:
+        outcome = str(error)
+    assert outcome
+    assert "0x" not in outcome, "a memory address would make every run's rejects differ"
+
+
+def in_a_new_process(program: str) -> subprocess.CompletedProcess[str]:
+    """Runs with the warning filters and file descriptors that a command has, not pytest's."""
+    imports = (
+        "import resource\nfrom tasks.datasets.decoding import Rejected, decode\nfrom tests.datasets import hostile\n"
+    )
+    command = [sys.executable, "-c", imports + textwrap.dedent(program)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_bombs_are_refused_without_the_memory_that_they_ask_for() -> None:
+    answer = in_a_new_process("""
+        files = hostile.bombs()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for name, content in files.items():
+            try:
+                print("not refused", name, decode(content).size)
+            except Rejected:
+                pass
+        print(len(files), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """)
+    n_bombs, megabytes = map(int, answer.stdout.split())
+    assert n_bombs == 13
+    assert megabytes < 40
+
+
+def test_libtiff_and_pillow_say_nothing_over_the_progress_bar() -> None:
+    answer = in_a_new_process("""
+        size = {256: 8, 257: 8, 258: 8, 262: 1, 273: 200, 277: 1, 278: 8, 279: 64}
+        for other in [{259: 5}, {259: 7}, {259: 8}, {259: 50001}, {259: 5, 277: 65535}, {259: 5, 279: 2**31}, {270: 9}]:
+            try:
+                print("not refused", decode(hostile.tiff({**size, **other}, bytes(range(64)))).size)
+            except Rejected:
+                pass
+    """)
+    assert (answer.stdout, answer.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (1, 5, 4), (5, 4, 3), (3, 5, 4)])
+def test_raw_pixels_may_have_their_channel_first_or_last(shape: tuple[int, ...]) -> None:
+    picture = from_array(np.arange(np.prod(shape), dtype=np.uint8).reshape(shape))
+    assert picture.size == (4, 5)
+    assert picture.mode == ("RGB" if 3 in shape else "L")
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8), np.zeros((4, 0), np.uint8)])
+def test_raw_pixels_of_another_type_or_shape_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(Rejected):
+        from_array(pixels)

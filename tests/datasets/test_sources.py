@@ -1,0 +1,306 @@
+"""Sources: the same pictures through every door, labels, and nothing lost in silence or run by accident."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.datasets.sources import SourceError, open_source
+from tests.datasets.archives import (
+    FILES,
+    HASHES,
+    IMAGES,
+    LABELS,
+    PNGS,
+    Touched,
+    bad,
+    decoded,
+    folder,
+    good,
+    idx,
+    tarred,
+    zipped,
+)
+
+
+def parquet(
+    path: Path, columns: dict[str, object], metadata: dict[bytes, bytes] | None = None, **options: object
+) -> Path:
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, **options)
+    return path
+
+
+def structs() -> list[dict[str, object]]:
+    return [{"bytes": png, "path": f"{i}.png"} for i, png in enumerate(PNGS)]
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | str]:
+    """The same six labelled images behind every kind of door."""
+    home = tmp_path_factory.mktemp("doors")
+    samples = [(f"{i}.{kind}", content) for i, png in enumerate(PNGS) for kind, content in _sample(png, LABELS[i])]
+    (home / "t-images-idx3-ubyte").write_bytes(idx(IMAGES))
+    (home / "t-labels-idx1-ubyte").write_bytes(idx(np.arange(6, dtype=np.uint8)))
+    (home / "g-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES)))
+    np.save(home / "x.npy", IMAGES)
+    np.save(home / "fortran.npy", np.asfortranarray(IMAGES))
+    np.savez_compressed(home / "x.npz", images=IMAGES, labels=np.array(LABELS))
+    for i in range(2):
+        tarred(home / f"part-{i}.tar", samples[6 * i : 6 * i + 6])
+        parquet(home / f"p-{i}.parquet", {"image": structs()[3 * i : 3 * i + 3], "label": LABELS[3 * i : 3 * i + 3]})
+        zipped(home / f"z-{i}.zip", FILES[3 * i : 3 * i + 3])
+    data_set = folder(home / "hub", [("README.md", b"# images")]) / "data"
+    data_set.mkdir()
+    parquet(data_set / "train-00000-of-00001.parquet", {"image": structs(), "label": LABELS}, row_group_size=2)
+    saved = folder(home / "saved", [("state.json", b"{}"), ("dataset_info.json", b"{}"), ("cache-1.arrow", b"stale")])
+    table = pa.table({"image": structs(), "label": LABELS})
+    with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return {
+        "folder": folder(home / "folder", FILES),
+        "zip": zipped(home / "x.zip", FILES),
+        "zips": str(home / "z-{0..1}.zip"),
+        "tar": tarred(home / "x.tar", samples),
+        "tar.gz": tarred(home / "x.tar.gz", samples, "w:gz"),
+        "tars": str(home / "part-{0..1}.tar"),
+        "parquet of structs": parquet(home / "s.parquet", {"image": structs(), "label": LABELS}),
+        "parquet of bytes": parquet(home / "b.parquet", {"id": [*range(6)], "png": PNGS, "label": LABELS}),
+        "parquets": str(home / "p-{0..1}.parquet"),
+        "hub folder": home / "hub",
+        "saved data set": saved,
+        "npy": home / "x.npy",
+        "fortran": home / "fortran.npy",
+        "npz": home / "x.npz",
+        "idx": home / "t-images-idx3-ubyte",
+        "idx.gz": home / "g-images-idx3-ubyte.gz",
+    }
+
+
+def _sample(png: bytes, label: str) -> list[tuple[str, bytes]]:
+    return [("png", png), ("json", json.dumps({"label": label}).encode())]
+
+
+FILES_OF_IMAGES = ["folder", "zip", "zips", "tar", "tar.gz", "tars"]
+TABLES = ["parquet of structs", "parquet of bytes", "parquets", "hub folder", "saved data set"]
+ARRAYS = ["npy", "fortran", "npz", "idx", "idx.gz"]
+
+
+@pytest.mark.parametrize("door", [*FILES_OF_IMAGES, *TABLES, *ARRAYS])
+def test_the_same_picture_has_the_same_hash_and_label_through_every_door(
+    doors: dict[str, Path | str], door: str
+) -> None:
+    items = list(open_source(doors[door]))
+    assert [item.picture().content_hash for item in items] == HASHES
+    assert len({item.key for item in items}) == 6
+    expected = {"npy": [None] * 6, "fortran": [None] * 6, "idx.gz": [None] * 6, "idx": list("012345")}
+    assert [item.label for item in items] == expected.get(door, LABELS)
+
+
+def test_sources_with_the_same_name_in_two_folders_keep_their_keys_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        tarred(tmp_path / name / "x.tar", [("0.png", PNGS[0])])
+    items = list(open_source(f"{tmp_path}/{{a,b}}/x.tar"))
+    assert [item.key for item in items] == ["a/x.tar/0.png", "b/x.tar/0.png"]
+
+
+# folders
+
+
+def test_in_a_folder_only_companions_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    folder(
+        tmp_path,
+        [
+            ("a/photo.png", PNGS[0]),
+            ("a/photo.txt", b"a caption"),
+            ("a/metadata.csv", b"x"),
+            (".DS_Store", b"x"),
+            (".cache/hidden.png", PNGS[1]),
+            ("__MACOSX/a/._photo.png", b"resource fork"),
+            ("LICENSE", b"x"),
+            ("a/3f2a9c", PNGS[2]),
+            ("a/photo.heic", b"ftypheic"),
+            ("a/more.zip", b"PK"),
+            ("a/notes.docx2", b"?"),
+        ],
+    )
+    items = list(open_source(tmp_path))
+    usable, refused = decoded(items)
+    assert usable == ["a/3f2a9c", "a/photo.png"]
+    assert refused == ["a/more.zip", "a/notes.docx2", "a/photo.heic"]
+
+
+def test_links_in_a_folder_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
+    images = folder(tmp_path / "images", [("a/0.png", PNGS[0])])
+    elsewhere = folder(tmp_path / "elsewhere", [("1.png", PNGS[1])])
+    (images / "linked").symlink_to(elsewhere)
+    (images / "a" / "circle").symlink_to(images)
+    (images / "broken.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(images / "pipe.png")
+    usable, refused = decoded(list(open_source(images)))
+    assert usable == ["a/0.png", "linked/1.png"]
+    assert refused == ["broken.png", "pipe.png"]
+
+
+# arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("x.npy", np.zeros((2, 3, 3)), "uint8 images of shape .* got float64"),
+        ("x.npy", np.zeros((3, 3), np.uint8), r"got uint8 of shape \(3, 3\)"),
+        ("x.npy", np.zeros((3, 0, 3), np.uint8), r"images of shape \(0, 3\)"),
+        ("x.npy", np.array([None, 1]), "pickled objects, which are never loaded"),
+        ("x.npz", {"images": np.array([None, 1])}, "pickled objects, which are never loaded"),
+        ("x.npz", {"images": IMAGES, "labels": np.array([None] * 6)}, "allow_pickle=False"),
+        ("x.npz", {"images": IMAGES, "labels": np.arange(5)}, "only 5 labels"),
+        ("x.npz", {"images": IMAGES, "labels": np.arange(7)}, "7 labels for 6 images"),
+        ("x.npz", {"a": IMAGES, "b": IMAGES}, "no array called 'images' among a, b"),
+        ("x.npy", b"\x93NUMPY", "not a readable array"),
+        ("x-images-idx3-ubyte", idx(IMAGES)[:-1], "ends within image 5 of 6"),
+        ("x-images-idx3-ubyte", idx(IMAGES) + b"\0", "goes on after its 6 images"),
+        ("x-images-idx3-ubyte", idx(IMAGES[0]), "magic number 0x0802"),
+        ("x-images-idx3-ubyte", struct.pack(">4I", 0x803, *[2**32 - 1] * 3), "images of shape"),
+        ("x-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES))[:-3], "ended before the end-of-stream"),
+        ("x-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES))[:-8] + bytes(8), "CRC"),
+    ],
+)
+def test_an_array_that_is_damaged_or_not_of_images_is_refused_in_one_line(
+    name: str, content: object, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(SourceError, match=reason) as refusal:
+        list(open_source(path))
+    assert "\n" not in str(refusal.value)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_pickle_in_an_array_file_is_never_loaded(tmp_path: Path) -> None:
+    array = np.array([Touched(tmp_path / "touched")], dtype=object)
+    np.savez(tmp_path / "x.npz", images=array)
+    np.savez(tmp_path / "y.npz", images=IMAGES, other=array)
+    with pytest.raises(SourceError, match="never loaded"):
+        list(open_source(tmp_path / "x.npz"))
+    assert len(list(open_source(tmp_path / "y.npz"))) == 6
+    assert not (tmp_path / "touched").exists()
+
+
+def test_an_array_says_its_size_but_only_its_content_takes_memory(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 28, 28)})
+    (tmp_path / "x.npy").write_bytes(header.getvalue() + bytes(28 * 28))
+    items = iter(open_source(tmp_path / "x.npy"))
+    assert next(items).picture().size == (28, 28)
+    with pytest.raises(SourceError, match="ends within image 1 of 1000000000000"):
+        next(items)
+
+
+# tables
+
+
+def test_hugging_face_metadata_names_the_image_and_the_classes(tmp_path: Path) -> None:
+    features = {
+        "mask": {"_type": "Value"},
+        "photo": {"_type": "Image"},
+        "kind": {"_type": "ClassLabel", "names": ["a", "b"]},
+    }
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    columns = {"mask": [PNGS[5]] * 4, "photo": structs()[:4], "kind": [0, 1, -1, None]}
+    items = list(open_source(parquet(tmp_path / "x.parquet", columns, metadata)))
+    assert [item.picture().content_hash for item in items] == HASHES[:4]
+    assert [item.label for item in items] == ["a", "b", None, None]
+
+
+def test_rows_without_bytes_are_refused_and_their_paths_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(PNGS[0])
+    rows = [structs()[0], {"bytes": None, "path": str(tmp_path / "secret.png")}, None, {"bytes": b"", "path": ""}]
+    items = list(open_source(parquet(tmp_path / "x.parquet", {"image": rows})))
+    assert decoded(items)[0] == ["x.parquet/00000000"]
+    assert "only a path" in bad(items)[f"{tmp_path}/x.parquet#1"]
+
+
+def test_a_data_set_of_several_splits_is_not_mixed(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        parquet(tmp_path / f"{split}-00000-of-00001.parquet", {"image": PNGS})
+    with pytest.raises(SourceError, match=r"several splits \(test, train\)"):
+        list(open_source(tmp_path))
+    assert len(list(open_source(tmp_path / "train-00000-of-00001.parquet"))) == 6
+
+
+def test_a_folder_of_images_may_have_a_table_beside_them(tmp_path: Path) -> None:
+    parquet(folder(tmp_path, FILES) / "metadata.parquet", {"file_name": [name for name, _ in FILES]})
+    assert [item.label for item in open_source(tmp_path)] == LABELS
+
+
+def test_a_table_without_images_names_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no column of encoded images called 'image' among id, text"):
+        list(open_source(parquet(tmp_path / "x.parquet", {"id": [1], "text": ["a"]})))
+
+
+def test_a_damaged_table_is_named_and_the_next_is_read(tmp_path: Path) -> None:
+    whole = parquet(tmp_path / "1.parquet", {"image": PNGS}, write_page_checksum=True, compression="none").read_bytes()
+    (tmp_path / "0.parquet").write_bytes(whole[:-20])
+    flipped = bytearray(whole)
+    flipped[whole.index(PNGS[3]) + 40] ^= 1
+    (tmp_path / "2.parquet").write_bytes(flipped)
+    items = list(open_source(f"{tmp_path}/{{0..2}}.parquet"))
+    assert list(bad(items)) == [f"{tmp_path}/0.parquet", f"{tmp_path}/2.parquet"]
+    assert [item.picture().content_hash for item in good(items)] == HASHES
+
+
+@pytest.mark.parametrize("how", ["cut at a batch", "offset out of bounds"])
+def test_a_damaged_arrow_stream_is_named(doors: dict[str, Path | str], how: str, tmp_path: Path) -> None:
+    whole = next(Path(doors["saved data set"]).glob("data*.arrow")).read_bytes()
+    if how == "cut at a batch":
+        damaged = whole[:-8]
+    else:
+        offsets = struct.pack("<3i", 0, len(PNGS[0]), len(PNGS[0]) + len(PNGS[1]))
+        damaged = whole.replace(offsets, struct.pack("<3i", 0, 2**30, 2**30 + 5))
+        assert damaged != whole
+    (tmp_path / "x.arrow").write_bytes(damaged)
+    (reason,) = bad(list(open_source(tmp_path / "x.arrow"))).values()
+    assert reason.startswith("damaged table")
+
+
+# locations
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("pipe:touch {here}/touched", "commands are never run"),
+        ("{here}/nothing", "nothing: no such file or folder"),
+        ("{here}/x-{{0..3}}.tar", "x-0.tar: no such file or folder"),
+        ("{here}/x.doc", "not a source of images. Understood are: "),
+        ("ftp://host/x.tar", "cannot be reached"),
+        ("s3://key:secret@bucket/x.tar", "credentials belong into the environment"),
+    ],
+)
+def test_a_location_that_cannot_be_read_is_refused_in_one_line(location: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.doc").write_bytes(b"")
+    with pytest.raises(SourceError, match=reason) as refusal:
+        open_source(location.format(here=tmp_path))
+    assert "\n" not in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    tarred(tmp_path / "x-{0..1}.tar", [("0.png", PNGS[0])])
+    assert len(list(open_source(tmp_path / "x-{0..1}.tar"))) == 1

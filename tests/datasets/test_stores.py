@@ -1,0 +1,87 @@
+"""Object stores: the same items as from this machine, read from a real S3-speaking server; failures are the store's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tasks.datasets.sources import SourceError, open_source
+from tests.datasets.archives import FILES, HASHES, IMAGES, LABELS, PNGS, decoded, folder, tarred, zipped
+from tests.datasets.test_sources import parquet
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadedMotoServer]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "test")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def options(server: ThreadedMotoServer) -> str:
+    host, port = server.get_host_and_port()
+    return f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("local")
+    folder(home / "images", [*FILES, ("é #?/empty.png", b""), ("readme.md", b"")])
+    for i in range(2):
+        tarred(home / f"x-{i}.tar", [(f"{j}.png", png) for j, png in enumerate(PNGS[3 * i : 3 * i + 3])])
+    tarred(home / "x.tar.gz", FILES, "w:gz")
+    zipped(home / "x.zip", FILES)
+    np.save(home / "x.npy", IMAGES)
+    parquet(folder(home / "hub", [("README.md", b"")]) / "x.parquet", {"image": PNGS, "label": LABELS})
+    return home
+
+
+@pytest.fixture(scope="module")
+def bucket(local: Path, options: str) -> str:
+    store, _ = pafs.FileSystem.from_uri(f"s3://bucket{options}")
+    store.create_dir("bucket")
+    pafs.copy_files(str(local), "bucket/data set", destination_filesystem=store)
+    return "s3://bucket/data set"
+
+
+@pytest.mark.parametrize("name", ["images", "x-{0..1}.tar", "x.tar.gz", "x.zip", "x.npy", "hub", "hub/x.parquet"])
+def test_a_store_gives_the_same_items_as_this_machine(bucket: str, options: str, local: Path, name: str) -> None:
+    here, there = list(open_source(f"{local}/{name}")), list(open_source(f"{bucket}/{name}{options}"))
+    assert [(item.key, item.label) for item in there] == [(item.key, item.label) for item in here]
+    assert decoded(there) == decoded(here)
+    assert sorted(item.picture().content_hash for item in there if "empty" not in item.key) == sorted(HASHES)
+    assert there[0].uri == here[0].uri.replace(str(local), bucket)
+
+
+@pytest.mark.parametrize("name", ["nothing", "x-{0..9}.tar"])
+def test_what_is_not_in_the_store_is_named(bucket: str, options: str, name: str) -> None:
+    with pytest.raises(SourceError, match=f"{bucket}/.*: no such file or folder"):
+        open_source(f"{bucket}/{name}{options}")
+
+
+def test_a_store_that_goes_away_ends_the_run_and_is_no_reject(local: Path) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    store, _ = pafs.FileSystem.from_uri(f"s3://leaving{options}")
+    store.create_dir("leaving")
+    pafs.copy_files(str(local / "images"), "leaving/images", destination_filesystem=store)
+    items = iter(open_source(f"s3://leaving/images{options}"))
+    next(items)
+    server.stop()
+    with pytest.raises(SourceError, match=r"s3://leaving/images/cat/1\.png: cannot be read .*; run again") as failure:
+        next(items)
+    assert "\n" not in str(failure.value)
