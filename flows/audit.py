@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.report import report
 from flows.score import score
 from flows.shard import shard
-from tasks.checks import check_inputs
+from tasks.checks import check_inputs, check_parameters
 from tasks.diffusion.checkpoint import resolve
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.provenance import software
@@ -23,8 +23,9 @@ from tasks.store.run import RunDirectory
 
 
 @task(name="check-inputs", cache_policy=NO_CACHE)
-def check_inputs_task(model: Path, sources: dict[str, str]) -> None:
-    """Fail within seconds if the checkpoint and the images cannot belong together."""
+def check_inputs_task(model: Path, sources: dict[str, str], scoring: ScoreParameters) -> None:
+    """Fail within seconds if checkpoint, images and parameters cannot belong together."""
+    check_parameters(model, scoring)
     check_inputs(model, sources)
 
 
@@ -42,7 +43,7 @@ def audit(
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    check_inputs_task(resolve(model), sources)
+    check_inputs_task(resolve(model), sources, scoring)
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()

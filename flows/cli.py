@@ -257,6 +257,7 @@ def _progress_on_standard_error() -> None:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
+    from tasks.checks import ParametersError
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
@@ -264,7 +265,16 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
 
-    return SourceError, DeviceError, CheckpointError, ShardsFailed, RunError, QueryError, ChecksFailed
+    return (
+        SourceError,
+        DeviceError,
+        CheckpointError,
+        ParametersError,
+        ShardsFailed,
+        RunError,
+        QueryError,
+        ChecksFailed,
+    )
 
 
 def _show(result: dict[str, Any], as_json: bool, *lines: str) -> None:

@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.checks import check_manifest
+from tasks.checks import check_manifest, check_parameters
 from tasks.device_worker import device_workers
 from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
@@ -39,6 +39,7 @@ def score(
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
     """
     directory, folder = RunDirectory(run), resolve(model)
+    check_parameters(folder, parameters)
     checksum = checkpoint_sha256(folder)
     scoring = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
     directory.claim("scoring", scoring)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,15 @@ import duckdb
 
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError, image_shape
+from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule
+from tasks.diffusion.schedule import ascending_timesteps
+from tasks.parameters import ScoreParameters
 
 ITEMS_TO_TRY = 100
+
+
+class ParametersError(ValueError):
+    """Parameters that this checkpoint cannot be scored with."""
 
 
 def check_inputs(model: Path, sources: dict[str, str]) -> None:
@@ -32,6 +39,24 @@ def check_inputs(model: Path, sources: dict[str, str]) -> None:
             raise CheckpointError(
                 f"{location}: {split} images are {_shape(*found)}, but {model} takes {_shape(channels, height, width)}"
             )
+
+
+def check_parameters(model: Path, parameters: ScoreParameters) -> None:
+    """Do the axes fit into the image and the steps into the checkpoint's schedule?
+
+    Raises:
+        ParametersError: they do not.
+    """
+    dimension = math.prod(image_shape(model))
+    if parameters.axes > dimension:
+        raise ParametersError(f"--axes {parameters.axes}: the images have {dimension} dimensions")
+    schedule, _ = load_schedule(model)
+    try:
+        ascending_timesteps(
+            grid_of(schedule, parameters.grid), parameters.steps, parameters.timestep, parameters.stride
+        )
+    except ValueError as error:
+        raise ParametersError(str(error)) from error
 
 
 def check_manifest(manifest: Path, model: Path) -> None:
