@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.diffusion.denoiser import EpsModel
 from tasks.diffusion.noise import gaussian
-from tasks.diffusion.schedule import Schedule, spaced_timesteps, steps_along
+from tasks.diffusion.schedule import Schedule, posterior_variance, spaced_timesteps, steps_along
 
 
 def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int) -> Tensor:
@@ -33,7 +33,7 @@ def sample_ancestral(
     r"""Stochastic samples (B, C, H, W) in [-1, 1] of the reverse process q(x_{t'} | x_t, x_0), one generator an image.
 
         x_{t'} ~ N( alpha' x_0hat + sqrt(sigma'^2 - v) eps,  v I ),
-        v = (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2)
+        v = posterior_variance(t, t')
 
     Source: Ho et al. 2020, arXiv 2006.11239, with the posterior variance; Song et al. 2021, equation 12 with eta = 1.
     """
@@ -42,8 +42,7 @@ def sample_ancestral(
     for here, there in pairwise(timesteps):
         eps = eps_model(x, schedule.conditioning(here))
         denoised = ((x - schedule.sigma(here) * eps) / schedule.alpha(here)).clamp(-1.0, 1.0)
-        ratio = schedule.sigma(there) / schedule.sigma(here)
-        variance = ratio**2 * (1.0 - (schedule.alpha(here) / schedule.alpha(there)) ** 2)
+        variance = posterior_variance(schedule, here, there)
         noise = gaussian(generators, x.shape[1:]).to(x)
         direction = math.sqrt(max(schedule.sigma(there) ** 2 - variance, 0.0))
         x = schedule.alpha(there) * denoised + direction * eps + math.sqrt(variance) * noise
