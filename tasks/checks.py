@@ -10,7 +10,7 @@ import duckdb
 
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule
+from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
 from tasks.parameters import ScoreParameters
 
@@ -47,9 +47,9 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
     Raises:
         ParametersError: they do not.
     """
-    dimension = math.prod(image_shape(model))
+    dimension = math.prod(state_shape(model))
     if parameters.axes > dimension:
-        raise ParametersError(f"--axes {parameters.axes}: the images have {dimension} dimensions")
+        raise ParametersError(f"--axes {parameters.axes}: what the model diffuses has only {dimension} dimensions")
     schedule, _ = load_schedule(model)
     try:
         ascending_timesteps(

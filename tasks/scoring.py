@@ -108,7 +108,7 @@ def auto_batch_size(model: LoadedModel) -> int:
     """Images a network call: 64 on a CPU; on a GPU, what half its memory holds, measured by one small batch."""
     if model.device.type != "cuda":
         return CPU_BATCH
-    x = torch.zeros(PROBE_BATCH, model.channels, model.size, model.size, device=model.device)
+    x = torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device)
     with torch.inference_mode():
         model.denoiser(x, 0.0)
         torch.cuda.reset_peak_memory_stats(model.device)

@@ -107,7 +107,7 @@ def log_growth(
         growth.append(neighbourhood.advance(step, tangents))
         state = step.a * state + step.b * eps
         first = first or [eps, directions, tangents]
-    return Growth(torch.stack(growth, 1).cumsum(1), neighbourhood.standard_error(), *first, state)
+    return Growth(torch.stack(growth, 1).cumsum(1), neighbourhood.standard_error(), first[0], first[1], first[2], state)
 
 
 def reverse_mean_growth(
