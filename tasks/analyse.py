@@ -12,10 +12,24 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evidence.assessment import ImageScores, assess
+from tasks.datasets.shards import read_pictures
+from tasks.diffusion.names import BASELINE_NAMES
+from tasks.evidence.assessment import ImageScores, Pixels, assess
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import ChecksFailed, Warehouse
+
+SCORE_NAMES = (
+    "log_growth",
+    "eps_norm",
+    "fused",
+    "dime",
+    "sima",
+    *(name for name in BASELINE_NAMES if name != "sima"),
+)
+"""Scores that are compared, in this order."""
+MOST_PIXEL_IMAGES = 5_000
+MOST_PIXEL_BYTES = 2**28
 
 
 @task(name="check", cache_policy=NO_CACHE)
@@ -53,21 +67,68 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
         images = warehouse.table("images")
-    evidence = assess(image_scores(images), training_record(Path(record["model"])).get("generated"))
+        rows = reported_images(images, warehouse.table("scores"), warehouse.table("manifest"))
+    generated = training_record(Path(record["model"])).get("generated")
+    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
     write_json(directory.evidence, {"run_id": record["run_id"], **evidence})
     return dict(evidence["verdict"])
 
 
-def image_scores(images: pa.Table) -> ImageScores:
-    """The usable rows of the ``images`` view as arrays."""
-    usable = images.filter(pc.field("is_usable"))
+def reported_images(images: pa.Table, scores: pa.Table, manifest: pa.Table) -> pa.Table:
+    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores and its group.
+
+    Rows are in the order of (split, content_hash).
+    """
+    keys = ["split", "content_hash"]
+    kept = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
+    further = scores.select([*keys, *(name for name in scores.column_names if name not in images.column_names)])
+    groups = manifest.filter(pc.field("occurrence") == 0).select([*keys, "near_duplicate_group"])
+    return kept.join(further, keys).join(groups, keys).sort_by([(name, "ascending") for name in keys])
+
+
+def image_scores(rows: pa.Table) -> ImageScores:
+    """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
+    alone = pa.array(range(-len(rows), 0))  # an image without near duplicates is a group of its own
+    groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
+    present = [name for name in SCORE_NAMES if name in rows.column_names and rows[name].null_count < len(rows)]
     return ImageScores(
-        is_train=np.asarray(usable["split"].to_numpy() == "train"),
-        is_control=usable["is_control"].to_numpy(),
-        copies=usable["copies"].to_numpy().astype(np.int64),
-        log_growth=usable["log_growth"].to_numpy(),
-        eps_norm=usable["eps_norm"].to_numpy(),
+        is_train=np.asarray(rows["split"].to_numpy() == "train"),
+        is_control=rows["is_control"].to_numpy(),
+        copies=rows["copies"].to_numpy().astype(np.int64),
+        scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
+        groups=groups,
     )
+
+
+def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0) -> Pixels | None:
+    """Pixels of trained and control images, as many of each as ``MOST_PIXEL_BYTES`` hold, drawn with the seed.
+
+    Args:
+        rows: of :func:`reported_images`.
+        images: of the ``images`` view, whose training images are what the neighbours are looked for among.
+    """
+    is_train = np.asarray(rows["split"].to_numpy() == "train")
+    is_control = rows["is_control"].to_numpy()
+    if not is_train.any() or not is_control.any():
+        return None
+    generator = np.random.default_rng(seed)
+    train_places, places = _places(images.filter(pc.field("split") == "train")), _places(rows)
+    (example,) = read_pictures(shards, places[:1]).values()
+    most = max(1, min(MOST_PIXEL_IMAGES, MOST_PIXEL_BYTES // (3 * example.nbytes)))
+    chosen = [generator.permutation(np.flatnonzero(group))[:most] for group in (is_train, is_control)]
+    positions = np.sort(np.concatenate(chosen))
+    neighbours = np.sort(generator.permutation(len(train_places))[:most])
+    pictures = read_pictures(shards, {places[i] for i in positions} | {train_places[i] for i in neighbours})
+    return Pixels(
+        positions,
+        np.stack([pictures[places[i]] for i in positions]),
+        np.stack([pictures[train_places[i]] for i in neighbours]),
+    )
+
+
+def _places(rows: pa.Table) -> list[tuple[str, int]]:
+    """(shard, shard_index) of each row."""
+    return [(str(row["shard"]), int(row["shard_index"])) for row in rows.select(["shard", "shard_index"]).to_pylist()]
 
 
 def training_record(model: Path) -> dict[str, Any]:

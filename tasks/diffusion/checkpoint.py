@@ -25,7 +25,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from tasks.diffusion.denoiser import Denoiser, PredictionType
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Grid, Schedule, TrainedSchedule
+from tasks.diffusion.names import Grid
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")

@@ -25,18 +25,17 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tasks.diffusion.denoiser import EpsModel, wide
+from tasks.diffusion.names import Estimator
 from tasks.diffusion.noise import gaussian, rademacher
 from tasks.diffusion.probability_flow import invert
 from tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
 from tasks.diffusion.tangents import difference_quotients, exact_tangents, require_resolvable
-
-Estimator = Literal["edge", "volume", "jvp", "trace", "exact"]
 
 
 class Growth(NamedTuple):

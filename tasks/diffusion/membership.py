@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tasks.diffusion.denoiser import EpsModel, wide
+from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, rademacher
 from tasks.diffusion.probability_flow import generate, invert
 from tasks.diffusion.schedule import Schedule
@@ -179,18 +180,21 @@ def flipd(
     return dimension - sigma * trace + _squared_norm(eps)
 
 
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[BaselineName, Baseline] = {
     "loss": loss,
     "sima": sima,
     "pia": pia,
     "pian": pian,
     "secmi": secmi,
-    "dime": dime,
+    "dime_2": dime,
     "dime_11": partial(dime, n_probes=10),
     "dime_31": partial(dime, n_probes=30),
     "flipd": flipd,
 }
-"""Every baseline with its defaults, by the name of its column."""
+"""Every baseline with its defaults, by the name of its column; DIME by its network evaluations."""
+
+SHARE_THE_BASE_PASS: tuple[BaselineName, ...] = ("sima", "dime_2", "dime_11", "dime_31")
+"""Those that start from eps(x, t) at the clean image, and so from the growth's own base pass, at its timestep."""
 
 
 def _base_pass(eps_model: EpsModel, x: Tensor, schedule: Schedule, timestep: int, eps: Tensor | None) -> Tensor:

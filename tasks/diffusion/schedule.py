@@ -25,12 +25,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-Grid = Literal["ddim", "continuous"]
 
 
 class Step(NamedTuple):

@@ -41,10 +41,16 @@ import pyarrow.parquet as pq
 import tasks
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from tasks.store.schemas import CALIBRATION, MANIFEST, OPTIONAL_SCORES, REJECTS, SCORES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
-RAW = ("manifest", "rejects", "scores")
+RAW = {
+    "calibration": CALIBRATION,
+    "manifest": MANIFEST,
+    "rejects": REJECTS,
+    "scores": pa.schema([*SCORES, *OPTIONAL_SCORES]),
+}
+"""The tables that are files of a run, with their columns."""
 LAYERS = ("raw", "staging", "marts", "checks")
 HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 
@@ -72,8 +78,7 @@ class ChecksFailed(Exception):
 def describe_columns(relation: str) -> dict[str, dict[str, str]]:
     """``unit`` and ``description`` of each column, from the Arrow schema of a raw table or the header of its query."""
     if relation in RAW:
-        fields = {"manifest": MANIFEST, "rejects": REJECTS, "scores": SCORES}[relation]
-        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in fields}
+        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in RAW[relation]}
     (file,) = SQL.glob(f"*/{relation}.sql")
     matches = HEADER_COLUMN.finditer(file.read_text(encoding="utf-8"))
     return {match["name"]: {"unit": match["unit"] or "", "description": match["text"]} for match in matches}
@@ -326,6 +331,7 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
         }
     )
     tables = {
+        "calibration": ([run.calibration_images], CALIBRATION),
         "manifest": ([run.manifest], MANIFEST),
         "rejects": ([run.rejects], REJECTS),
         "scores": (sorted(run.scores.glob("part-*.parquet")), SCORES),

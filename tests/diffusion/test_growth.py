@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from tasks.datasets.shards import read_shard
 from tasks.diffusion import denoiser
 from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.growth import Estimator, Growth, log_growth, orthonormalise, reverse_mean_growth
+from tasks.diffusion.growth import Growth, log_growth, orthonormalise, reverse_mean_growth
+from tasks.diffusion.names import Estimator
 from tasks.diffusion.noise import gaussian, generator_for, rademacher
 from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
