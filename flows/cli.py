@@ -205,6 +205,38 @@ def train(
 
 
 @app.command()
+def extract(
+    run: Run,
+    samples: Annotated[int, typer.Option(help="Images to generate.")] = 4096,
+    steps: Annotated[int, typer.Option(help="Network evaluations an image.")] = 50,
+    sampler: Annotated[str, typer.Option(help="ddim: deterministic. ancestral: DDPM.")] = "ddim",
+    embedding: Annotated[str, typer.Option(help="What distances are measured in: pixel, or dct (coarse).")] = "pixel",
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    device: Device = ["auto"],  # noqa: B006  # as above
+    threads: Threads = 0,
+    batch_size: BatchSize = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Generate images with the scored model and count which training images come out; resumable.
+
+    Example: latentprint extract --run runs/demo --samples 4096
+    """
+    from flows.extract import extract as flow
+    from tasks.parameters import ComputeParameters, ExtractParameters
+
+    parameters = ExtractParameters.model_validate(
+        dict(samples=samples, steps=steps, sampler=sampler, embedding=embedding, seed=seed)
+    )
+    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
+    with prefect_server():
+        summary = flow(run, parameters, compute)
+    copies, (low, high) = summary["ratio"], summary["ratio"]["interval_95"]
+    line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
+    line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"
+    _show({"run": str(run), **summary}, as_json, line)
+
+
+@app.command()
 def sql(
     run: Run,
     query: Annotated[str | None, typer.Argument(help="One SELECT over the run's tables.")] = None,

@@ -12,7 +12,7 @@ from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule
 from tasks.diffusion.schedule import ascending_timesteps
-from tasks.parameters import ScoreParameters
+from tasks.parameters import ExtractParameters, ScoreParameters
 
 ITEMS_TO_TRY = 100
 
@@ -57,6 +57,17 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
         )
     except ValueError as error:
         raise ParametersError(str(error)) from error
+
+
+def check_sampler(model: Path, parameters: ExtractParameters) -> None:
+    """Has the checkpoint's schedule as many timesteps as the sampler takes steps?
+
+    Raises:
+        ParametersError: it has fewer.
+    """
+    n_timesteps = load_schedule(model)[0].n_timesteps
+    if parameters.steps > n_timesteps:
+        raise ParametersError(f"--steps {parameters.steps}: the checkpoint's schedule has {n_timesteps} timesteps")
 
 
 def check_manifest(manifest: Path, model: Path) -> None:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.growth import Estimator
 from tasks.diffusion.schedule import Grid
+from tasks.evidence.embeddings import EmbeddingName
 
 
 class Parameters(BaseModel):
@@ -33,6 +36,17 @@ class ScoreParameters(Parameters):
     grid: Grid = Field("ddim", description="ddim: the checkpoint's own schedule; continuous: the paper's Euler grid")
     delta: float = Field(0.05, gt=0.0, le=10.0, description="perturbation length [l2 in pixel values -1 ... 1]")
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
+
+
+class ExtractParameters(Parameters):
+    """What is generated and how it is matched. Sample i depends on the checkpoint, sampler, steps, seed and i alone."""
+
+    samples: int = Field(4096, ge=1, description="images to generate")
+    steps: int = Field(50, ge=2, description="network evaluations an image")
+    sampler: Literal["ddim", "ancestral"] = Field("ddim", description="ddim: deterministic; ancestral: DDPM")
+    seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
+    embedding: EmbeddingName = Field("pixel", description="what distances are measured in: pixel | dct")
+    samples_per_tar: int = Field(256, ge=1, description="generated images a tar, the unit of work [images]")
 
 
 class ComputeParameters(Parameters):

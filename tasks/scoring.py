@@ -71,7 +71,7 @@ def score_shard(job: ScoreJob, device: str) -> int:
     if is_valid_part(part, provenance, len(rows)):
         count_done(len(rows))
         return 0
-    model = _model(job.model, job.checkpoint_sha256, device)
+    model = loaded_model(job.model, job.checkpoint_sha256, device)
     max_batch = job.batch_size or auto_batch_size(model)
     columns: dict[str, list[Any]] = {}
     for batch_rows, pixels in _prefetched(_batches(job, rows, max(1, max_batch // (job.parameters.axes + 1)))):
@@ -176,7 +176,12 @@ def _score_batch(
 
 
 @lru_cache(maxsize=1)
-def _model(folder: Path, expected_sha256: str, device: str) -> LoadedModel:
+def loaded_model(folder: Path, expected_sha256: str, device: str) -> LoadedModel:
+    """The checkpoint on a device, kept for the next call.
+
+    Raises:
+        CheckpointError: it is not the one with which the run began.
+    """
     if checkpoint_sha256(folder) != expected_sha256:
         raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
     return load_denoiser(str(folder), device)

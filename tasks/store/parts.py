@@ -1,4 +1,4 @@
-"""Score parts: one Parquet file a shard, with its provenance inside, valid only if that is what is wanted now."""
+"""Parts of a table: one Parquet file a shard, with its provenance inside, valid only if that is what is wanted now."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from tasks.store.schemas import SCORES
 PROVENANCE = b"latentprint.provenance"
 
 
-def write_part(path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any]) -> None:
-    """Write one part atomically: the columns of ``SCORES`` and any further ones, deterministic bytes.
+def write_part(
+    path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any], table_schema: pa.Schema = SCORES
+) -> None:
+    """Write one part atomically: the columns of its table and any further ones, deterministic bytes.
 
     Args:
-        columns: all of one length; those beyond ``SCORES`` are baselines, float64.
-        provenance: what the scores were made from; stored as canonical JSON in the file's metadata.
+        columns: all of one length; those beyond the schema are baselines, float64.
+        provenance: what the rows were made from; stored as canonical JSON in the file's metadata.
     """
     schema = pa.schema(
-        [*SCORES, *(pa.field(name, pa.float64()) for name in columns if name not in SCORES.names)],
+        [*table_schema, *(pa.field(name, pa.float64()) for name in columns if name not in table_schema.names)],
         metadata={PROVENANCE: _canonical(provenance)},
     )
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
