@@ -86,6 +86,7 @@ def audit(
     batch_size: BatchSize = 0,
     shard_mb: ShardMegabytes = 64.0,
     max_bad_fraction: MaxBadFraction = 0.01,
+    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -93,7 +94,7 @@ def audit(
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
     from flows.audit import audit as flow
-    from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+    from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 
     score = ScoreParameters.model_validate(
         dict(axes=axes, steps=steps, timestep=timestep, stride=stride)
@@ -101,8 +102,9 @@ def audit(
     )
     compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
     shards = ShardParameters(shard_bytes=int(shard_mb * 2**20), max_bad_fraction=max_bad_fraction)
+    extraction = ExtractParameters.model_validate({"samples": extract}) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, score, compute, shards)
+        headline = flow(model, train, out, holdout, score, compute, shards, extraction)
     _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 

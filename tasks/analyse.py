@@ -13,9 +13,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.evidence.assessment import ImageScores, assess
-from tasks.store.files import write_json
+from tasks.evidence.judgement import judge
+from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import ChecksFailed, Warehouse
+
+NOT_SCORES = frozenset({"log_growth_se", "delta"})
+"""Numbers in the table of scores that say nothing of how easily an image comes out."""
 
 
 @task(name="check", cache_policy=NO_CACHE)
@@ -53,8 +57,9 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
         images = warehouse.table("images")
+        reproductions = judged_reproductions(warehouse)
     evidence = assess(image_scores(images), training_record(Path(record["model"])).get("generated"))
-    write_json(directory.evidence, {"run_id": record["run_id"], **evidence})
+    write_json(directory.evidence, {"run_id": record["run_id"], **evidence, "reproductions": reproductions})
     return dict(evidence["verdict"])
 
 
@@ -68,6 +73,32 @@ def image_scores(images: pa.Table) -> ImageScores:
         log_growth=usable["log_growth"].to_numpy(),
         eps_norm=usable["eps_norm"].to_numpy(),
     )
+
+
+def judged_reproductions(warehouse: Warehouse) -> dict[str, Any] | None:
+    """What came out, and how well each score of the run predicts it; None where nothing was extracted."""
+    if not warehouse.run.extraction.exists():
+        return None
+    scores, manifest = warehouse.table("scores"), warehouse.table("manifest")
+    measured = [field.name for field in scores.schema if pa.types.is_floating(field.type)]
+    names = [name for name in measured if name not in NOT_SCORES]
+    counted = (
+        warehouse.table("reproductions")
+        .select(["sample_id", "hits", "n_generated"])
+        .join(scores.select(["sample_id", *names]), "sample_id", join_type="inner")
+        .join(manifest.select(["sample_id", "near_duplicate_group"]), "sample_id", join_type="inner")
+        .sort_by("sample_id")
+    )
+    groups = counted["near_duplicate_group"].to_numpy().astype(np.float64)
+    alone = -1.0 - np.arange(len(groups))
+    judgements = judge(
+        {name: counted[name].to_numpy().astype(np.float64) for name in names},
+        counted["hits"].to_numpy(),
+        int(counted["n_generated"][0].as_py()),
+        groups=np.where(np.isnan(groups), alone, groups),
+    )
+    by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
+    return {**read_json(warehouse.run.extraction), "judgement": by_score}
 
 
 def training_record(model: Path) -> dict[str, Any]:

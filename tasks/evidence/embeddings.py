@@ -55,7 +55,7 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
+    def __getitem__(self, rows: slice | NDArray[np.int64] | list[int], /) -> NDArray[np.float32]:
         return self.embedding(np.asarray(self.pixels[rows]))
 
 
