@@ -1,6 +1,6 @@
 """The whole audit, as one DAG.
 
-check inputs -> shard (train, holdout) -> score -> report
+check inputs -> shard (train, holdout) -> score -> (extract) -> report
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.extract import extract
 from flows.report import report
 from flows.score import score
 from flows.shard import shard
-from tasks.checks import check_inputs, check_parameters
+from tasks.checks import check_inputs, check_parameters, check_sampler
 from tasks.diffusion.checkpoint import resolve
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 from tasks.provenance import software
 from tasks.store.run import RunDirectory
 
 
 @task(name="check-inputs", cache_policy=NO_CACHE)
-def check_inputs_task(model: Path, sources: dict[str, str], scoring: ScoreParameters) -> None:
+def check_inputs_task(
+    model: Path, sources: dict[str, str], scoring: ScoreParameters, extraction: ExtractParameters | None
+) -> None:
     """Fail within seconds if checkpoint, images and parameters cannot belong together."""
     check_parameters(model, scoring)
+    if extraction is not None:
+        check_sampler(model, extraction)
     check_inputs(model, sources)
 
 
@@ -38,12 +43,16 @@ def audit(
     scoring: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
     sharding: ShardParameters = ShardParameters(),
+    extraction: ExtractParameters | None = None,
 ) -> dict[str, Any]:
-    """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline."""
+    """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
+
+    With ``extraction`` the model generates images too, and the report says which training images came out.
+    """
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    check_inputs_task(resolve(model), sources, scoring)
+    check_inputs_task(resolve(model), sources, scoring, extraction)
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()
@@ -52,4 +61,6 @@ def audit(
         directory.update_record(
             software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}
         )
+        if extraction is not None:
+            extract(run, extraction, compute)
         return report(run)

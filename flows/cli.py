@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 
 from flows.options import with_options
 from flows.prefect_server import configure_environment, prefect_server
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters, TrainParameters
+from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters, TrainParameters
 
 configure_environment()
 
@@ -75,6 +75,7 @@ def audit(
     compute: ComputeParameters,
     sharding: ShardParameters,
     holdout: Holdout = None,
+    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -83,8 +84,9 @@ def audit(
     """
     from flows.audit import audit as flow
 
+    extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, scoring, compute, sharding)
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction)
     _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -149,6 +151,23 @@ def train(
     copies = record.get("generated", {})
     share = f", {copies['n_copies']} of {copies['n_samples']} samples are copies" if copies else ""
     _show(record, as_json, f"{out}: trained for {training.n_steps} steps{share}")
+
+
+@app.command()
+@with_options
+def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
+    """Generate images with the scored model and count which training images come out; resumable.
+
+    Example: latentprint extract --run runs/demo --samples 4096
+    """
+    from flows.extract import extract as flow
+
+    with prefect_server():
+        summary = flow(run, extraction, compute)
+    copies, (low, high) = summary["ratio"], summary["ratio"]["interval_95"]
+    line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
+    line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"
+    _show({"run": str(run), **summary}, as_json, line)
 
 
 @app.command()

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.datasets.shards import read_pictures
 from tasks.diffusion.names import BASELINE_NAMES
 from tasks.evidence.assessment import ImageScores, Pixels, assess
-from tasks.store.files import write_json
+from tasks.evidence.judgement import judge
+from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
@@ -68,9 +69,10 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     with Warehouse(directory) as warehouse:
         images = warehouse.table("images")
         rows = reported_images(images, warehouse.table("scores"), warehouse.table("manifest"))
+        reproductions = judged_reproductions(warehouse, rows)
     generated = training_record(Path(record["model"])).get("generated")
     evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
-    write_json(directory.evidence, {"run_id": record["run_id"], **evidence})
+    write_json(directory.evidence, {"run_id": record["run_id"], **evidence, "reproductions": reproductions})
     return dict(evidence["verdict"])
 
 
@@ -129,6 +131,23 @@ def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0
 def _places(rows: pa.Table) -> list[tuple[str, int]]:
     """(shard, shard_index) of each row."""
     return [(str(row["shard"]), int(row["shard_index"])) for row in rows.select(["shard", "shard_index"]).to_pylist()]
+
+
+def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any] | None:
+    """What came out, and how well each score predicts it; None where nothing was extracted.
+
+    Args:
+        rows: of :func:`reported_images`.
+    """
+    if not warehouse.run.extraction.exists():
+        return None
+    hits = warehouse.table("reproductions").select(["sample_id", "hits", "n_generated"])
+    counted = rows.filter(pc.field("split") == "train").join(hits, "sample_id", join_type="inner").sort_by("sample_id")
+    images = image_scores(counted)
+    n_generated = int(counted["n_generated"][0].as_py())
+    judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
+    by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
+    return {**read_json(warehouse.run.extraction), "judgement": by_score}
 
 
 def training_record(model: Path) -> dict[str, Any]:

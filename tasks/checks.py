@@ -13,7 +13,7 @@ from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
-from tasks.parameters import ScoreParameters
+from tasks.parameters import ExtractParameters, ScoreParameters
 
 ITEMS_TO_TRY = 100
 
@@ -59,6 +59,17 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
             require_bits(bits_of(parameters.precision), dimension, parameters.delta)
     except ValueError as error:
         raise ParametersError(str(error)) from error
+
+
+def check_sampler(model: Path, parameters: ExtractParameters) -> None:
+    """Has the checkpoint's schedule as many timesteps as the sampler takes steps?
+
+    Raises:
+        ParametersError: it has fewer.
+    """
+    n_timesteps = load_schedule(model)[0].n_timesteps
+    if parameters.steps > n_timesteps:
+        raise ParametersError(f"--steps {parameters.steps}: the checkpoint's schedule has {n_timesteps} timesteps")
 
 
 def check_manifest(manifest: Path, model: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
+from tasks.evidence.embeddings import EmbeddingName
 
 
 class Parameters(BaseModel):
@@ -61,6 +62,17 @@ class ScoreParameters(Parameters):
     def at(self, timestep: int) -> Self:
         """The same from another timestep."""
         return self.model_copy(update={"timestep": timestep})
+
+
+class ExtractParameters(Parameters):
+    """What is generated and how it is matched. Sample i depends on the checkpoint, sampler, steps, seed and i alone."""
+
+    samples: int = Field(4096, ge=1, description="images to generate")
+    steps: int = Field(50, ge=2, description="network evaluations an image")
+    sampler: Literal["ddim", "ancestral"] = Field("ddim", description="ddim: deterministic; ancestral: DDPM")
+    seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
+    embedding: EmbeddingName = Field("pixel", description="what distances are measured in: pixel | dct")
+    samples_per_tar: int = Field(256, ge=1, description="generated images a tar, the unit of work [images]")
 
 
 class ComputeParameters(Parameters):

@@ -87,7 +87,7 @@ def score_shard(job: ScoreJob, device: str) -> int:
 
 def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
     """The score columns, and ``shard_index``, of some rows of the job's shard, batch by batch."""
-    model = _model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
+    model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
     max_batch = job.batch_size or auto_batch_size(model)
     for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
         with model.given(_label(batch[0], model)):
@@ -129,7 +129,12 @@ _IDENTITY = ("sample_id", "content_hash", "split", "shard")
 
 
 @lru_cache(maxsize=1)
-def _model(folder: Path, expected_sha256: str, device: str, precision: Precision) -> LoadedModel:
+def loaded_model(folder: Path, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
+    """The checkpoint on a device, kept for the next call.
+
+    Raises:
+        CheckpointError: it is not the one with which the run began.
+    """
     if checkpoint_sha256(folder) != expected_sha256:
         raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
     set_precision(precision)

@@ -86,6 +86,35 @@ def write_shards(
     return ShardingResult(rows.n_rows, bad.n_rows, shards.n_shards)
 
 
+def members_of(key: str, description: Mapping[str, Any], png: bytes) -> dict[str, Any]:
+    """One sample of a tar: its description and its picture."""
+    return {"__key__": key, "json": json.dumps(description, ensure_ascii=False).encode(), "png": png}
+
+
+def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> None:
+    """Write samples (see :func:`members_of`) as one WebDataset tar, atomically: the same samples, the same bytes."""
+    with atomic_open(path) as stream:
+        writer = webdataset.TarWriter(stream, user="root", group="root", mtime=0, encoder=False)
+        for members in samples:
+            writer.write(members)
+        writer.close()
+
+
+def read_samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]]:
+    """(description, PNG) of each sample; damage of the archive with an empty description."""
+    description: dict[str, Any] = {}
+    try:
+        with path.open("rb") as stream:
+            for name, content in read_tar(stream, wanted=lambda name: True):
+                if isinstance(content, Rejected) or name.endswith(".png"):
+                    yield description, content
+                    description = {}
+                else:
+                    description = _description(content)
+    except OSError as error:
+        yield {}, Rejected(error.strerror or str(error), type(error).__name__)
+
+
 def join_manifests(parts: list[Path], manifest: Path) -> None:
     """Concatenate the splits' manifests and see what recurs in them.
 
@@ -131,7 +160,7 @@ def read_shard(path: Path) -> Iterator[NDArray[np.uint8]]:
             for _, content in read_tar(stream, wanted=lambda name: name.endswith(".png")):
                 if isinstance(content, Rejected):
                     raise SourceError(f"{path}: damaged shard ({content}); delete it and run again")
-                yield _pixels(content)
+                yield pixels_of(content)
     except (OSError, SyntaxError, ValueError) as error:
         raise SourceError(f"{path}: damaged shard ({error}); delete it and run again") from error
 
@@ -160,7 +189,7 @@ def verify_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[Differen
     expected = {str(row["sample_id"]): row for row in rows}
     differences: list[Difference] = []
     position = -1
-    for description, content in _samples(path):
+    for description, content in read_samples(path):
         sample_id = str(description.get("sample_id", ""))
         row = expected.pop(sample_id, {})
         if reason := _sample_difference(row, description, content, position):
@@ -199,23 +228,13 @@ def _near_duplicates(connection: duckdb.DuckDBPyConnection, paths: dict[str, Any
     return table.filter(numbers >= 0)
 
 
-def _pixels(png: bytes) -> NDArray[np.uint8]:
+def pixels_of(png: bytes) -> NDArray[np.uint8]:
+    """The picture in a PNG of a shard, uint8, (H, W) or (H, W, 3).
+
+    Raises:
+        OSError, SyntaxError, ValueError: Pillow's, for a damaged one.
+    """
     return np.array(Image.open(io.BytesIO(png), formats=["PNG"]), dtype=np.uint8)
-
-
-def _samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]]:
-    """(description, PNG) of each sample; damage of the archive with an empty description."""
-    description: dict[str, Any] = {}
-    try:
-        with path.open("rb") as stream:
-            for name, content in read_tar(stream, wanted=lambda name: True):
-                if isinstance(content, Rejected) or name.endswith(".png"):
-                    yield description, content
-                    description = {}
-                else:
-                    description = _description(content)
-    except OSError as error:
-        yield {}, Rejected(error.strerror or str(error), type(error).__name__)
 
 
 def _description(content: bytes) -> dict[str, Any]:
@@ -239,7 +258,7 @@ def _sample_difference(
     if any(row.get(name) != value for name, value in description.items()):
         return f"described as {dict(description)}"
     try:
-        same = Picture(_pixels(content)).content_hash == row["content_hash"]
+        same = Picture(pixels_of(content)).content_hash == row["content_hash"]
     except (OSError, SyntaxError, ValueError) as error:
         return str(error)
     return "" if same else "another picture: its content hash differs"
@@ -267,11 +286,7 @@ class _ShardWriter:
         """Add one image; returns its manifest row."""
         png = picture.png()
         description = {"sample_id": sample_id, "content_hash": picture.content_hash, "label": label}
-        members = {
-            "__key__": f"{self._n_images:09d}",
-            "json": json.dumps(description, ensure_ascii=False).encode(),
-            "png": png,
-        }
+        members = members_of(f"{self._n_images:09d}", description, png)
         size = sum(512 + -(-len(members[name]) // 512) * 512 for name in ("json", "png"))
         if self._pending and self._size + size > self.shard_bytes:
             self.close()
@@ -302,11 +317,7 @@ class _ShardWriter:
         """Publish the shard under way."""
         if not self._pending:
             return
-        with atomic_open(self._path(self.n_shards)) as stream:
-            writer = webdataset.TarWriter(stream, user="root", group="root", mtime=0, encoder=False)
-            for members in self._pending:
-                writer.write(members)
-            writer.close()
+        write_tar(self._path(self.n_shards), self._pending)
         self._pending, self._size = [], 0
         self.n_shards += 1
 

@@ -46,15 +46,15 @@ class _Network:
     """``network(x, t)`` with what else it is conditioned on."""
 
     module: Any
-    label: int | None = None
-    """Class of every image, for a class-conditional network."""
+    label: int | Tensor | None = None
+    """Class of every image, or of each (B,), for a class-conditional network."""
     condition: Tensor | None = None
     """Encoder states (tokens, features), for a network with cross attention."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         given: dict[str, Tensor] = {}
         if self.label is not None:
-            given["class_labels"] = torch.full((len(x),), self.label, device=x.device)
+            given["class_labels"] = torch.as_tensor(self.label, device=x.device).expand(len(x))
         if self.condition is not None:
             given["encoder_hidden_states"] = self.condition.to(x).expand(len(x), -1, -1)
         output: Tensor = self.module(x, t, **given).sample
@@ -98,8 +98,8 @@ class LoadedModel:
         return decoded.to(states).clamp(-1.0, 1.0)
 
     @contextmanager
-    def given(self, label: int | None) -> Iterator[None]:
-        """Within, every image is of the class ``label``."""
+    def given(self, label: int | Tensor | None) -> Iterator[None]:
+        """Within, every image is of the class ``label``, or each of its own, (B,)."""
         before, self.network.label = self.network.label, label
         try:
             yield

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.evidence.blind import BlindBaseline, blind_baseline
-from tasks.evidence.comparison import Comparison, compare
+from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.conformal import flag
 from tasks.evidence.confounders import confounders, correlations, fit_score_model
 from tasks.evidence.statistics import Array
@@ -26,8 +26,6 @@ LIMITS = (
     "No flags is not the same as no memorization: the test finds what its controls and sample size can tell apart.",
 )
 MINIMUM_CONTROLS = 30
-HIGHER_IS_MEMBER = frozenset({"log_growth", "fused"})
-"""Of every other score a lower value speaks for membership."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def _compare_all(
             score=name,
             hypothesis=hypothesis,
             groups=groups,
-            higher_is_positive=name in HIGHER_IS_MEMBER,
+            higher_is_positive=name in HIGHER_IS_EASIER,
             seed=seed,
         )
         for name, values in images.scores.items()

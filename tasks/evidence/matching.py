@@ -6,7 +6,7 @@ second neighbour, and no rule could ever be met.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,16 @@ ADAPTIVE_FACTOR = 0.5
 N_SURROUNDING = 50
 BLOCK_VALUES = 2**21
 """Most pixel differences held at once, 8 bytes each."""
+REFERENCE_VALUES = 2**26
+"""Most reference values held at once, 4 bytes each: 256 MiB."""
+
+
+class References(Protocol):
+    """Feature vectors (m, d), float32, of which a slice can be had: an array, or rows that are computed when needed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]: ...
 
 
 class Neighbours(NamedTuple):
@@ -37,29 +47,22 @@ class Surroundings(NamedTuple):
     """Mean l2 to the nearest others, ``N_SURROUNDING`` of them or as many as there are, (n_images,)."""
 
 
-def nearest(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> Neighbours:
+def nearest(queries: NDArray[np.float32], references: References, k: int) -> Neighbours:
     """Exact l2 nearest neighbours of ``queries`` (n, d) among distinct ``references`` (m, d): min(k, m) of each.
 
-    scikit-learn finds them by |q|^2 - 2 q.r + |r|^2, block by block on all cores, without ever holding the (n, m)
-    distances. That form loses what near copies differ in, so the distances are computed again by subtraction, and
-    ordered by them; equal distances by row.
+    The references are gone through block by block, ``REFERENCE_VALUES`` at a time, and the k best so far are kept:
+    memory is that of one block and of the queries, whatever m is. Equal distances are ordered by row.
     """
     k = min(k, len(references))
-    found = (
-        NearestNeighbors(n_neighbors=k, algorithm="brute").fit(references).kneighbors(queries, return_distance=False)
-    )
-    distances, indices = np.empty(found.shape), np.empty(found.shape, dtype=np.int64)
-    block = max(1, BLOCK_VALUES // (k * references.shape[1]))
-    for begin in range(0, len(queries), block):
-        rows = slice(begin, begin + block)
-        exact = np.linalg.norm(queries[rows, None].astype(np.float64) - references[found[rows]], axis=2)
-        order = np.lexsort((found[rows], exact))
-        distances[rows] = np.take_along_axis(exact, order, axis=1)
-        indices[rows] = np.take_along_axis(found[rows], order, axis=1)
-    return Neighbours(distances, indices)
+    best = Neighbours(np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.int64))
+    block = max(1, REFERENCE_VALUES // max(1, queries.shape[1]))
+    for begin in range(0, len(references), block):
+        found = _nearest_in_block(queries, references[begin : begin + block], k)
+        best = _best(best, Neighbours(found.distances, found.indices + begin), k)
+    return best
 
 
-def surroundings(images: NDArray[np.float32], references: NDArray[np.float32]) -> Surroundings:
+def surroundings(images: NDArray[np.float32], references: References) -> Surroundings:
     """Distances from each image to the *other* references: one that is identical is the image itself.
 
     Raises:
@@ -99,6 +102,31 @@ def adaptive_rule(
     Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
     """
     return np.asarray(neighbours.distances[:, 0] < factor * mean_distances[neighbours.indices[:, 0]])
+
+
+def _nearest_in_block(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> Neighbours:
+    """The neighbours of each query within one block, not yet in order.
+
+    scikit-learn finds them by |q|^2 - 2 q.r + |r|^2 in float64, without ever holding the (n, m) distances. That form
+    loses what near copies differ in, so the distances are computed again by subtraction.
+    """
+    search = NearestNeighbors(n_neighbors=min(k, len(references)), algorithm="brute").fit(references)
+    indices = search.kneighbors(queries, return_distance=False)
+    distances = np.empty(indices.shape)
+    block = max(1, BLOCK_VALUES // (indices.shape[1] * references.shape[1]))
+    for begin in range(0, len(queries), block):
+        rows = slice(begin, begin + block)
+        differences = queries[rows, None].astype(np.float64) - references[indices[rows]]
+        distances[rows] = np.linalg.norm(differences, axis=2)
+    return Neighbours(distances, indices.astype(np.int64))
+
+
+def _best(some: Neighbours, others: Neighbours, k: int) -> Neighbours:
+    """The k nearest of both, nearest first, equal distances by row."""
+    distances = np.concatenate([some.distances, others.distances], axis=1)
+    indices = np.concatenate([some.indices, others.indices], axis=1)
+    order = np.lexsort((indices, distances))[:, :k]
+    return Neighbours(np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 
 def _require_distinct(distances: NDArray[np.float64]) -> None:

@@ -1,4 +1,4 @@
-"""Score parts: one Parquet file a shard, with its provenance inside, valid only if that is what is wanted now."""
+"""Parts of a table: one Parquet file a shard, with its provenance inside, valid only if that is what is wanted now."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from tasks.store.schemas import OPTIONAL_SCORES, SCORES
 PROVENANCE = b"latentprint.provenance"
 
 
-def write_part(path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any]) -> None:
+def write_part(
+    path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any], table_schema: pa.Schema = SCORES
+) -> None:
     """Write one part atomically: deterministic bytes.
 
     Args:
-        columns: all of one length: those of ``SCORES``, null where missing, and any of ``OPTIONAL_SCORES``.
-        provenance: what the scores were made from; stored as canonical JSON in the file's metadata.
+        columns: all of one length: those of the schema, null where missing, and any of ``OPTIONAL_SCORES``.
+        provenance: what the rows were made from; stored as canonical JSON in the file's metadata.
     """
-    fields = [*SCORES, *(field for field in OPTIONAL_SCORES if field.name in columns)]
+    fields = [*table_schema, *(field for field in OPTIONAL_SCORES if field.name in columns)]
     schema = pa.schema(fields, metadata={PROVENANCE: _canonical(provenance)})
-    nulls = [None] * len(columns["sample_id"])
+    nulls = [None] * max(map(len, columns.values()))
     table = pa.table({name: columns.get(name, nulls) for name in schema.names}, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

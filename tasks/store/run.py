@@ -1,6 +1,7 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
 RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html
+    samples/  matches/  reproductions/  extraction.json, where images were generated
 """
 
 from __future__ import annotations
@@ -70,6 +71,24 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def samples(self) -> Path:
+        """Generated images, ``samples-000000.tar`` ..."""
+        return self.path / "samples"
+
+    @property
+    def matches(self) -> Path:
+        return self.path / "matches"
+
+    @property
+    def reproductions(self) -> Path:
+        return self.path / "reproductions"
+
+    @property
+    def extraction(self) -> Path:
+        """What came of generating and matching; written last."""
+        return self.path / "extraction.json"
 
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""

@@ -130,3 +130,69 @@ OPTIONAL_SCORES = pa.schema(
 
 CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
 """Images that the timestep and the combined scores were chosen on, and which no comparison may use."""
+
+_DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
+_EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
+
+MATCHES = pa.schema(
+    [
+        _field("generated", pa.string(), "key of the generated image, its number among the samples in nine digits"),
+        _field("shard", pa.string(), "name of the WebDataset tar that holds it, within samples/"),
+        _CONTENT_HASH,
+        _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+        _field(
+            "surrounding_distance",
+            pa.float64(),
+            "mean distance from the nearest training image to its own 50 nearest training images",
+            _DISTANCE_UNIT,
+        ),
+        _field(
+            "is_copy",
+            pa.bool_(),
+            "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3",
+        ),
+        _field(
+            "is_copy_adaptive",
+            pa.bool_(),
+            "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
+        ),
+        _EMBEDDING,
+    ]
+)
+
+REPRODUCTIONS = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _field("n_generated", pa.int64(), "images generated", "images"),
+        _field("rule", pa.string(), "the rule that hits counts by: ratio"),
+        _field("threshold", pa.float64(), "of that rule: nearest distance / second nearest is below it", "1"),
+        _field("hits", pa.int64(), "generated images that reproduce this training image, by the ratio rule", "images"),
+        _field("rate_low", pa.float64(), "of hits / n_generated, 95% Clopper-Pearson interval, lower bound", "1"),
+        _field("rate_high", pa.float64(), "its upper bound", "1"),
+        _field("hits_adaptive", pa.int64(), "the same by the adaptive rule, factor 1/2", "images"),
+        _field("rate_adaptive_low", pa.float64(), "of hits_adaptive / n_generated, 95% interval, lower bound", "1"),
+        _field("rate_adaptive_high", pa.float64(), "its upper bound", "1"),
+        _field("nearest_generated", pa.string(), "key of the generated image that is nearest to this training image"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field(
+            "nearest_ratio",
+            pa.float64(),
+            "that distance over its distance to the nearest other training image; below 1/3: a copy of this one",
+            "1",
+        ),
+        _EMBEDDING,
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "calibration": CALIBRATION,
+    "manifest": MANIFEST,
+    "matches": MATCHES,
+    "rejects": REJECTS,
+    "reproductions": REPRODUCTIONS,
+    "scores": SCORES,
+}
+"""The tables that are files of a run, with the columns that they always have."""

@@ -1,7 +1,7 @@
 """DuckDB over one run: the queries of ``sql/`` as views on its Parquet files.
 
 Every file in ``sql/staging``, ``sql/marts`` and ``sql/checks`` is one relation: a header comment and a single SELECT,
-named by its file. Staging reads the raw tables ``manifest``, ``scores`` and ``rejects``; marts and checks read staging.
+named by its file. Staging reads the raw tables (``RAW``); marts and checks read staging.
 
 A user's query is confined by what it cannot reach:
 
@@ -41,16 +41,10 @@ import pyarrow.parquet as pq
 import tasks
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import CALIBRATION, MANIFEST, OPTIONAL_SCORES, REJECTS, SCORES
+from tasks.store.schemas import OPTIONAL_SCORES, TABLES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
-RAW = {
-    "calibration": CALIBRATION,
-    "manifest": MANIFEST,
-    "rejects": REJECTS,
-    "scores": pa.schema([*SCORES, *OPTIONAL_SCORES]),
-}
-"""The tables that are files of a run, with their columns."""
+RAW = tuple(TABLES)
 LAYERS = ("raw", "staging", "marts", "checks")
 HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 
@@ -78,7 +72,8 @@ class ChecksFailed(Exception):
 def describe_columns(relation: str) -> dict[str, dict[str, str]]:
     """``unit`` and ``description`` of each column, from the Arrow schema of a raw table or the header of its query."""
     if relation in RAW:
-        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in RAW[relation]}
+        fields = [*TABLES[relation], *(OPTIONAL_SCORES if relation == "scores" else ())]
+        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in fields}
     (file,) = SQL.glob(f"*/{relation}.sql")
     matches = HEADER_COLUMN.finditer(file.read_text(encoding="utf-8"))
     return {match["name"]: {"unit": match["unit"] or "", "description": match["text"]} for match in matches}
@@ -331,15 +326,17 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
         }
     )
     tables = {
-        "calibration": ([run.calibration_images], CALIBRATION),
-        "manifest": ([run.manifest], MANIFEST),
-        "rejects": ([run.rejects], REJECTS),
-        "scores": (sorted(run.scores.glob("part-*.parquet")), SCORES),
+        "calibration": [run.calibration_images],
+        "manifest": [run.manifest],
+        "matches": sorted(run.matches.glob("part-*.parquet")),
+        "rejects": [run.rejects],
+        "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
+        "scores": sorted(run.scores.glob("part-*.parquet")),
     }
     readable: list[str] = []
     try:
-        for name, (files, schema) in tables.items():
-            readable += _mount(connection, name, files, schema)
+        for name, files in tables.items():
+            readable += _mount(connection, name, files, TABLES[name])
     except duckdb.Error as error:
         raise RunError(f"{run.path}: its Parquet files cannot be read: {error}") from error
     _create_views(connection)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.evidence import matching
+from tasks.evidence.embeddings import EMBEDDINGS, Embedded
 from tasks.evidence.matching import Neighbours, adaptive_rule, nearest, ratio_rule, surroundings
 
 
@@ -23,6 +24,32 @@ def test_nearest_is_the_double_loop_across_blocks(monkeypatch: pytest.MonkeyPatc
         distances = [np.sqrt(((query - r) ** 2).sum()) for r in references.astype(np.float64)]
         assert found.indices[i].tolist() == np.argsort(distances)[:k].tolist()
         np.testing.assert_allclose(found.distances[i], np.sort(distances)[:k], rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_per_block", [1, 4, 30, 31, 100])
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_blocks_of_references_do_not_show(monkeypatch: pytest.MonkeyPatch, n_per_block: int, k: int) -> None:
+    generator = np.random.default_rng(1)
+    queries, references = (generator.integers(0, 4, (n, 6)).astype(np.float32) for n in (40, 31))
+    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
+    found = nearest(queries, references, k)
+    for i, query in enumerate(queries.astype(np.float64)):
+        distances = np.array([np.sqrt(((query - r) ** 2).sum()) for r in references])
+        assert found.distances[i].tolist() == np.sort(distances)[:k].tolist()
+        assert distances[found.indices[i]].tolist() == found.distances[i].tolist()
+        assert len(set(found.indices[i].tolist())) == k
+
+
+def test_memory_is_that_of_one_block_of_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20_000, 1, 16, 16)).astype(np.uint8)
+    references = Embedded(pixels, EMBEDDINGS["pixel"])
+    monkeypatch.setattr(matching, "REFERENCE_VALUES", 500 * 256)
+    tracemalloc.start()
+    found = nearest(references[[11, 19_999, 3]], references, k=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.indices[:, 0].tolist() == [11, 19_999, 3]
+    assert peak < 5e6 < pixels.size * 4
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e-4, 1e-6])

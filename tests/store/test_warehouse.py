@@ -14,7 +14,7 @@ import pytest
 from tasks.store.files import write_json
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import MANIFEST, OPTIONAL_SCORES, REJECTS, SCORES
+from tasks.store.schemas import MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
 from tasks.store.warehouse import LAYERS, SQL, Warehouse, describe_columns
 
 Image = tuple[str, str, str, int, int, float]
@@ -61,6 +61,27 @@ def write_scores(run: RunDirectory, split: str, images: Sequence[Image], **colum
     write_part(run.part(f"{split}-000000.tar"), {n: [row[n] for row in rows] for n in names} | columns, {})
 
 
+def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> None:
+    """What came out of 10 samples: (sample, content) -> hits."""
+    constant = {"n_generated": 10, "rule": "ratio", "threshold": 1 / 3, "embedding": "pixel"}
+    found = {"nearest_generated": "000000004", "nearest_distance": 2.0, "nearest_ratio": 0.25}
+    bounds = dict.fromkeys(("rate_low", "rate_high", "rate_adaptive_low", "rate_adaptive_high"), 0.5)
+    rows = [
+        {
+            "sample_id": sample_id,
+            "content_hash": content,
+            "hits": n,
+            "hits_adaptive": n + 1,
+            **constant,
+            **found,
+            **bounds,
+        }
+        for (sample_id, content), n in hits.items()
+    ]
+    part = run.reproductions / "part-train-000000.parquet"
+    write_part(part, {name: [row[name] for row in rows] for name in REPRODUCTIONS.names}, {}, REPRODUCTIONS)
+
+
 def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
     """A run directory with these images, as the pipeline leaves it."""
     run = RunDirectory(path)
@@ -70,6 +91,9 @@ def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
     for split in ("train", "holdout"):
         write_scores(run, split, images)
     return run
+
+
+CAME_OUT = {("train/a", "A"): 4, ("train/b", "B"): 0, ("train/c", "C"): 1}
 
 
 @pytest.fixture
@@ -192,6 +216,18 @@ def test_a_run_that_is_not_scored_has_every_relation_and_fails_its_check(run: Ru
         assert warehouse.table("scores").column_names == SCORES.names
 
 
+def test_reproductions_stand_beside_the_ranking(run: RunDirectory) -> None:
+    assert rows(run, "reproductions_by_score") == []
+    write_reproductions(run, CAME_OUT)
+    table = rows(run, "reproductions_by_score")
+    assert [(r["rank"], r["sample_id"], r["hits"], r["rate"], r["hits_adaptive"]) for r in table] == [
+        (1, "train/a", 4, 0.4, 5),
+        (2, "train/b", 0, 0.0, 1),
+        (3, "train/c", 1, 0.1, 2),
+    ]
+    assert rows(run, "reproduction_without_image") == []
+
+
 def test_an_empty_directory_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run directory"):
         Warehouse(RunDirectory(tmp_path))
@@ -258,6 +294,10 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
         "same_image_other_score",
         lambda run: write_scores(run, "holdout", [("holdout/c", "C", "holdout", 1, 0, 1.001), *IMAGES[5:]]),
     ),
+    ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/x", "X"): 1})),
+    ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("holdout/d", "D"): 0})),
+    ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/a2", "A"): 0})),
+    ("reproduction_without_image", lambda run: write_reproductions(run, dict(list(CAME_OUT.items())[:2]))),
     ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
     ("mixed_parameters", lambda run: spoil_part(run, "delta", None)),
 ]

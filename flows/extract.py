@@ -1,0 +1,55 @@
+"""Count reproductions: let the model generate, and see which training images come out.
+
+tars of samples -> a device's worker process each -> samples/*.tar -> matches/ -> reproductions/ -> extraction.json
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.checks import check_sampler
+from tasks.device_worker import device_workers
+from tasks.devices import devices_for, threads_for
+from tasks.extract import generate_group, match_and_count
+from tasks.extraction import sample_jobs
+from tasks.parameters import ComputeParameters, ExtractParameters
+from tasks.progress import Progress
+from tasks.score import finish, grouped, scored_model
+from tasks.store.run import RunDirectory
+
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
+
+
+@flow(name="extract", flow_run_name="extract {run}", task_runner=RUNNER)
+def extract(
+    run: Path,
+    parameters: ExtractParameters = ExtractParameters(),
+    compute: ComputeParameters = ComputeParameters(),
+) -> dict[str, Any]:
+    """Generate, match and count; what is finished already is kept. Returns the memorized share of the samples.
+
+    Raises:
+        RunError: the run is not scored, is in use, or holds an extraction with other parameters.
+        CheckpointError: the checkpoint is not the one that was scored.
+        ParametersError: its schedule has fewer timesteps than there are steps.
+        ShardsFailed: some tars could not be generated; all others were, and running again tries those once more.
+    """
+    directory, begin = RunDirectory(run), time.monotonic()
+    model, checksum = scored_model(directory)
+    check_sampler(model, parameters)
+    with directory.lock():
+        directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
+        devices = devices_for(compute)
+        jobs = sample_jobs(run, model, checksum, parameters, compute.batch_size)
+        progress = Progress("generating", parameters.samples, "samples")
+        with device_workers(devices, threads_for(compute, devices), progress):
+            finish([generate_group.submit(group) for group in grouped(jobs, len(devices))])
+        summary = match_and_count(run, jobs, compute.threads)
+        timings = {**directory.read_record().get("timings", {}), "extract_seconds": time.monotonic() - begin}
+        directory.update_record(timings=timings)
+    return summary

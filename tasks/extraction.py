@@ -1,0 +1,175 @@
+"""Generate one tar of samples from a model. Runs in a device's child process.
+
+Sample i belongs to (seed, i): its latent, and with the ancestral sampler its noise, come from a generator of its own.
+Batches are counted from the tar's first sample and never shortened, so that a sample's bytes do not depend on how many
+are asked for. Another batch size may change a pixel by one grey level: float32 networks round by their batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tasks.datasets.decoding import Picture, Rejected
+from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
+from tasks.device_worker import count_done
+from tasks.diffusion.checkpoint import CheckpointError, LoadedModel
+from tasks.diffusion.noise import gaussian, generator_for
+from tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
+from tasks.parameters import ExtractParameters
+from tasks.scoring import auto_batch_size, loaded_model
+from tasks.store.run import RunDirectory
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """One tar of samples; plain values, so that it travels to any process."""
+
+    run: Path
+    number: int
+    """Of the tar, from 0."""
+    model: Path
+    checkpoint_sha256: str
+    parameters: ExtractParameters
+    batch_size: int
+
+    @property
+    def shard(self) -> str:
+        return f"samples-{self.number:06d}.tar"
+
+    @property
+    def path(self) -> Path:
+        return RunDirectory(self.run).samples / self.shard
+
+    @property
+    def names(self) -> range:
+        """Numbers of the tar's samples."""
+        begin = self.number * self.parameters.samples_per_tar
+        return range(begin, min(begin + self.parameters.samples_per_tar, self.parameters.samples))
+
+    def description(self, name: int) -> dict[str, Any]:
+        """What a sample depends on, written beside it."""
+        parameters = self.parameters
+        return {
+            "generated": sample_key(name),
+            "sampler": parameters.sampler,
+            "steps": parameters.steps,
+            "seed": parameters.seed,
+            "checkpoint_sha256": self.checkpoint_sha256,
+        }
+
+
+def sample_jobs(
+    run: Path, model: Path, checksum: str, parameters: ExtractParameters, batch_size: int
+) -> list[SampleJob]:
+    """The tars that hold ``parameters.samples`` images."""
+    n_tars = -(-parameters.samples // parameters.samples_per_tar)
+    return [SampleJob(run, number, model, checksum, parameters, batch_size) for number in range(n_tars)]
+
+
+def sample_key(name: int) -> str:
+    """Key of a sample in its tar and in every table."""
+    return f"{name:09d}"
+
+
+def generate_shard(job: SampleJob, device: str) -> int:
+    """Write the job's tar unless a valid one is there; returns the number of images generated now.
+
+    Raises:
+        CheckpointError: the checkpoint changed under the run, or its samples are not finite.
+    """
+    if is_valid_tar(job):
+        count_done(len(job.names))
+        return 0
+    model = loaded_model(job.model, job.checkpoint_sha256, device)
+    max_batch = min(job.batch_size or auto_batch_size(model), job.parameters.samples_per_tar)
+    samples = zip(job.names, _generate(job, model, max_batch), strict=True)
+    write_tar(job.path, (_members(job, name, pixels) for name, pixels in samples))
+    return len(job.names)
+
+
+def is_valid_tar(job: SampleJob) -> bool:
+    """Is the job's tar whole, and of exactly these samples? Anything else is generated again."""
+    if not job.path.exists():
+        return False
+    found = [(description, _content_hash(png)) for description, png in read_samples(job.path)]
+    expected = [job.description(name) for name in job.names]
+    return len(found) == len(expected) and all(
+        description == {**wanted, "content_hash": content_hash}
+        for (description, content_hash), wanted in zip(found, expected, strict=True)
+    )
+
+
+def read_generated(path: Path) -> Iterator[tuple[str, str, Pixels]]:
+    """(key, content hash, pixels uint8 (C, H, W)) of each sample of a valid tar."""
+    for description, png in read_samples(path):
+        assert isinstance(png, bytes)
+        yield description["generated"], description["content_hash"], channels_first(pixels_of(png))
+
+
+def channels_first(pixels: Pixels) -> Pixels:
+    """(H, W) or (H, W, 3) to (C, H, W)."""
+    return np.atleast_3d(pixels).transpose(2, 0, 1)
+
+
+def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractParameters) -> Pixels:
+    """Samples of these numbers, uint8 (n, C, H, W), in one batch; row i depends on (seed, names[i]) alone.
+
+    A class-conditional model generates its classes in turn: sample i is of class i modulo their number.
+
+    Raises:
+        CheckpointError: a sample is not finite.
+    """
+    generators = [generator_for(parameters.seed, f"sample {name}") for name in names]
+    latents = gaussian(generators, model.state_shape).to(model.device)
+    labels = None if model.n_classes is None else torch.tensor(names, device=model.device) % model.n_classes
+    clip = model.autoencoder is None
+    with torch.inference_mode(), model.given(labels):
+        if parameters.sampler == "ddim":
+            x = sample_ddim(model.denoiser, latents, model.schedule, parameters.steps, clip=clip)
+        else:
+            x = sample_ancestral(model.denoiser, latents, model.schedule, parameters.steps, generators, clip=clip)
+        x = model.decode(x)
+    if not bool(torch.isfinite(x).all()):
+        raise CheckpointError(f"samples {names[0]} ... {names[-1]} are not finite: the model cannot be sampled")
+    return np.asarray(to_pixels(x).cpu().numpy())
+
+
+def _generate(job: SampleJob, model: LoadedModel, max_batch: int) -> Iterator[Pixels]:
+    """The pixels (C, H, W) of each of the job's samples; a batch too large for the device's memory is halved."""
+    begin, end = job.names.start, job.names.stop
+    while begin < end:
+        try:
+            pixels = sample_pixels(model, range(begin, begin + max_batch), job.parameters)[: end - begin]
+        except torch.OutOfMemoryError:
+            if max_batch < 2:
+                raise
+            torch.cuda.empty_cache()
+            max_batch //= 2
+            continue
+        yield from pixels
+        begin += len(pixels)
+        count_done(len(pixels))
+
+
+def _members(job: SampleJob, name: int, pixels: Pixels) -> dict[str, Any]:
+    picture = Picture(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    description = {**job.description(name), "content_hash": picture.content_hash}
+    return members_of(sample_key(name), description, picture.png())
+
+
+def _content_hash(png: bytes | Rejected) -> str:
+    if isinstance(png, Rejected):
+        return ""
+    try:
+        return Picture(pixels_of(png)).content_hash
+    except (OSError, SyntaxError, ValueError):
+        return ""

@@ -1,0 +1,61 @@
+"""Embeddings: what they keep of an image, and what they are blind to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.fft import dctn
+
+from tasks.evidence.embeddings import EMBEDDINGS, Embedded, dct, pixel
+
+
+def images(n: int, channels: int, size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, channels, size, size)).astype(np.uint8)
+
+
+def test_pixel_is_the_image_from_minus_one_to_one() -> None:
+    features = pixel(np.array([[[[0, 255], [51, 204]]]], np.uint8))
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, [[-1.0, 1.0, -0.6, 0.6]], rtol=1e-6)
+
+
+def test_pixel_distance_is_that_of_grey_levels() -> None:
+    a, b = images(2, 3, 5)
+    grey_levels = np.linalg.norm(a.astype(float) - b)
+    assert np.linalg.norm(pixel(a[None]) - pixel(b[None])) == pytest.approx(grey_levels / 127.5, rel=1e-6)
+
+
+def test_dct_of_small_grey_images_is_scipys() -> None:
+    x = images(3, 1, 16)
+    expected = [dctn(image[0] / 127.5 - 1.0, norm="ortho")[:8, :8].ravel() for image in x]
+    np.testing.assert_allclose(dct(x), expected, atol=1e-5)
+
+
+def test_dct_of_an_even_image_is_its_brightness_alone() -> None:
+    features = dct(np.full((1, 3, 40, 40), 255, np.uint8))
+    assert features[0, 0] == pytest.approx(16.0)  # 1 x side, at 16 pixels a side
+    assert np.abs(features[0, 1:]).max() < 1e-6
+
+
+def test_dct_is_blind_to_fine_detail_and_not_to_coarse() -> None:
+    even, fine, coarse = (np.full((1, 1, 32, 32), 100, np.uint8) for _ in range(3))
+    fine[..., ::2], fine[..., 1::2] = 90, 110
+    coarse[..., :16] = 90
+    assert np.abs(dct(fine) - dct(even)).max() < 1e-6
+    assert np.abs(dct(coarse) - dct(even)).max() > 0.5
+
+
+def test_dct_of_colour_is_that_of_its_luma() -> None:
+    red = np.zeros((1, 3, 8, 8), np.uint8)
+    red[:, 0] = 255
+    assert dct(red)[0, 0] == pytest.approx(8 * (2 * 0.299 - 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDINGS))
+@pytest.mark.parametrize(("channels", "size"), [(1, 7), (3, 28), (1, 33)])
+def test_a_row_is_that_of_its_image_alone(name: str, channels: int, size: int) -> None:
+    x = images(5, channels, size)
+    features = Embedded(x, EMBEDDINGS[name])
+    assert features[0:5].dtype == np.float32
+    assert np.array_equal(features[2:4], EMBEDDINGS[name](x)[2:4])
+    assert len(np.unique(features[0:5], axis=0)) == len(features) == 5

@@ -1,0 +1,323 @@
+"""Extraction: samples that depend on (seed, i) alone, counts that are those of a plain double loop, kills that do not
+show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import beta
+
+from flows.audit import audit
+from flows.extract import extract
+from flows.report import report
+from flows.shard import shard
+from tasks.checks import ParametersError
+from tasks.datasets.decoding import Picture
+from tasks.datasets.shards import members_of, read_shard, write_tar
+from tasks.diffusion.checkpoint import CheckpointError, load_denoiser
+from tasks.extraction import SampleJob, is_valid_tar, read_generated, sample_jobs, sample_key, sample_pixels
+from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from tasks.progress import Progress
+from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
+from tasks.store.run import RunDirectory, RunError
+from tests.flows.test_cli import run_in_process
+
+ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1, batch_size=8)
+FEW = ExtractParameters(samples=20, steps=4, samples_per_tar=8)
+
+
+def file_bytes(run: Path, *folders: str) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes() for name in folders for path in sorted((run / name).glob("*"))
+    }
+
+
+def generated(run: Path) -> np.ndarray:
+    """Every sample of a run, in order, uint8 (n, C, H, W)."""
+    tars = sorted((run / "samples").glob("*.tar"))
+    return np.stack([pixels for tar in tars for _, _, pixels in read_generated(tar)])
+
+
+@pytest.fixture(scope="module")
+def audited(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "audited"
+    train, holdout = map(str, digit_files)
+    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, ShardParameters(shard_bytes=40 * 2048))
+    return run
+
+
+@pytest.fixture
+def run(audited: Path, tmp_path: Path) -> Path:
+    """A scored run to extract from."""
+    return Path(shutil.copytree(audited, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def extracted(audited: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(audited, tmp_path_factory.mktemp("extracted") / "run"))
+    extract(run, FEW, ONE_THREAD)
+    return run
+
+
+def test_extract_leaves_tars_matches_reproductions_and_a_summary(extracted: Path) -> None:
+    assert [path.name for path in sorted((extracted / "samples").iterdir())] == [
+        f"samples-{i:06d}.tar" for i in range(3)
+    ]
+    assert pq.read_table(extracted / "matches")["generated"].to_pylist() == [f"{i:09d}" for i in range(20)]
+    assert pq.read_table(extracted / "reproductions").num_rows == 60
+    summary = json.loads((extracted / "extraction.json").read_text())
+    assert (summary["n_samples"], summary["n_training_images"]) == (20, 60)
+    assert json.loads((extracted / "run.json").read_text())["timings"]["extract_seconds"] > 0
+    assert not list(extracted.rglob("*.tmp"))
+
+
+def test_a_sample_is_the_same_bytes_however_many_are_asked_for(extracted: Path, run: Path) -> None:
+    extract(run, FEW.model_copy(update={"samples": 11}), ONE_THREAD)
+    assert np.array_equal(generated(run), generated(extracted)[:11])
+    whole = "samples/samples-000000.tar"
+    assert file_bytes(run, "samples")[whole] == file_bytes(extracted, "samples")[whole]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_a_sample_depends_on_its_number_and_seed_not_on_its_batch(demo_model: Path, sampler: Any) -> None:
+    model = load_denoiser(str(demo_model), "cpu")
+    parameters = ExtractParameters(steps=6, sampler=sampler)
+    together = sample_pixels(model, range(9), parameters).astype(int)
+    alone = np.concatenate([sample_pixels(model, [i], parameters) for i in range(9)])
+    backwards = sample_pixels(model, range(9)[::-1], parameters)[::-1]
+    for other in (alone, backwards):  # float32 networks round by their batch: a grey level, in hardly any pixel
+        assert np.abs(together - other).max() <= 1
+        assert (together != other).mean() < 0.01
+    another_seed = sample_pixels(model, range(9), parameters.model_copy(update={"seed": 1}))
+    assert (np.abs(together - another_seed).reshape(9, -1).max(axis=1) > 20).all()
+    assert len(np.unique(together.reshape(9, -1), axis=0)) == 9
+
+
+def test_another_batch_size_is_another_grey_level_at_most(extracted: Path, run: Path) -> None:
+    extract(run, FEW, ONE_THREAD.model_copy(update={"batch_size": 3}))
+    difference = np.abs(generated(run).astype(int) - generated(extracted))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_what_is_done_is_kept_and_what_is_damaged_made_again(extracted: Path, run: Path) -> None:
+    folders = ("samples", "matches", "reproductions")
+    for name in folders:
+        shutil.copytree(extracted / name, run / name)
+    shutil.copy(extracted / "run.json", run)
+    tars = sorted((run / "samples").iterdir())
+    times = [tar.stat().st_mtime_ns for tar in tars]
+    content = bytearray(tars[1].read_bytes())
+    content[content.index(b"IDAT") + 9] ^= 1
+    tars[1].write_bytes(content)
+    (run / "matches" / "part-samples-000002.parquet").unlink()
+    (run / "reproductions" / "part-train-000000.parquet").write_bytes(b"nothing")
+    extract(run, FEW, ONE_THREAD)
+    assert file_bytes(run, *folders) == file_bytes(extracted, *folders)
+    assert [tar.stat().st_mtime_ns == before for tar, before in zip(tars, times, strict=True)] == [True, False, True]
+    assert (run / "extraction.json").read_bytes() == (extracted / "extraction.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"samples": 21}, "samples: 20 there, 21 now"),
+        ({"steps": 5}, "steps: 4 there, 5 now"),
+        ({"sampler": "ancestral"}, "sampler: ddim there, ancestral now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"embedding": "dct"}, "embedding: pixel there, dct now"),
+    ],
+)
+def test_other_parameters_are_refused(extracted: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RunError, match=says):
+        extract(extracted, FEW.model_copy(update=changes), ONE_THREAD)
+
+
+def test_what_cannot_be_extracted_from_is_refused(
+    prefect: None, run: Path, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        extract(tmp_path / "nowhere", FEW, ONE_THREAD)
+    shard(tmp_path / "sharded", str(digit_files[0]))
+    with pytest.raises(RunError, match="not scored yet"):
+        extract(tmp_path / "sharded", FEW, ONE_THREAD)
+    with pytest.raises(ParametersError, match="--steps 1001: the checkpoint's schedule has 1000 timesteps"):
+        extract(run, FEW.model_copy(update={"steps": 1001}), ONE_THREAD)
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text() + " ")
+    RunDirectory(run).update_record(model=str(other))
+    with pytest.raises(CheckpointError, match="is not the checkpoint that"):
+        extract(run, FEW, ONE_THREAD)
+    assert not (run / "samples").exists()
+
+
+def test_the_report_needs_no_extraction_and_judges_one_that_is_there(extracted: Path, audited: Path) -> None:
+    assert json.loads((audited / "evidence.json").read_text())["reproductions"] is None
+    assert pq.read_table(audited / "tables" / "reproductions_by_score.parquet").num_rows == 0
+    report(extracted)
+    evidence = json.loads((extracted / "evidence.json").read_text())["reproductions"]
+    assert evidence["ratio"]["interval_95"][0] <= evidence["ratio"]["share"] <= evidence["ratio"]["interval_95"][1]
+    assert set(evidence["judgement"]) == {"log_growth", "eps_norm"}
+    for judgement in evidence["judgement"].values():
+        comparison = judgement["at_least_once"]
+        assert comparison["n_positive"] == evidence["ratio"]["n_reproduced_training_images"]
+        assert comparison["n_positive"] + comparison["n_negative"] == judgement["n"] == 60
+    assert pq.read_table(extracted / "tables" / "reproductions_by_score.parquet").num_rows == 60
+
+
+def planted(run: Path, digits: np.ndarray) -> list[SampleJob]:
+    """Tars of 40 samples in the model's place: noisy copies of training digits 0, 3, 3, 3, 7 ... and digits unseen."""
+    generator = np.random.default_rng(0)
+    parameters = ExtractParameters(samples=40, samples_per_tar=16)
+    jobs = sample_jobs(run, Path("nowhere"), "0" * 64, parameters, 0)
+    copied = digits[[0, *[3] * 6, 7, 7, 59, *range(20, 30)]]
+    noise = generator.normal(0, np.repeat([2, 20, 60], [10, 5, 5])[:, None, None], copied.shape)
+    images = np.concatenate([np.clip(copied + noise, 0, 255).astype(np.uint8), digits[300:320]])
+    for job in jobs:
+        samples = [(job.description(i), Picture(images[i])) for i in job.names]
+        write_tar(
+            job.path,
+            (members_of(d["generated"], {**d, "content_hash": p.content_hash}, p.png()) for d, p in samples),
+        )
+    return jobs
+
+
+def double_loop(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    flat_a, flat_b = (x.reshape(len(x), -1).astype(np.float64) / 127.5 - 1.0 for x in (a, b))
+    return np.array([[np.sqrt(((q - r) ** 2).sum()) for r in flat_b] for q in flat_a])
+
+
+def test_matches_and_hits_are_those_of_a_plain_double_loop(
+    prefect: None, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shard(tmp_path, str(digit_files[0]), str(digit_files[1]), ShardParameters(shard_bytes=40 * 2048))
+    jobs = planted(tmp_path, digits)
+    assert all(is_valid_tar(job) for job in jobs)
+    training = TrainingImages(RunDirectory(tmp_path), "pixel")
+    match_samples(jobs, training, Progress("matching", 40, "samples"))
+    count_reproductions(jobs, training, Progress("counting", 60, "images"))
+
+    images = {row["sample_id"]: row for row in training.rows.to_pylist()}
+    pixels = np.stack(list(distinct_training(tmp_path)))
+    assert len(images) == len(pixels) == 60
+    distances = double_loop(generated(tmp_path), pixels)
+    within = double_loop(pixels, pixels)
+    ids, hits, hits_adaptive = list(images), dict.fromkeys(images, 0), dict.fromkeys(images, 0)
+    for i, match in enumerate(pq.read_table(tmp_path / "matches").to_pylist()):
+        closest, second = np.argsort(distances[i])[:2]
+        spacing = np.sort(within[closest])[1:51].mean()
+        assert match["generated"] == sample_key(i)
+        assert match["nearest_sample_id"] == ids[closest]
+        measured = [match[f"{name}_distance"] for name in ("nearest", "second", "surrounding")]
+        assert measured == pytest.approx([distances[i, closest], distances[i, second], spacing], rel=1e-6, abs=1e-12)
+        assert match["is_copy"] == (distances[i, closest] < distances[i, second] / 3)
+        assert match["is_copy_adaptive"] == (distances[i, closest] < spacing / 2)
+        hits[ids[closest]] += match["is_copy"]
+        hits_adaptive[ids[closest]] += match["is_copy_adaptive"]
+    assert sorted(hits.values())[-3:] == [1, 2, 6]
+    assert sum(hits.values()) < sum(hits_adaptive.values()) < 40
+
+    rows = pq.read_table(tmp_path / "reproductions").to_pylist()
+    assert [row["sample_id"] for row in rows] == ids
+    for j, row in enumerate(rows):
+        closest = int(np.argmin(distances[:, j]))
+        others = np.delete(distances[closest], j).min()
+        assert row["content_hash"] == images[row["sample_id"]]["content_hash"]
+        assert (row["hits"], row["hits_adaptive"]) == (hits[row["sample_id"]], hits_adaptive[row["sample_id"]])
+        assert row["nearest_generated"] == sample_key(closest)
+        assert row["nearest_distance"] == pytest.approx(distances[closest, j], rel=1e-6)
+        assert row["nearest_ratio"] == pytest.approx(distances[closest, j] / others, rel=1e-6)
+        assert (row["rate_low"], row["rate_high"]) == pytest.approx(clopper_pearson(row["hits"], 40), abs=1e-9)
+        bounds = (row["rate_adaptive_low"], row["rate_adaptive_high"])
+        assert bounds == pytest.approx(clopper_pearson(row["hits_adaptive"], 40), abs=1e-9)
+
+    summary = summarise(RunDirectory(tmp_path))
+    for rule, counted in (("ratio", hits), ("adaptive", hits_adaptive)):
+        assert summary[rule]["n_copies"] == sum(counted.values())
+        assert summary[rule]["interval_95"] == pytest.approx(clopper_pearson(sum(counted.values()), 40), abs=1e-9)
+        assert summary[rule]["n_reproduced_training_images"] == sum(n > 0 for n in counted.values())
+
+
+def distinct_training(run: Path) -> Iterator[np.ndarray]:
+    """The training images of a run, of each content the first."""
+    seen: set[bytes] = set()
+    for shard_path in sorted((run / "shards").glob("train-*.tar")):
+        for pixels in read_shard(shard_path):
+            if pixels.tobytes() not in seen:
+                seen.add(pixels.tobytes())
+                yield pixels
+
+
+def clopper_pearson(k: int, n: int) -> tuple[float, float]:
+    """By the quantiles of the beta distribution."""
+    low = 0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1))
+    return low, 1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k))
+
+
+def test_one_training_image_is_too_few(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", digits[:1])
+    shard(tmp_path / "run", str(tmp_path / "one.npy"))
+    with pytest.raises(RunError, match="1 distinct training images: matching needs two"):
+        TrainingImages(RunDirectory(tmp_path / "run"), "pixel").rows  # noqa: B018  # read when first needed
+
+
+def test_sigkill_while_generating_then_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    parameters = ExtractParameters(samples=1_000, steps=20)
+    compute = ONE_THREAD.model_copy(update={"batch_size": 64})
+    options = ["--samples", "1000", "--steps", "20", "--threads", "1", "--batch-size", "64", "--device", "cpu"]
+    undisturbed = Path(shutil.copytree(run, tmp_path / "undisturbed"))
+    extract(undisturbed, parameters, compute)
+    command = [sys.executable, "-m", "flows.cli", "extract", "--run", str(run), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list((run / "samples").glob("*.tar")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(list((run / "samples").glob("*.tar"))) < 4, "the kill must fall in the middle of generating"
+    assert not (run / "extraction.json").exists()
+    extract(run, parameters, compute)
+    folders = ("samples", "matches", "reproductions")
+    assert file_bytes(run, *folders) == file_bytes(undisturbed, *folders)
+    assert (run / "extraction.json").read_bytes() == (undisturbed / "extraction.json").read_bytes()
+    assert [path.name for path in run.rglob(".*") if path.name != ".lock"] == []
+
+
+def test_audit_extracts_when_asked(
+    prefect: None,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def latentprint(*arguments: object) -> tuple[int, str]:
+        return run_in_process(monkeypatch, capsys, *map(str, arguments), "--threads", "1", "--device", "cpu")
+
+    run = tmp_path / "run"
+    code, error = latentprint(
+        *("audit", "--model", checkpoint, "--train", digit_files[0], "--out", run, "--extract", 5)
+    )
+    assert code == 0, error
+    assert json.loads((run / "evidence.json").read_text())["reproductions"]["n_samples"] == 5
+    code, error = latentprint("extract", "--run", run, "--samples", 6)
+    assert code == 2
+    assert error.endswith("(samples: 5 there, 6 now): choose another --out\n")
+    assert len(error.splitlines()) == 1
+    code, error = latentprint("extract", "--run", run, "--sampler", "guess")
+    assert code == 2
+    assert error.startswith("latentprint: --sampler: Input should be 'ddim' or 'ancestral'")
