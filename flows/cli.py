@@ -17,7 +17,14 @@ from rich.logging import RichHandler
 
 from flows.options import with_options
 from flows.prefect_server import configure_environment, prefect_server
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters, TrainParameters
+from tasks.parameters import (
+    ComputeParameters,
+    ExtractParameters,
+    ScoreParameters,
+    ShardParameters,
+    SweepParameters,
+    TrainParameters,
+)
 
 configure_environment()
 
@@ -168,6 +175,20 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
     line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
     line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"
     _show({"run": str(run), **summary}, as_json, line)
+
+
+@app.command()
+@with_options
+def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
+    """Study the parameters on a scored run: every combination on the same images, as a table and curves; resumable.
+
+    Example: latentprint sweep --run runs/demo --axes 1,4,16 --timesteps 0,20,100 --estimators edge,jvp
+    """
+    from flows.sweep import sweep as flow
+
+    with prefect_server():
+        result = flow(run, study, compute)
+    _show(result, as_json, f"{len(result['settings'])} settings: {result['page']}")
 
 
 @app.command()

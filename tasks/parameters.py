@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -73,6 +74,46 @@ class ExtractParameters(Parameters):
     seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
     embedding: EmbeddingName = Field("pixel", description="what distances are measured in: pixel | dct")
     samples_per_tar: int = Field(256, ge=1, description="generated images a tar, the unit of work [images]")
+
+
+class SweepParameters(Parameters):
+    """The grid of a parameter study: every combination is scored on the same images and directions."""
+
+    axes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4, 16), description="numbers of axes K")
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10), description="numbers of ODE steps N")
+    timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 5, 20, 50, 100, 200), description="timesteps of the first step [training timesteps]"
+    )
+    deltas: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
+        (0.05,), description="perturbation lengths [l2 in pixel values -1 ... 1]"
+    )
+    estimators: tuple[Estimator, ...] = Field(("edge", "volume"), description="see tasks/diffusion/growth.py")
+    stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
+    images: int = Field(64, ge=2, description="distinct images of each split")
+    seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
+
+    @field_validator("axes", "steps", "timesteps", "deltas", "estimators", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return _split(value)
+
+    def settings(self) -> list[ScoreParameters]:
+        """Every combination; for estimators without a perturbation length, the first delta only."""
+        return [
+            ScoreParameters(
+                axes=axes,
+                steps=steps,
+                timestep=timestep,
+                stride=self.stride,
+                estimator=estimator,
+                delta=delta,
+                seed=self.seed,
+            )
+            for estimator, timestep, axes, steps, delta in product(
+                self.estimators, self.timesteps, self.axes, self.steps, self.deltas
+            )
+            if estimator in ("edge", "volume") or delta == self.deltas[0]
+        ]
 
 
 class ComputeParameters(Parameters):

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from xml.etree import ElementTree
 
 import matplotlib.style
@@ -40,8 +41,8 @@ POINTS_PER_GROUP = 300
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
 SVG = "http://www.w3.org/2000/svg"
 GOLDEN_RATIO = (5.0**0.5 - 1.0) / 2.0
-CURVES = ((TRAIN, "-"), (SECOND, (0, (5, 1.5))))
-"""Colour and dashes of the first and the second curve of a plot."""
+CURVES = ((TRAIN, "-"), (SECOND, (0, (5, 1.5))), (HOLDOUT, (0, (1, 1))), (INK, (0, (3, 1, 1, 1))))
+"""Colour and dashes of a plot's curves, in their order."""
 
 ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -171,6 +172,25 @@ def roc_curves(name: str, title: str, scores: Mapping[str, Groups], positives: s
     )
 
 
+def line_plot(
+    name: str,
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    x: str,
+    y: str,
+    caption: str,
+    table: TableView,
+) -> Plot:
+    """One curve a label through its points (x, y); the points' x are spaced evenly, whatever their values."""
+    described = "; ".join(
+        f"{label}: {', '.join(f'{number(value)} at {number(at)}' for at, value in points)}"
+        for label, points in curves.items()
+    )
+    return Plot(
+        name, title, _svg(name, lambda axes: _draw_lines(axes, curves, x, y)), f"{y}. {described}.", caption, table
+    )
+
+
 def thinned(values: Floats, most: int) -> Floats:
     """At most ``most`` of the values: evenly spaced order statistics, the extremes among them, ascending."""
     ordered = np.sort(values)
@@ -243,6 +263,16 @@ def _draw_roc(axes: Axes, scores: Mapping[str, Groups], n_negative: int, positiv
         axis.set_major_formatter(lambda rate, _: f"{100 * rate:g}%")
         axis.set_minor_formatter(NullFormatter())
     _label(axes, f"false positives, of {negatives} images", f"true positives, of {positives} images")
+    _legend(axes)
+
+
+def _draw_lines(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> None:
+    ticks = sorted({at for points in curves.values() for at, _ in points})
+    for (label, points), (color, dashes) in zip(curves.items(), cycle(CURVES), strict=False):
+        places = [ticks.index(at) for at, _ in points]
+        axes.plot(places, [value for _, value in points], color=color, linestyle=dashes, marker="o", ms=4, label=label)
+    axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+    _label(axes, x, y)
     _legend(axes)
 
 

@@ -67,7 +67,7 @@ class ReportInputs:
 def render_report(inputs: ReportInputs) -> str:
     """The whole page as text, to be encoded in UTF-8."""
     record, evidence, tables = inputs.record, inputs.evidence, inputs.tables
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         policy=CONTENT_SECURITY_POLICY,
         run_id=record.get("run_id") or "unknown",
@@ -123,7 +123,8 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of the pages; whatever is printed is text, never markup."""
     environment = Environment(
         loader=PackageLoader("tasks.reporting"),
         autoescape=True,

@@ -61,6 +61,15 @@ class RunDirectory:
         return self.path / "calibration.parquet"
 
     @property
+    def sweep(self) -> Path:
+        """The parameter study: a part a setting."""
+        return self.path / "sweep"
+
+    @property
+    def sweep_page(self) -> Path:
+        return self.path / "sweep.html"
+
+    @property
     def tables(self) -> Path:
         return self.path / "tables"
 

@@ -187,6 +187,24 @@ REPRODUCTIONS = pa.schema(
     ]
 )
 
+SWEEP = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _SPLIT,
+        _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
+        _field("n_axes", pa.int32(), "axes K of the growing volume"),
+        _field("n_steps", pa.int32(), "ODE steps N"),
+        _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
+        _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
+        _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
+        _score("delta", "length of each perturbation; null where tangents are exact", "l2 in pixel values -1 ... 1"),
+        _field("log_growth", pa.float64(), "log volume growth under this setting", "nats"),
+        _score("log_growth_se", "its standard error over the draw of its axes; null with one", "nats"),
+        _field("n_evaluations", pa.int64(), "network evaluations spent on this image under this setting"),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
     "manifest": MANIFEST,
@@ -194,5 +212,6 @@ TABLES: dict[str, pa.Schema] = {
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,
     "scores": SCORES,
+    "sweep": SWEEP,
 }
 """The tables that are files of a run, with the columns that they always have."""

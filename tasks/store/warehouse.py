@@ -332,6 +332,7 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
         "rejects": [run.rejects],
         "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
         "scores": sorted(run.scores.glob("part-*.parquet")),
+        "sweep": sorted(run.sweep.glob("part-*.parquet")),
     }
     readable: list[str] = []
     try:

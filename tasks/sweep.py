@@ -1,0 +1,42 @@
+"""Tasks of the parameter study: settings on whichever device is free, and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.reporting.sweep import render_sweep
+from tasks.score import run_each
+from tasks.store.files import atomic_open, atomic_path
+from tasks.store.run import RunDirectory
+from tasks.store.warehouse import Warehouse
+from tasks.sweeping import SweepJob, sweep_setting
+
+
+@task(
+    name="sweep-settings",
+    task_run_name="sweep {jobs[0].shard}+",
+    retries=2,
+    retry_delay_seconds=1,
+    cache_policy=NO_CACHE,
+)
+def sweep_group(jobs: list[SweepJob]) -> int:
+    """Score the sample under each setting that has no valid part yet; one that fails does not stop the others."""
+    return run_each(sweep_setting, jobs)
+
+
+@task(name="write-sweep-page", cache_policy=NO_CACHE)
+def write_sweep_page(run: Path) -> dict[str, Any]:
+    """Write tables/sweep_summary.parquet and sweep.html; returns the page's path and the best cheap setting."""
+    directory = RunDirectory(run)
+    with Warehouse(directory) as warehouse:
+        summary = warehouse.table("sweep_summary")
+    with atomic_path(directory.tables / "sweep_summary.parquet") as temporary:
+        pq.write_table(summary, temporary)
+    with atomic_open(directory.sweep_page) as stream:
+        stream.write(render_sweep(directory.read_record(), summary).encode())
+    return {"run": str(run), "page": str(directory.sweep_page), "settings": summary.to_pylist()}

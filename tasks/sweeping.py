@@ -1,0 +1,87 @@
+"""One setting of the parameter study: a sample of the run's images, scored under it. Runs in a device's child."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tasks.device_worker import count_done
+from tasks.measuring import Columns
+from tasks.parameters import ScoreParameters
+from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.store.files import digest
+from tasks.store.parts import is_valid_part, write_part
+from tasks.store.schemas import SWEEP
+
+_SAMPLE = """
+    SELECT sample_id, content_hash, split, shard, shard_index, label, copies
+    FROM read_parquet($manifest)
+    WHERE occurrence = 0
+    QUALIFY row_number() OVER (PARTITION BY split ORDER BY md5(content_hash), content_hash) <= $images
+    ORDER BY shard, shard_index
+"""
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One setting; plain values, so that it travels to any process."""
+
+    score: ScoreJob
+    """With the setting's parameters; its shard is not looked at."""
+    images: int
+    """Distinct images of each split."""
+
+    @property
+    def shard(self) -> str:
+        """What failures are reported by."""
+        p = self.score.parameters
+        return f"{p.estimator} of {p.axes} axes, {p.steps} steps from {p.timestep}, delta {p.delta:g}"
+
+    @property
+    def part(self) -> Path:
+        return self.score.directory.sweep / f"part-{digest(self.provenance())}.parquet"
+
+    def provenance(self) -> dict[str, Any]:
+        """What the part depends on, written into it."""
+        return {
+            "checkpoint_sha256": self.score.checkpoint_sha256,
+            "manifest_digest": self.score.directory.read_record()["manifest_digest"],
+            "parameters": self.score.parameters.model_dump(mode="json"),
+            "images": self.images,
+        }
+
+
+def sampled_rows(manifest: Path, n_images: int) -> list[dict[str, Any]]:
+    """Manifest rows of the study's images: of each split the first by a hash, so that more images only add to fewer."""
+    with duckdb.connect() as connection:
+        parameters = {"manifest": str(manifest), "images": n_images}
+        rows: list[dict[str, Any]] = connection.sql(_SAMPLE, params=parameters).to_arrow_table().to_pylist()
+    return rows
+
+
+def sweep_setting(job: SweepJob, device: str) -> int:
+    """Write the setting's part unless a valid one is there; returns the number of images scored now."""
+    rows = sampled_rows(job.score.directory.manifest, job.images)
+    if is_valid_part(job.part, job.provenance(), len(rows)):
+        count_done(len(rows))
+        return 0
+    columns: Columns = {}
+    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+        of_shard: Columns = {}
+        for batch in scored_batches(job.score.at(shard, _start(job.score.parameters)), list(members), device):
+            extend(of_shard, batch)
+            count_done(len(batch["sample_id"]))
+        extend(columns, in_order(of_shard))
+    columns["copies"] = [row["copies"] for row in rows]
+    columns["stride"] = [job.score.parameters.stride] * len(rows)
+    write_part(job.part, {name: columns[name] for name in SWEEP.names}, job.provenance(), SWEEP)
+    return len(rows)
+
+
+def _start(parameters: ScoreParameters) -> int:
+    assert parameters.timestep != "auto"
+    return parameters.timestep

@@ -1,0 +1,108 @@
+"""The score columns of a batch against the formulas that define them, on a small trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from tasks.diffusion.membership import BASELINES
+from tasks.diffusion.names import BASELINE_NAMES, Estimator
+from tasks.diffusion.noise import gaussian, generator_for
+from tasks.diffusion.sampling import from_pixels
+from tasks.measuring import measure
+from tasks.parameters import ScoreParameters
+from tasks.store.schemas import OPTIONAL_SCORES, SCORES
+
+HASHES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> LoadedModel:
+    return load_denoiser(str(checkpoint), "cpu")
+
+
+@pytest.fixture(scope="module")
+def pixels(digits: np.ndarray) -> np.ndarray:
+    return digits[:3, None]
+
+
+def test_columns_are_what_the_formulas_say(model: LoadedModel, pixels: np.ndarray) -> None:
+    delta = 0.5
+    columns = measure(model, pixels, HASHES, ScoreParameters(timestep=20, delta=delta), 64)
+    x = from_pixels(torch.from_numpy(pixels)).double()
+    axes = gaussian([generator_for(0, name) for name in HASHES], (1, 64))[:, 0].double()
+    q = axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True)
+    with torch.inference_mode():
+        eps = model.denoiser(x, 20.0).flatten(1)
+        neighbour = model.denoiser(x + delta * q.reshape(x.shape), 20.0).flatten(1)
+    tangent = (neighbour - eps) / delta
+    step = model.schedule.step(20, 21)
+    expected = {
+        "log_growth": torch.log(torch.linalg.vector_norm(step.a * q + step.b * tangent, dim=1)),
+        "eps_norm": torch.linalg.vector_norm(eps, dim=1),
+        "sima": eps.pow(4).sum(1),
+        "neighbour_eps_norm": torch.linalg.vector_norm(neighbour, dim=1),
+        "crowding": 64 * (q * tangent).sum(1),
+        "tangent_norm": torch.linalg.vector_norm(tangent, dim=1),
+        "tangent_cosine": torch.nn.functional.cosine_similarity(tangent, eps, dim=1),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(columns[name], values.numpy(), rtol=2e-4, atol=2e-6, err_msg=name)
+    assert columns["log_growth_se"] == [None] * 3
+    assert columns["n_evaluations"] == [2] * 3
+
+
+@pytest.mark.parametrize("estimator", ["edge", "volume", "jvp", "trace", "exact"])
+def test_every_estimator_gives_the_table_its_columns(
+    estimator: Estimator, model: LoadedModel, pixels: np.ndarray
+) -> None:
+    parameters = ScoreParameters(timestep=20, axes=2, estimator=estimator)
+    columns = measure(model, pixels, HASHES, parameters, 64)
+    written_elsewhere = {"sample_id", "content_hash", "split", "shard", "dime", "fused"}
+    assert columns.keys() == set(SCORES.names) - written_elsewhere
+    assert columns["n_axes"] == [64 if estimator == "exact" else 2] * 3
+    assert (columns["delta"][0] is None) == (estimator in ("jvp", "trace", "exact"))
+
+
+def test_repeats_are_averaged_and_give_the_error(model: LoadedModel, pixels: np.ndarray) -> None:
+    parameters = ScoreParameters(timestep=20, delta=0.5)
+    repeated = measure(model, pixels, HASHES, parameters.model_copy(update={"repeats": 40}), 64)
+    exact = measure(model, pixels, HASHES, parameters.model_copy(update={"estimator": "exact"}), 64)
+    assert repeated["n_evaluations"] == [80] * 3
+    # one axis is one of 64 on average: the mean over draws is near the exact growth's share of an axis
+    distance = (np.array(repeated["log_growth"]) - np.array(exact["log_growth"]) / 64) / repeated["log_growth_se"]
+    assert np.abs(distance).max() < 6.0
+
+
+def test_every_baseline_has_its_column_and_shares_the_base_pass(model: LoadedModel, pixels: np.ndarray) -> None:
+    parameters = ScoreParameters(timestep=20, baselines=BASELINE_NAMES)
+    columns = measure(model, pixels, HASHES, parameters, 64)
+    alone = measure(model, pixels, HASHES, ScoreParameters(timestep=20), 64)
+    assert set(BASELINE_NAMES) - {"sima"} <= set(OPTIONAL_SCORES.names)
+    assert columns["sima"] == pytest.approx(alone["sima"])
+    # loss 1, pia 2, pian 2, SecMI 12, FLIPD 2; DIME's 1, 10 and 30 probes share the base pass
+    assert columns["n_evaluations"][0] - alone["n_evaluations"][0] == 1 + 2 + 2 + 12 + 2 + 1 + 10 + 30
+    x, noise = from_pixels(torch.from_numpy(pixels)), [generator_for(0, f"secmi {name}") for name in HASHES]
+    with torch.inference_mode():
+        expected = BASELINES["secmi"](model.denoiser, x, model.schedule, noise)
+    np.testing.assert_allclose(columns["secmi"], expected.numpy(), rtol=1e-6)
+
+
+def test_reversibility_shrinks_with_the_step(model: LoadedModel, pixels: np.ndarray) -> None:
+    errors = [
+        np.array(measure(model, pixels, HASHES, ScoreParameters(timestep=20, reversibility=n), 64)["reversibility_rms"])
+        for n in (25, 100)
+    ]
+    assert (errors[1] < 0.6 * errors[0]).all()
+
+
+def test_bf16_is_refused_for_differences_and_taken_for_exact_tangents(checkpoint: Path, pixels: np.ndarray) -> None:
+    model = load_denoiser(str(checkpoint), "cpu", torch.bfloat16)
+    with pytest.raises(ValueError, match="use the estimator 'jvp'"):
+        measure(model, pixels, HASHES, ScoreParameters(timestep=20), 64)
+    columns = measure(model, pixels, HASHES, ScoreParameters(timestep=20, estimator="jvp"), 64)
+    assert np.isfinite(columns["log_growth"]).all()
