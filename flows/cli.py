@@ -295,6 +295,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
+    from tasks.extract import ExtractionFailed
     from tasks.score import ShardsFailed
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
@@ -305,6 +306,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         CheckpointError,
         ParametersError,
         ShardsFailed,
+        ExtractionFailed,
         RunError,
         QueryError,
         ChecksFailed,

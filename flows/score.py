@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.checks import check_manifest, check_parameters
@@ -17,7 +18,7 @@ from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
-from tasks.score import finish, grouped, score_group, shard_names
+from tasks.score import ShardsFailed, grouped, score_group, shard_names
 from tasks.scoring import ScoreJob
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
@@ -51,5 +52,13 @@ def score(
     devices = devices_for(compute)
     progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
     with device_workers(devices, threads_for(compute, devices), progress):
-        finish([score_group.submit(group) for group in grouped(jobs, len(devices))])
+        futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
+        wait(futures)
+    failures = [
+        str(future.state.result(raise_on_failure=False)) for future in futures if not future.state.is_completed()
+    ]
+    if failures:
+        raise ShardsFailed(
+            f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
+        )
     return run_id
