@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.options import with_options
 from flows.prefect_server import configure_environment, prefect_server
+from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters, TrainParameters
 
 configure_environment()
 
@@ -41,52 +43,39 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
-Train = Annotated[str, typer.Option(help="Training images: folder, WebDataset tar(s), .npz/.npy, MNIST idx(.gz).")]
+Train = Annotated[
+    str,
+    typer.Option(
+        help="Training images: folder, zip, WebDataset tar(s), Parquet, .npz/.npy, MNIST idx(.gz), or s3:// of these."
+    ),
+]
 Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
 Out = Annotated[Path, typer.Option(help="Run directory; an interrupted run in it continues.")]
 Run = Annotated[Path, typer.Option(help="An existing run directory.")]
-Axes = Annotated[int, typer.Option(help="Axes K of the growing volume.")]
-Steps = Annotated[int, typer.Option(help="ODE steps N.")]
-Timestep = Annotated[int, typer.Option(help="Timestep of the first step, of the model's training timesteps.")]
-Stride = Annotated[int, typer.Option(help="Training timesteps that one ODE step covers.")]
-EstimatorName = Annotated[str, typer.Option(help="How growth is measured; see tasks/diffusion/growth.py.")]
-GridName = Annotated[str, typer.Option(help="ddim: the model's own schedule. continuous: the paper's Euler grid.")]
-Delta = Annotated[float, typer.Option(help="Length of each perturbation, l2 over pixels in -1 ... 1.")]
-Seed = Annotated[int, typer.Option(help="Seed of the directions.")]
-Device = Annotated[list[str], typer.Option(help="auto, cpu, mps, cuda, cuda:N; repeat for several.")]
-Threads = Annotated[int, typer.Option(help="torch threads a CPU worker; 0: the cores, shared out.")]
-BatchSize = Annotated[int, typer.Option(help="Images a network call; 0: sized to the device.")]
-ShardMegabytes = Annotated[float, typer.Option(help="Largest size of a shard [MB].")]
-MaxBadFraction = Annotated[float, typer.Option(help="Share of unusable input items that is tolerated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     """Audit the bundled model and images, end to end; ends with the report's path."""
-    audit(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"), as_json=as_json)
+    from flows.audit import audit as flow
+
+    with prefect_server():
+        headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"))
+    _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
 @app.command()
+@with_options
 def audit(
     model: Model,
     train: Train,
     out: Out,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    sharding: ShardParameters,
     holdout: Holdout = None,
-    axes: Axes = 1,
-    steps: Steps = 1,
-    timestep: Timestep = 20,
-    stride: Stride = 1,
-    estimator: EstimatorName = "edge",
-    grid: GridName = "ddim",
-    delta: Delta = 0.05,
-    seed: Seed = 0,
-    device: Device = ["auto"],  # noqa: B006  # Typer needs the literal to show it as the default
-    threads: Threads = 0,
-    batch_size: BatchSize = 0,
-    shard_mb: ShardMegabytes = 64.0,
-    max_bad_fraction: MaxBadFraction = 0.01,
-    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.")] = 0,
+    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -94,70 +83,37 @@ def audit(
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
     from flows.audit import audit as flow
-    from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 
-    score = ScoreParameters.model_validate(
-        dict(axes=axes, steps=steps, timestep=timestep, stride=stride)
-        | dict(estimator=estimator, grid=grid, delta=delta, seed=seed)
-    )
-    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
-    shards = ShardParameters(shard_bytes=int(shard_mb * 2**20), max_bad_fraction=max_bad_fraction)
-    extraction = ExtractParameters.model_validate({"samples": extract}) if extract else None
+    extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, score, compute, shards, extraction)
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction)
     _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
 @app.command()
-def shard(
-    train: Train,
-    out: Out,
-    holdout: Holdout = None,
-    shard_mb: ShardMegabytes = 64.0,
-    max_bad_fraction: MaxBadFraction = 0.01,
-    as_json: AsJson = False,
-) -> None:
+@with_options
+def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = None, as_json: AsJson = False) -> None:
     """Turn images into deterministic WebDataset shards and a manifest."""
     from flows.shard import shard as flow
-    from tasks.parameters import ShardParameters
     from tasks.store.run import RunDirectory
 
-    parameters = ShardParameters(shard_bytes=int(shard_mb * 2**20), max_bad_fraction=max_bad_fraction)
     with prefect_server():
-        flow(out, train, holdout, parameters)
+        flow(out, train, holdout, sharding)
     record = RunDirectory(out).read_record()
     counts = ", ".join(f"{name}: {n['samples']} ({n['distinct']} distinct)" for name, n in record["images"].items())
     _show({"run": str(out), **record}, as_json, f"{out}: {counts}")
 
 
 @app.command()
+@with_options
 def score(
-    run: Run,
-    model: Model,
-    axes: Axes = 1,
-    steps: Steps = 1,
-    timestep: Timestep = 20,
-    stride: Stride = 1,
-    estimator: EstimatorName = "edge",
-    grid: GridName = "ddim",
-    delta: Delta = 0.05,
-    seed: Seed = 0,
-    device: Device = ["auto"],  # noqa: B006  # as above
-    threads: Threads = 0,
-    batch_size: BatchSize = 0,
-    as_json: AsJson = False,
+    run: Run, model: Model, scoring: ScoreParameters, compute: ComputeParameters, as_json: AsJson = False
 ) -> None:
     """Score every distinct image of a sharded run."""
     from flows.score import score as flow
-    from tasks.parameters import ComputeParameters, ScoreParameters
 
-    parameters = ScoreParameters.model_validate(
-        dict(axes=axes, steps=steps, timestep=timestep, stride=stride)
-        | dict(estimator=estimator, grid=grid, delta=delta, seed=seed)
-    )
-    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
     with prefect_server():
-        run_id = flow(run, model, parameters, compute)
+        run_id = flow(run, model, scoring, compute)
     _show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 
@@ -172,17 +128,13 @@ def report(run: Run, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@with_options
 def train(
     data: Annotated[str, typer.Option(help="Training images, any source that audit takes.")],
     out: Annotated[Path, typer.Option(help="Folder for the DDPMPipeline; an interrupted training continues.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 12_000,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 2e-3,
-    channels: Annotated[str, typer.Option(help="UNet channels at each resolution, comma separated.")] = "16,48,80",
-    samples: Annotated[int, typer.Option(help="Images generated afterwards to count copies.")] = 4096,
-    seed: Seed = 0,
+    training: TrainParameters,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    threads: Threads = 0,
+    threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train the reference model: a small diffusers UNet2DModel with DDPMScheduler, AdamW and EMA."""
@@ -190,48 +142,28 @@ def train(
 
     from flows.train import train as flow
     from tasks.devices import devices_for, threads_for
-    from tasks.parameters import ComputeParameters, TrainParameters
 
-    parameters = TrainParameters.model_validate(
-        dict(n_steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed, n_samples=samples)
-        | dict(block_channels=channels.split(","))
-    )
     compute = ComputeParameters(devices=(device,), threads=threads)
     devices = devices_for(compute)
     torch.set_num_threads(threads_for(compute, devices))
     with prefect_server():
-        record = flow(data, out, parameters, devices[0])
+        record = flow(data, out, training, devices[0])
     copies = record.get("generated", {})
     share = f", {copies['n_copies']} of {copies['n_samples']} samples are copies" if copies else ""
-    _show(record, as_json, f"{out}: trained for {steps} steps{share}")
+    _show(record, as_json, f"{out}: trained for {training.n_steps} steps{share}")
 
 
 @app.command()
-def extract(
-    run: Run,
-    samples: Annotated[int, typer.Option(help="Images to generate.")] = 4096,
-    steps: Annotated[int, typer.Option(help="Network evaluations an image.")] = 50,
-    sampler: Annotated[str, typer.Option(help="ddim: deterministic. ancestral: DDPM.")] = "ddim",
-    embedding: Annotated[str, typer.Option(help="What distances are measured in: pixel, or dct (coarse).")] = "pixel",
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    device: Device = ["auto"],  # noqa: B006  # as above
-    threads: Threads = 0,
-    batch_size: BatchSize = 0,
-    as_json: AsJson = False,
-) -> None:
+@with_options
+def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
     """Generate images with the scored model and count which training images come out; resumable.
 
     Example: latentprint extract --run runs/demo --samples 4096
     """
     from flows.extract import extract as flow
-    from tasks.parameters import ComputeParameters, ExtractParameters
 
-    parameters = ExtractParameters.model_validate(
-        dict(samples=samples, steps=steps, sampler=sampler, embedding=embedding, seed=seed)
-    )
-    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
     with prefect_server():
-        summary = flow(run, parameters, compute)
+        summary = flow(run, extraction, compute)
     copies, (low, high) = summary["ratio"], summary["ratio"]["interval_95"]
     line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
     line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"

@@ -1,10 +1,11 @@
 """Score every distinct image of a run.
 
-manifest -> groups of shards -> a device's worker process each -> scores/part-*.parquet
+manifest -> calibration on some -> groups of shards -> a device's worker process each -> scores/part-*.parquet
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from prefect import flow
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from tasks.calibrating import calibrated, n_calibrations
 from tasks.checks import check_manifest, check_parameters
 from tasks.device_worker import device_workers
 from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
-from tasks.score import ShardsFailed, grouped, score_group, shard_names
+from tasks.score import ShardsFailed, calibrate, grouped, score_group, shard_names
 from tasks.scoring import ScoreJob
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
@@ -47,11 +49,13 @@ def score(
     record = directory.read_record()
     run_id = digest({"manifest": record["manifest_digest"], **scoring})
     directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
-    shards = shard_names(directory.manifest)
-    jobs = [ScoreJob(run, name, folder, checksum, parameters, compute.batch_size) for name in shards]
-    devices = devices_for(compute)
-    progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
+    shards, devices = shard_names(directory.manifest), devices_for(compute)
+    job = ScoreJob(run, shards[0], folder, checksum, parameters, compute.batch_size)
+    progress = Progress("calibrating", n_calibrations(directory.manifest, job), "scores")
     with device_workers(devices, threads_for(compute, devices), progress):
+        job = calibrated(job, calibrate(job) if parameters.timestep == "auto" else None)
+        progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
+        jobs = [replace(job, shard=name) for name in shards]
         futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
         wait(futures)
     failures = [

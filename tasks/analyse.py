@@ -12,14 +12,25 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evidence.assessment import ImageScores, assess
+from tasks.datasets.shards import read_pictures
+from tasks.diffusion.names import BASELINE_NAMES
+from tasks.evidence.assessment import ImageScores, Pixels, assess
 from tasks.evidence.judgement import judge
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
-NOT_SCORES = frozenset({"log_growth_se", "delta"})
-"""Numbers in the table of scores that say nothing of how easily an image comes out."""
+SCORE_NAMES = (
+    "log_growth",
+    "eps_norm",
+    "fused",
+    "dime",
+    "sima",
+    *(name for name in BASELINE_NAMES if name != "sima"),
+)
+"""Scores that are compared, in this order."""
+MOST_PIXEL_IMAGES = 5_000
+MOST_PIXEL_BYTES = 2**28
 
 
 @task(name="check", cache_policy=NO_CACHE)
@@ -57,46 +68,84 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
         images = warehouse.table("images")
-        reproductions = judged_reproductions(warehouse)
-    evidence = assess(image_scores(images), training_record(Path(record["model"])).get("generated"))
+        rows = reported_images(images, warehouse.table("scores"), warehouse.table("manifest"))
+        reproductions = judged_reproductions(warehouse, rows)
+    generated = training_record(Path(record["model"])).get("generated")
+    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
     write_json(directory.evidence, {"run_id": record["run_id"], **evidence, "reproductions": reproductions})
     return dict(evidence["verdict"])
 
 
-def image_scores(images: pa.Table) -> ImageScores:
-    """The usable rows of the ``images`` view as arrays."""
-    usable = images.filter(pc.field("is_usable"))
+def reported_images(images: pa.Table, scores: pa.Table, manifest: pa.Table) -> pa.Table:
+    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores and its group.
+
+    Rows are in the order of (split, content_hash).
+    """
+    keys = ["split", "content_hash"]
+    kept = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
+    further = scores.select([*keys, *(name for name in scores.column_names if name not in images.column_names)])
+    groups = manifest.filter(pc.field("occurrence") == 0).select([*keys, "near_duplicate_group"])
+    return kept.join(further, keys).join(groups, keys).sort_by([(name, "ascending") for name in keys])
+
+
+def image_scores(rows: pa.Table) -> ImageScores:
+    """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
+    alone = pa.array(range(-len(rows), 0))  # an image without near duplicates is a group of its own
+    groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
+    present = [name for name in SCORE_NAMES if name in rows.column_names and rows[name].null_count < len(rows)]
     return ImageScores(
-        is_train=np.asarray(usable["split"].to_numpy() == "train"),
-        is_control=usable["is_control"].to_numpy(),
-        copies=usable["copies"].to_numpy().astype(np.int64),
-        log_growth=usable["log_growth"].to_numpy(),
-        eps_norm=usable["eps_norm"].to_numpy(),
+        is_train=np.asarray(rows["split"].to_numpy() == "train"),
+        is_control=rows["is_control"].to_numpy(),
+        copies=rows["copies"].to_numpy().astype(np.int64),
+        scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
+        groups=groups,
     )
 
 
-def judged_reproductions(warehouse: Warehouse) -> dict[str, Any] | None:
-    """What came out, and how well each score of the run predicts it; None where nothing was extracted."""
+def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0) -> Pixels | None:
+    """Pixels of trained and control images, as many of each as ``MOST_PIXEL_BYTES`` hold, drawn with the seed.
+
+    Args:
+        rows: of :func:`reported_images`.
+        images: of the ``images`` view, whose training images are what the neighbours are looked for among.
+    """
+    is_train = np.asarray(rows["split"].to_numpy() == "train")
+    is_control = rows["is_control"].to_numpy()
+    if not is_train.any() or not is_control.any():
+        return None
+    generator = np.random.default_rng(seed)
+    train_places, places = _places(images.filter(pc.field("split") == "train")), _places(rows)
+    (example,) = read_pictures(shards, places[:1]).values()
+    most = max(1, min(MOST_PIXEL_IMAGES, MOST_PIXEL_BYTES // (3 * example.nbytes)))
+    chosen = [generator.permutation(np.flatnonzero(group))[:most] for group in (is_train, is_control)]
+    positions = np.sort(np.concatenate(chosen))
+    neighbours = np.sort(generator.permutation(len(train_places))[:most])
+    pictures = read_pictures(shards, {places[i] for i in positions} | {train_places[i] for i in neighbours})
+    return Pixels(
+        positions,
+        np.stack([pictures[places[i]] for i in positions]),
+        np.stack([pictures[train_places[i]] for i in neighbours]),
+    )
+
+
+def _places(rows: pa.Table) -> list[tuple[str, int]]:
+    """(shard, shard_index) of each row."""
+    return [(str(row["shard"]), int(row["shard_index"])) for row in rows.select(["shard", "shard_index"]).to_pylist()]
+
+
+def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any] | None:
+    """What came out, and how well each score predicts it; None where nothing was extracted.
+
+    Args:
+        rows: of :func:`reported_images`.
+    """
     if not warehouse.run.extraction.exists():
         return None
-    scores, manifest = warehouse.table("scores"), warehouse.table("manifest")
-    measured = [field.name for field in scores.schema if pa.types.is_floating(field.type)]
-    names = [name for name in measured if name not in NOT_SCORES]
-    counted = (
-        warehouse.table("reproductions")
-        .select(["sample_id", "hits", "n_generated"])
-        .join(scores.select(["sample_id", *names]), "sample_id", join_type="inner")
-        .join(manifest.select(["sample_id", "near_duplicate_group"]), "sample_id", join_type="inner")
-        .sort_by("sample_id")
-    )
-    groups = counted["near_duplicate_group"].to_numpy().astype(np.float64)
-    alone = -1.0 - np.arange(len(groups))
-    judgements = judge(
-        {name: counted[name].to_numpy().astype(np.float64) for name in names},
-        counted["hits"].to_numpy(),
-        int(counted["n_generated"][0].as_py()),
-        groups=np.where(np.isnan(groups), alone, groups),
-    )
+    hits = warehouse.table("reproductions").select(["sample_id", "hits", "n_generated"])
+    counted = rows.filter(pc.field("split") == "train").join(hits, "sample_id", join_type="inner").sort_by("sample_id")
+    images = image_scores(counted)
+    n_generated = int(counted["n_generated"][0].as_py())
+    judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(warehouse.run.extraction), "judgement": by_score}
 

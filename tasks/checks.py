@@ -10,8 +10,9 @@ import duckdb
 
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule
+from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
+from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters
 
 ITEMS_TO_TRY = 100
@@ -47,14 +48,15 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
     Raises:
         ParametersError: they do not.
     """
-    dimension = math.prod(image_shape(model))
+    dimension = math.prod(state_shape(model))
     if parameters.axes > dimension:
-        raise ParametersError(f"--axes {parameters.axes}: the images have {dimension} dimensions")
-    schedule, _ = load_schedule(model)
+        raise ParametersError(f"--axes {parameters.axes}: what the model diffuses has only {dimension} dimensions")
+    schedule = grid_of(load_schedule(model)[0], parameters.grid)
+    start = 0 if parameters.timestep == "auto" else parameters.timestep
     try:
-        ascending_timesteps(
-            grid_of(schedule, parameters.grid), parameters.steps, parameters.timestep, parameters.stride
-        )
+        ascending_timesteps(schedule, parameters.steps, start, parameters.stride)
+        if parameters.estimator in ("edge", "volume"):
+            require_bits(bits_of(parameters.precision), dimension, parameters.delta)
     except ValueError as error:
         raise ParametersError(str(error)) from error
 

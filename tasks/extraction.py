@@ -123,16 +123,21 @@ def channels_first(pixels: Pixels) -> Pixels:
 def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractParameters) -> Pixels:
     """Samples of these numbers, uint8 (n, C, H, W), in one batch; row i depends on (seed, names[i]) alone.
 
+    A class-conditional model generates its classes in turn: sample i is of class i modulo their number.
+
     Raises:
         CheckpointError: a sample is not finite.
     """
     generators = [generator_for(parameters.seed, f"sample {name}") for name in names]
-    latents = gaussian(generators, (model.channels, model.size, model.size)).to(model.device)
-    with torch.inference_mode():
+    latents = gaussian(generators, model.state_shape).to(model.device)
+    labels = None if model.n_classes is None else torch.tensor(names, device=model.device) % model.n_classes
+    clip = model.autoencoder is None
+    with torch.inference_mode(), model.given(labels):
         if parameters.sampler == "ddim":
-            x = sample_ddim(model.denoiser, latents, model.schedule, parameters.steps)
+            x = sample_ddim(model.denoiser, latents, model.schedule, parameters.steps, clip=clip)
         else:
-            x = sample_ancestral(model.denoiser, latents, model.schedule, parameters.steps, generators)
+            x = sample_ancestral(model.denoiser, latents, model.schedule, parameters.steps, generators, clip=clip)
+        x = model.decode(x)
     if not bool(torch.isfinite(x).all()):
         raise CheckpointError(f"samples {names[0]} ... {names[-1]} are not finite: the model cannot be sampled")
     return np.asarray(to_pixels(x).cpu().numpy())

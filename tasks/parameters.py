@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.diffusion.growth import Estimator
-from tasks.diffusion.schedule import Grid
+from tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
 from tasks.evidence.embeddings import EmbeddingName
 
 
@@ -21,8 +20,13 @@ class Parameters(BaseModel):
 class ShardParameters(Parameters):
     """How images become WebDataset shards."""
 
-    shard_bytes: int = Field(64 * 2**20, ge=2**12, description="largest size of a shard [bytes]")
+    shard_mb: float = Field(64.0, ge=2**-8, description="largest size of a shard [MiB]")
     max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0, description="share of unusable items that is tolerated")
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest size of a shard [bytes]."""
+        return int(self.shard_mb * 2**20)
 
 
 class ScoreParameters(Parameters):
@@ -30,12 +34,34 @@ class ScoreParameters(Parameters):
 
     axes: int = Field(1, ge=1, description="axes K of the growing volume")
     steps: int = Field(1, ge=1, description="ODE steps N")
-    timestep: int = Field(20, ge=0, description="timestep of the first step [training timesteps]")
+    timestep: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        union_mode="left_to_right",
+        description="timestep of the first step [training timesteps]; auto: calibrated against the holdout",
+    )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
-    estimator: Estimator = Field("edge", description="edge | volume")
+    estimator: Estimator = Field("edge", description="edge, volume, jvp, trace or exact: see tasks/diffusion/growth.py")
     grid: Grid = Field("ddim", description="ddim: the checkpoint's own schedule; continuous: the paper's Euler grid")
     delta: float = Field(0.05, gt=0.0, le=10.0, description="perturbation length [l2 in pixel values -1 ... 1]")
+    repeats: int = Field(1, ge=1, description="independent draws of the axes, averaged; from 2 on they give the error")
+    precision: Precision = Field("fp32", description="the network's arithmetic: fp32, tf32 (CUDA) or bf16")
+    baselines: tuple[BaselineName, ...] = Field(
+        (), description=f"membership scores beside it: all, or of {','.join(BASELINE_NAMES)}"
+    )
+    reversibility: int = Field(
+        0, ge=0, description="DDIM steps to latent and back that measure its error; 0: not measured"
+    )
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        names = _split(value)
+        return BASELINE_NAMES if names == ("all",) else names
+
+    def at(self, timestep: int) -> Self:
+        """The same from another timestep."""
+        return self.model_copy(update={"timestep": timestep})
 
 
 class ExtractParameters(Parameters):
@@ -52,20 +78,43 @@ class ExtractParameters(Parameters):
 class ComputeParameters(Parameters):
     """Where and how fast; never part of a run's identity."""
 
-    devices: tuple[str, ...] = Field(("auto",), description="cpu, mps, cuda:0 ...; auto: every GPU, or the CPU")
-    threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: all cores but none shared")
-    batch_size: int = Field(0, ge=0, description="images a batch; 0: sized to the device's memory")
+    devices: tuple[str, ...] = Field(
+        ("auto",),
+        description="cpu, mps, cuda, cuda:0,cuda:1 ...; auto: every GPU, or the CPU",
+        json_schema_extra={"flag": "device"},
+    )
+    threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: the cores, shared out")
+    batch_size: int = Field(0, ge=0, description="images a network call; 0: sized to the device's memory")
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return _split(value)
 
 
 class TrainParameters(Parameters):
     """The reference trainer."""
 
-    n_steps: int = Field(9000, ge=1, description="optimiser steps")
+    n_steps: int = Field(12_000, ge=1, description="optimiser steps", json_schema_extra={"flag": "steps"})
     batch_size: int = Field(32, ge=1, description="images a step")
     learning_rate: float = Field(2e-3, gt=0.0, description="peak of the one-cycle schedule")
     ema_decay: float = Field(0.999, ge=0.0, lt=1.0, description="decay of the weights' moving average, a step")
-    block_channels: tuple[int, ...] = Field((16, 48, 80), description="UNet channels at each resolution")
-    layers_per_block: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-    n_samples: int = Field(4096, ge=0, description="images generated afterwards to count copies")
+    block_channels: tuple[int, ...] = Field(
+        (16, 48, 80), description="UNet channels at each resolution", json_schema_extra={"flag": "channels"}
+    )
+    layers_per_block: int = Field(1, ge=1, description="residual blocks at each resolution")
+    seed: int = Field(0, ge=0, description="seed of weights, batches and noise")
+    n_samples: int = Field(
+        4096, ge=0, description="images generated afterwards to count copies", json_schema_extra={"flag": "samples"}
+    )
     sampling_steps: int = Field(50, ge=2, description="DDIM steps an image")
+
+    @field_validator("block_channels", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return _split(value)
+
+
+def _split(value: object) -> object:
+    """``a,b`` as a command line gives it, as ("a", "b")."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.calibrating import calibrate_run
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import WorkerDied, run_on_device
 from tasks.diffusion.checkpoint import CheckpointError
+from tasks.evidence.calibration import Calibration
 from tasks.scoring import ScoreJob, score_shard
 
 J = TypeVar("J")
@@ -34,6 +36,12 @@ def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
     """Jobs in at most ``MAX_GROUPS`` runs of neighbours, enough of them that no device waits long for the last."""
     n_groups = min(len(jobs), GROUPS_PER_DEVICE * n_devices, MAX_GROUPS)
     return [jobs[i * len(jobs) // n_groups : (i + 1) * len(jobs) // n_groups] for i in range(n_groups)]
+
+
+@task(name="calibrate", cache_policy=NO_CACHE, retries=1)
+def calibrate(job: ScoreJob) -> Calibration | None:
+    """Choose the timestep and fit the combined scores on images set aside for it; None: too few to choose on."""
+    return run_on_device(calibrate_run, job)
 
 
 @task(

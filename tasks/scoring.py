@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +20,10 @@ from tasks.datasets.shards import read_shard
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser
-from tasks.diffusion.growth import log_growth
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.names import Precision
+from tasks.diffusion.tangents import DTYPES, set_precision
+from tasks.evidence.calibration import Calibration
+from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.store.files import sha256
 from tasks.store.parts import is_valid_part, write_part
@@ -45,10 +45,15 @@ class ScoreJob:
     checkpoint_sha256: str
     parameters: ScoreParameters
     batch_size: int
+    calibration: Calibration | None = None
 
     @property
     def directory(self) -> RunDirectory:
         return RunDirectory(self.run)
+
+    def at(self, shard: str, timestep: int) -> ScoreJob:
+        """Another shard, from a timestep that is a number."""
+        return replace(self, shard=shard, parameters=self.parameters.at(timestep))
 
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it."""
@@ -56,6 +61,7 @@ class ScoreJob:
             "checkpoint_sha256": self.checkpoint_sha256,
             "shard_sha256": sha256(self.directory.shards / self.shard),
             "parameters": self.parameters.model_dump(mode="json"),
+            "calibration": self.calibration and self.calibration.model_dump(mode="json"),
         }
 
 
@@ -66,49 +72,49 @@ def score_shard(job: ScoreJob, device: str) -> int:
         SourceError: the shard holds other images than the manifest says.
         CheckpointError: the checkpoint changed under the run.
     """
-    rows = _distinct_rows(job.directory.manifest, job.shard)
+    rows = distinct_rows(job.directory.manifest, job.shard)
     part, provenance = job.directory.part(job.shard), job.provenance()
     if is_valid_part(part, provenance, len(rows)):
         count_done(len(rows))
         return 0
-    model = loaded_model(job.model, job.checkpoint_sha256, device)
-    max_batch = job.batch_size or auto_batch_size(model)
-    columns: dict[str, list[Any]] = {}
-    for batch_rows, pixels in _prefetched(_batches(job, rows, max(1, max_batch // (job.parameters.axes + 1)))):
-        scores = score_batch(model, pixels, [row["content_hash"] for row in batch_rows], job.parameters, max_batch)
-        identity = {name: [row[name] for row in batch_rows] for name in _IDENTITY}
-        for name, values in {**identity, **scores}.items():
-            columns.setdefault(name, []).extend(values)
-        count_done(len(batch_rows))
-    write_part(part, columns or {name: [] for name in (*_IDENTITY, *_SCORED)}, provenance)
+    columns: Columns = {}
+    for batch in scored_batches(job, rows, device):
+        extend(columns, batch)
+        count_done(len(batch["sample_id"]))
+    write_part(part, in_order(columns), provenance)
     return len(rows)
 
 
-def score_batch(
-    model: LoadedModel,
-    pixels: NDArray[np.uint8],
-    content_hashes: list[str],
-    parameters: ScoreParameters,
-    max_batch: int,
-) -> dict[str, list[Any]]:
-    """The score columns of a batch of images, uint8 (B, C, H, W); row i depends on image i alone.
+def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
+    """The score columns, and ``shard_index``, of some rows of the job's shard, batch by batch."""
+    model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
+    max_batch = job.batch_size or auto_batch_size(model)
+    for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
+        with model.given(_label(batch[0], model)):
+            hashes = [row["content_hash"] for row in batch]
+            scores = measure(model, pixels, hashes, job.parameters, max_batch, job.calibration)
+        yield {name: [row[name] for row in batch] for name in (*_IDENTITY, "shard_index")} | scores
 
-    A batch that does not fit into the device's memory is halved until it does.
-    """
-    try:
-        return _score_batch(model, pixels, content_hashes, parameters, max_batch)
-    except torch.OutOfMemoryError:
-        if max_batch < 2:
-            raise
-        torch.cuda.empty_cache()
-        return score_batch(model, pixels, content_hashes, parameters, max_batch // 2)
+
+def extend(columns: Columns, batch: Columns) -> None:
+    """Append a batch to the columns of those before it."""
+    for name, values in batch.items():
+        columns.setdefault(name, []).extend(values)
+
+
+def in_order(columns: Columns) -> Columns:
+    """The columns of one shard's rows in the order of the shard, without ``shard_index``; batches may be by label."""
+    positions = columns.get("shard_index", [])
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    names = columns.keys() - {"shard_index"} or {"sample_id"}
+    return {name: [columns[name][i] for i in order] for name in names}
 
 
 def auto_batch_size(model: LoadedModel) -> int:
     """Images a network call: 64 on a CPU; on a GPU, what half its memory holds, measured by one small batch."""
     if model.device.type != "cuda":
         return CPU_BATCH
-    x = torch.zeros(PROBE_BATCH, model.channels, model.size, model.size, device=model.device)
+    x = torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device)
     with torch.inference_mode():
         model.denoiser(x, 0.0)
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -120,63 +126,10 @@ def auto_batch_size(model: LoadedModel) -> int:
 
 
 _IDENTITY = ("sample_id", "content_hash", "split", "shard")
-_SCORED = [
-    "log_growth",
-    "log_growth_se",
-    "n_axes",
-    "n_steps",
-    "timestep",
-    "estimator",
-    "delta",
-    "eps_norm",
-    "n_evaluations",
-    "status",
-]
-
-
-def _score_batch(
-    model: LoadedModel,
-    pixels: NDArray[np.uint8],
-    content_hashes: list[str],
-    parameters: ScoreParameters,
-    max_batch: int,
-) -> dict[str, list[Any]]:
-    x = from_pixels(torch.from_numpy(pixels)).to(model.device)
-    generators = [generator_for(parameters.seed, content_hash) for content_hash in content_hashes]
-    axes = gaussian(generators, (parameters.axes, *x.shape[1:])).to(model.device)
-    spent = model.denoiser.n_evaluations
-    with torch.inference_mode():
-        growth = log_growth(
-            model.denoiser,
-            x,
-            model.grid(parameters.grid),
-            axes=axes,
-            n_steps=parameters.steps,
-            start=parameters.timestep,
-            stride=parameters.stride,
-            estimator=parameters.estimator,
-            delta=parameters.delta,
-            max_batch=max_batch,
-        )
-    total = growth.log_growth[:, -1].tolist()
-    standard_error = growth.standard_error.tolist()
-    n = len(total)
-    return {
-        "log_growth": total,
-        "log_growth_se": [se if np.isfinite(se) else None for se in standard_error],
-        "n_axes": [parameters.axes] * n,
-        "n_steps": [parameters.steps] * n,
-        "timestep": [parameters.timestep] * n,
-        "estimator": [parameters.estimator] * n,
-        "delta": [parameters.delta] * n,
-        "eps_norm": torch.linalg.vector_norm(growth.eps.flatten(1).cpu().double(), dim=1).tolist(),
-        "n_evaluations": [(model.denoiser.n_evaluations - spent) // n] * n,
-        "status": ["ok" if np.isfinite(value) else "nonfinite" for value in total],
-    }
 
 
 @lru_cache(maxsize=1)
-def loaded_model(folder: Path, expected_sha256: str, device: str) -> LoadedModel:
+def loaded_model(folder: Path, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
     """The checkpoint on a device, kept for the next call.
 
     Raises:
@@ -184,25 +137,51 @@ def loaded_model(folder: Path, expected_sha256: str, device: str) -> LoadedModel
     """
     if checkpoint_sha256(folder) != expected_sha256:
         raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
-    return load_denoiser(str(folder), device)
+    set_precision(precision)
+    return load_denoiser(str(folder), device, DTYPES[precision])
 
 
-def _distinct_rows(manifest: Path, shard: str) -> list[dict[str, Any]]:
+def distinct_rows(manifest: Path, shard: str) -> list[dict[str, Any]]:
     """The shard's rows that are scored: the first occurrence of each content, in order."""
-    columns = [*_IDENTITY, "shard_index", "occurrence"]
+    columns = [*_IDENTITY, "shard_index", "occurrence", "label"]
     rows = pq.read_table(manifest, columns=columns, filters=(pc.field("shard") == shard)).to_pylist()
     return sorted((row for row in rows if row["occurrence"] == 0), key=lambda row: row["shard_index"])
 
 
 def _batches(
-    job: ScoreJob, rows: list[dict[str, Any]], size: int
+    job: ScoreJob, rows: list[dict[str, Any]], model: LoadedModel, size: int
 ) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
+    """Batches of one label each, where the model is class-conditional."""
+    waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
+    for row, pixels in _images(job, rows):
+        batch = waiting.setdefault(_label(row, model), [])
+        batch.append((row, np.atleast_3d(pixels).transpose(2, 0, 1)))
+        if len(batch) == size:
+            yield [row for row, _ in batch], np.stack([x for _, x in batch])
+            batch.clear()
+    for batch in filter(None, waiting.values()):
+        yield [row for row, _ in batch], np.stack([x for _, x in batch])
+
+
+def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
     wanted = {row["shard_index"]: row for row in rows}
-    images = ((wanted.pop(i), x) for i, x in enumerate(read_shard(job.directory.shards / job.shard)) if i in wanted)
-    while batch := list(islice(images, size)):
-        yield [row for row, _ in batch], np.stack([np.atleast_3d(x).transpose(2, 0, 1) for _, x in batch])
+    for index, pixels in enumerate(read_shard(job.directory.shards / job.shard)):
+        if index in wanted:
+            yield wanted.pop(index), pixels
     if wanted:
         raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
+
+
+def _label(row: dict[str, Any], model: LoadedModel) -> int | None:
+    """The image's class, for a class-conditional model."""
+    if model.n_classes is None:
+        return None
+    label = str(row["label"])
+    if not label.isdecimal() or int(label) >= model.n_classes:
+        raise SourceError(
+            f"{row['sample_id']}: label {label}; this class-conditional model needs 0 ... {model.n_classes - 1}"
+        )
+    return int(label)
 
 
 def _prefetched(items: Iterator[T]) -> Iterator[T]:

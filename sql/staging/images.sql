@@ -10,9 +10,12 @@
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
+-- column dime [l2 squared]: DIME from the same evaluations, calibrated; null without calibration; lower: member
+-- column fused [nats]: log odds of membership, calibrated; null without calibration; higher: member
 -- column n_evaluations [evaluations]: network evaluations spent on it
 -- column status: ok | nonfinite; null without a score
 -- column is_control: held out, and its content occurs nowhere in the training set
+-- column is_calibration: the timestep and the combined scores were chosen on it, so no comparison may use it
 -- column is_usable: the score is finite and may enter statistics
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, same_image_other_score
 WITH overlap AS (
@@ -33,10 +36,14 @@ SELECT
     samples.log_growth,
     samples.log_growth_se,
     samples.eps_norm,
+    samples.dime,
+    samples.fused,
     samples.n_evaluations,
     samples.status,
     samples.split = 'holdout' AND overlap.content_hash IS NULL AS is_control,
+    calibration.content_hash IS NOT NULL AS is_calibration,
     samples.is_usable
 FROM samples
 LEFT JOIN overlap ON samples.content_hash = overlap.content_hash
+LEFT JOIN calibration ON samples.split = calibration.split AND samples.content_hash = calibration.content_hash
 WHERE samples.occurrence = 0

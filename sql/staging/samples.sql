@@ -13,6 +13,8 @@
 -- column log_growth [nats]: log volume growth of its content; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
+-- column dime [l2 squared]: DIME from the same evaluations, calibrated; null without calibration; lower: member
+-- column fused [nats]: log odds of membership, calibrated; null without calibration; higher: member
 -- column n_evaluations [evaluations]: network evaluations spent on its content
 -- column status: ok | nonfinite; null without a score
 -- column is_usable: the score is finite and may enter statistics
@@ -30,6 +32,8 @@ SELECT
     scores.log_growth,
     scores.log_growth_se,
     scores.eps_norm,
+    scores.dime,
+    scores.fused,
     scores.n_evaluations,
     scores.status,
     coalesce(scores.status = 'ok' AND isfinite(scores.log_growth) AND isfinite(scores.eps_norm), FALSE) AS is_usable

@@ -1,5 +1,10 @@
 """Loading a trained model: a diffusers checkpoint (local folder or hub name) as an eps adapter with its schedule.
 
+    unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, given ``condition.npy``
+                 (tokens, features) from the checkpoint's folder, or zeros: the empty condition
+    scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), or flow matching
+    vae/ vqvae/  an autoencoder: the model is scored in its latent space, on scaled latents of the images
+
 Only safetensors are read; a checkpoint that holds its weights as a pickle is refused.
 """
 
@@ -7,24 +12,53 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
-from diffusers import UNet2DModel
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from tasks.diffusion.denoiser import Denoiser, PredictionType
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, Grid, Schedule
+from tasks.diffusion.names import Grid
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+CONDITION = "condition.npy"
+AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
+
+Shape = tuple[int, int, int]
+"""(channels, height, width)"""
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be scored; the message names the file and what to do."""
+
+
+@dataclass
+class _Network:
+    """``network(x, t)`` with what else it is conditioned on."""
+
+    module: Any
+    label: int | Tensor | None = None
+    """Class of every image, or of each (B,), for a class-conditional network."""
+    condition: Tensor | None = None
+    """Encoder states (tokens, features), for a network with cross attention."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        given: dict[str, Tensor] = {}
+        if self.label is not None:
+            given["class_labels"] = torch.as_tensor(self.label, device=x.device).expand(len(x))
+        if self.condition is not None:
+            given["encoder_hidden_states"] = self.condition.to(x).expand(len(x), -1, -1)
+        output: Tensor = self.module(x, t, **given).sample
+        return output
 
 
 @dataclass(frozen=True)
@@ -32,20 +66,58 @@ class LoadedModel:
     """A network ready to be evaluated on ``device``."""
 
     denoiser: Denoiser
-    schedule: DiscreteVP
-    channels: int
-    size: int
-    """Height and width that it was trained for [pixels]."""
+    schedule: TrainedSchedule
+    state_shape: Shape
+    """What the network diffuses: the images, or their latents."""
+    n_classes: int | None
+    """Of a class-conditional network: labels 0 ... n_classes - 1."""
     device: torch.device
+    autoencoder: Any = None
+    network: _Network = field(repr=False, kw_only=True)
 
     def grid(self, name: Grid) -> Schedule:
         """The schedule to step along."""
         return grid_of(self.schedule, name)
 
+    def encode(self, images: Tensor) -> Tensor:
+        """What is scored: the images (B, C, H, W) themselves, or their scaled latents (KL: their means)."""
+        if self.autoencoder is None:
+            return images
+        encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+        scaled: Tensor = latents.to(images) * self.autoencoder.config.scaling_factor
+        return scaled
 
-def grid_of(schedule: DiscreteVP, name: Grid) -> Schedule:
-    """The schedule to step along: the checkpoint's own, or the paper's continuous one of as many timesteps."""
-    return schedule if name == "ddim" else ContinuousVP(n_timesteps=schedule.n_timesteps)
+    def decode(self, states: Tensor) -> Tensor:
+        """Images in [-1, 1] from what the model generates."""
+        if self.autoencoder is None:
+            return states
+        decoded: Tensor = self.autoencoder.decode(
+            states.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
+        ).sample
+        return decoded.to(states).clamp(-1.0, 1.0)
+
+    @contextmanager
+    def given(self, label: int | Tensor | None) -> Iterator[None]:
+        """Within, every image is of the class ``label``, or each of its own, (B,)."""
+        before, self.network.label = self.network.label, label
+        try:
+            yield
+        finally:
+            self.network.label = before
+
+
+def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
+    """The schedule to step along: the checkpoint's own, or the paper's continuous one of as many timesteps.
+
+    Raises:
+        CheckpointError: the continuous grid is variance preserving, and a flow matching model is not.
+    """
+    if name == "ddim":
+        return schedule
+    if isinstance(schedule, FlowMatching):
+        raise CheckpointError("--grid continuous: this is a flow matching model, which has no variance preserving grid")
+    return ContinuousVP(n_timesteps=schedule.n_timesteps)
 
 
 def resolve(model: str) -> Path:
@@ -60,7 +132,7 @@ def resolve(model: str) -> Path:
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: not a checkpoint folder (a diffusers pipeline with unet/ and scheduler/)")
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", CONDITION]))
     except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{model}: no such folder, and not loadable from the hub ({reason})") from error
@@ -80,38 +152,47 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
     """Load a checkpoint for evaluation.
 
     Args:
-        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``), or its name on the hub.
+        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``, perhaps ``vae/``), or its name on the hub.
         device: ``cpu``, ``mps``, ``cuda:0`` ...
+        dtype: of the weights and the arithmetic of the network.
 
     Raises:
         CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, no usable schedule.
     """
     folder = resolve(model)
-    network = _load_network(folder, dtype)
+    shape, autoencoder_part = state_shape(folder), _autoencoder_part(folder)
+    module = _load_part(folder, "unet", dtype)
     schedule, prediction_type = load_schedule(folder)
-    channels, size = int(network.config["in_channels"]), network.config["sample_size"]
-    if network.config["out_channels"] != channels:
-        raise CheckpointError(f"{model}: {network.config['out_channels']} output channels for {channels} in")
-    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    if module.config["out_channels"] != shape[0]:
+        raise CheckpointError(f"{model}: {module.config['out_channels']} output channels for {shape[0]} in")
+    module = module.to(device, memory_format=torch.channels_last)
+    network = _Network(module, condition=_condition(folder, module.config))
+    autoencoder = _load_part(folder, autoencoder_part, torch.float32).to(device) if autoencoder_part else None
+    return LoadedModel(
+        Denoiser(network, schedule, prediction_type, dtype, torch.channels_last),
+        schedule,
+        shape,
+        n_classes(folder),
+        torch.device(device),
+        autoencoder,
+        network=network,
+    )
 
-    def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = network(x, t).sample
-        return output
 
-    denoiser = Denoiser(evaluate, schedule, prediction_type, dtype, torch.channels_last)
-    return LoadedModel(denoiser, schedule, channels, int(size), torch.device(device))
-
-
-def image_shape(model: Path) -> tuple[int, int, int]:
-    """(channels, height, width) that the checkpoint takes, from its config alone: no weights are loaded.
+def state_shape(model: Path) -> Shape:
+    """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
-        CheckpointError: not an unconditional ``UNet2DModel`` pipeline.
+        CheckpointError: not a pipeline around one of ``NETWORKS``.
     """
     config = _config(model, "unet", "config.json")
-    if config.get("_class_name") != "UNet2DModel":
+    if config.get("_class_name") not in NETWORKS:
         raise CheckpointError(
-            f"{model}: its unet is a {config.get('_class_name')}; an unconditional UNet2DModel is needed"
+            f"{model}: its unet is a {config.get('_class_name')}; one of {', '.join(NETWORKS)} is needed"
+        )
+    if config.get("addition_embed_type"):
+        raise CheckpointError(
+            f"{model}: its unet takes a second condition ({config['addition_embed_type']}), unsupported"
         )
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) else (size, size)
@@ -120,36 +201,85 @@ def image_shape(model: Path) -> tuple[int, int, int]:
     return int(config["in_channels"]), height, width
 
 
-def _load_network(folder: Path, dtype: torch.dtype) -> UNet2DModel:
-    image_shape(folder)
-    if not list((folder / "unet").glob("*.safetensors")):
-        raise CheckpointError(
-            f"{folder}/unet: no .safetensors weights (pickled .bin weights are refused: convert them)"
-        )
+def image_shape(model: Path) -> Shape:
+    """The images that the checkpoint was trained on, from its configs alone.
+
+    Raises:
+        CheckpointError: as :func:`state_shape`.
+    """
+    channels, height, width = state_shape(model)
+    part = _autoencoder_part(model)
+    if part is None:
+        return channels, height, width
+    config = _config(model, part, "config.json")
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return int(config["in_channels"]), height * factor, width * factor
+
+
+def n_classes(model: Path) -> int | None:
+    """Classes of a class-conditional checkpoint; None if it is not."""
+    classes = _config(model, "unet", "config.json").get("num_class_embeds")
+    return None if classes is None else int(classes)
+
+
+def _autoencoder_part(folder: Path) -> str | None:
+    for part, class_name in AUTOENCODERS.items():
+        if (folder / part).is_dir():
+            found = _config(folder, part, "config.json").get("_class_name")
+            if found != class_name:
+                raise CheckpointError(f"{folder}/{part}: a {found}; {class_name} is needed")
+            return part
+    return None
+
+
+def _condition(folder: Path, config: Any) -> Tensor | None:
+    """Encoder states (tokens, features) of a network with cross attention."""
+    features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
+    if features is None:
+        return None
+    path = folder / CONDITION
+    if not path.is_file():
+        return torch.zeros(1, features)
     try:
-        network, info = UNet2DModel.from_pretrained(
+        condition = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    except (ValueError, OSError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable array ({error})") from error
+    if condition.ndim != 2 or condition.shape[1] != features:
+        raise CheckpointError(f"{path}: shape {tuple(condition.shape)}; (tokens, {features}) is needed")
+    return condition
+
+
+def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """A network of the checkpoint, for evaluation."""
+    if not list((folder / part).glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}/{part}: no .safetensors weights (pickled .bin weights are refused: convert them)"
+        )
+    kind = getattr(diffusers, str(_config(folder, part, "config.json").get("_class_name")))
+    try:
+        network, info = kind.from_pretrained(
             folder,
-            subfolder="unet",
+            subfolder=part,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             torch_dtype=dtype,
         )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
-        raise CheckpointError(f"{folder}/unet: not loadable ({str(error).strip().splitlines()[0]})") from error
+        raise CheckpointError(f"{folder}/{part}: not loadable ({str(error).strip().splitlines()[0]})") from error
     if info.get("missing_keys"):
-        raise CheckpointError(f"{folder}/unet: weights are missing, {info['missing_keys'][0]} first: wrong config?")
+        raise CheckpointError(f"{folder}/{part}: weights are missing, {info['missing_keys'][0]} first: wrong config?")
     for name, weight in network.named_parameters():
         if not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(f"{folder}/unet: {name} holds NaN or infinite weights")
-    return network
+            raise CheckpointError(f"{folder}/{part}: {name} holds NaN or infinite weights")
+    return network.eval().requires_grad_(False)
 
 
-def load_schedule(folder: Path) -> tuple[DiscreteVP, PredictionType]:
+def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
     """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
 
     Raises:
-        CheckpointError: no scheduler, or not one of a variance preserving schedule.
+        CheckpointError: no scheduler, or neither a variance preserving nor a flow matching one.
     """
     config = _config(folder, "scheduler", "scheduler_config.json")
     prediction_type = config.get("prediction_type", "epsilon")
@@ -157,12 +287,15 @@ def load_schedule(folder: Path) -> tuple[DiscreteVP, PredictionType]:
         raise CheckpointError(
             f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
         )
-    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    class_name = str(config.get("_class_name"))
+    scheduler_class = getattr(diffusers, class_name, None)
     scheduler = None if scheduler_class is None else scheduler_class.from_config(config)
+    if class_name.startswith("FlowMatch") and scheduler is not None:
+        return FlowMatching(tuple(sorted(scheduler.sigmas.double().tolist()))), "flow"
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if alphas_cumprod is None:
         raise CheckpointError(
-            f"{folder}/scheduler: {config.get('_class_name')} has no alphas_cumprod (not a VP schedule)"
+            f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
         )
     return DiscreteVP.from_tensor(alphas_cumprod), prediction_type
 
@@ -184,4 +317,5 @@ def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
 
 def _model_files(model: Path) -> list[Path]:
     files = [p for part in ("unet", "scheduler", "vae", "vqvae") for p in sorted((model / part).glob("*"))]
-    return [p for p in files if p.suffix in (".json", ".safetensors")]
+    condition = [model / CONDITION] if (model / CONDITION).is_file() else []
+    return [p for p in files if p.suffix in (".json", ".safetensors")] + condition

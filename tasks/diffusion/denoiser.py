@@ -6,30 +6,39 @@ knows which it was. It also counts network evaluations, so costs are measured ra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tasks.diffusion.schedule import DiscreteVP
+from tasks.diffusion.schedule import TrainedSchedule
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
 EpsModel = Callable[[Tensor, float], Tensor]
 """eps(x, conditioning): (B, C, H, W), float -> (B, C, H, W), in x's dtype."""
+
+
+NO_FLOAT64 = {"mps"}
+"""Device types that have no float64."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the precision of the ODE's state: float64, or float32 where the device has nothing wider."""
+    return x.float() if x.device.type in NO_FLOAT64 else x.double()
 
 
 class Denoiser:
     r"""A network with its parameterisation, as ``eps(x, conditioning)``.
 
-    With alpha, sigma of the *training* schedule at the conditioning (abar linear between timesteps):
+    With alpha, sigma of the *training* schedule at the conditioning:
 
         epsilon:       eps = f(x, t)
         sample:        eps = (x - alpha f(x, t)) / sigma
         v_prediction:  eps = alpha f(x, t) + sigma x        (Salimans & Ho 2022, arXiv 2202.00512)
+        flow:          eps = x + alpha f(x, t)              f = eps - x_0, alpha = 1 - sigma (arXiv 2210.02747)
 
-    The state may be float64: it is cast to the network's dtype on the way in and back on the way out.
+    The state may be float64 (:func:`wide`): it is cast to the network's dtype on the way in and back on the way out.
 
     Args:
         network: ``network(x, t)`` with x (B, C, H, W) and t (B,), returning (B, C, H, W).
@@ -42,7 +51,7 @@ class Denoiser:
     def __init__(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
-        schedule: DiscreteVP,
+        schedule: TrainedSchedule,
         prediction_type: PredictionType = "epsilon",
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -65,16 +74,9 @@ class Denoiser:
         output = self.network(inputs, times).to(x.dtype)
         if self.prediction_type == "epsilon":
             return output
-        alpha, sigma = self._scales(conditioning)
+        alpha, sigma = self.schedule.scales(conditioning)
         if self.prediction_type == "sample":
             return (x - alpha * output) / sigma
+        if self.prediction_type == "flow":
+            return x + alpha * output
         return alpha * output + sigma * x
-
-    def _scales(self, conditioning: float) -> tuple[float, float]:
-        """(alpha, sigma) at a possibly fractional conditioning; finite at zero terminal SNR."""
-        last = self.schedule.n_timesteps - 1
-        position = min(max(conditioning, 0.0), float(last))
-        lower = int(position)
-        upper, weight = min(lower + 1, last), position - lower
-        abar = (1.0 - weight) * self.schedule.alphas_cumprod[lower] + weight * self.schedule.alphas_cumprod[upper]
-        return math.sqrt(abar), math.sqrt(1.0 - abar)

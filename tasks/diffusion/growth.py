@@ -24,17 +24,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel
+from tasks.diffusion.denoiser import EpsModel, wide
+from tasks.diffusion.names import Estimator
 from tasks.diffusion.noise import gaussian, rademacher
-from tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, steps_along
+from tasks.diffusion.probability_flow import invert
+from tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
 from tasks.diffusion.tangents import difference_quotients, exact_tangents, require_resolvable
-
-Estimator = Literal["edge", "volume", "jvp", "trace", "exact"]
 
 
 class Growth(NamedTuple):
@@ -46,6 +47,10 @@ class Growth(NamedTuple):
     """Standard error of the last column over the draw of the axes, (B,), nats; NaN for a single axis."""
     eps: Tensor
     """Noise predicted at the unperturbed image in the first step, (B, C, H, W), float64: the base pass."""
+    axes: Tensor
+    """Directions q of the first step, (B, K, d): orthonormal; for ``trace`` the probes."""
+    tangents: Tensor
+    """J q of each, (B, K, d)."""
     latent: Tensor
     """Where the ODE carried the image, (B, C, H, W), float64."""
 
@@ -91,16 +96,61 @@ def log_growth(
     if estimator in ("edge", "volume"):
         require_resolvable(eps_model, x, delta)
         pushforward = partial(difference_quotients, delta=delta)
-    state = x.double()
+    state = wide(x)
     neighbourhood = _neighbourhood(estimator, state, axes, n_axes, generators)
-    base_passes: list[Tensor] = []
+    first: list[Tensor] = []
     growth: list[Tensor] = []
     for step in steps_along(schedule, ascending_timesteps(schedule, n_steps, start, stride)):
-        eps, tangents = pushforward(eps_model, state, step.conditioning, neighbourhood.directions, max_batch=max_batch)
+        directions = neighbourhood.directions
+        eps, tangents = pushforward(eps_model, state, step.conditioning, directions, max_batch=max_batch)
         growth.append(neighbourhood.advance(step, tangents))
         state = step.a * state + step.b * eps
-        base_passes = base_passes or [eps]
-    return Growth(torch.stack(growth, 1).cumsum(1), neighbourhood.standard_error(), base_passes[0], state)
+        first = first or [eps, directions, tangents]
+    return Growth(torch.stack(growth, 1).cumsum(1), neighbourhood.standard_error(), first[0], first[1], first[2], state)
+
+
+def reverse_mean_growth(
+    eps_model: EpsModel,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    axes: Tensor,
+    n_steps: int,
+    start: int = 0,
+    stride: int = 1,
+    eta: float = 1.0,
+    max_batch: int | None = None,
+) -> Tensor:
+    r"""Growth, image <- latent turned round, of the *mean* of the stochastic reverse process: (B,), nats.
+
+    The image is carried up by the probability-flow ODE; from there the reverse process goes down N steps, each replaced
+    by its mean x' = m(x) (:func:`tasks.diffusion.schedule.reverse_mean_step`), and K axes with it:
+
+        - sum_n log |volume of the axes after m_n / before|.
+
+    With ``eta`` 0 the process is the ODE's own way back, and for K = d this is its :func:`log_growth`, to the order of
+    the steps. With ``eta`` 1 (ancestral sampling) the mean contracts more: what each step's noise spreads out again is
+    left out. So it measures how strongly the mean pulls neighbours of the image's path together. It is *not* the
+    log probability of generating the image, which for a stochastic sampler is no volume of latents.
+
+    Args:
+        axes: initial directions at the latent end (B, K, C, H, W), orthonormalised here.
+        eta: 0 for DDIM, 1 for ancestral sampling, as in Song, Meng & Ermon 2021, arXiv 2010.02502.
+
+    Cost: N + N (K + 1) evaluations an image. The paper leaves stochastic samplers open; this is an extension of ours.
+    """
+    timesteps = ascending_timesteps(schedule, n_steps, start, stride)
+    state = invert(eps_model, x, schedule, timesteps)
+    neighbourhood = _Parallelepiped(axes.to(state).flatten(2), by_edges=False)
+    growth = state.new_zeros(len(x))
+    for here, there in pairwise(reversed(timesteps)):
+        step = reverse_mean_step(schedule, here, there, eta)
+        eps, tangents = exact_tangents(
+            eps_model, state, step.conditioning, neighbourhood.directions, max_batch=max_batch
+        )
+        growth = growth - neighbourhood.advance(step, tangents)
+        state = step.a * state + step.b * eps
+    return growth
 
 
 def orthonormalise(vectors: Tensor) -> Tensor:

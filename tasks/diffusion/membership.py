@@ -21,7 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel
+from tasks.diffusion.denoiser import EpsModel, wide
+from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, rademacher
 from tasks.diffusion.probability_flow import generate, invert
 from tasks.diffusion.schedule import Schedule
@@ -37,7 +38,7 @@ def loss(eps_model: EpsModel, x: Tensor, schedule: Schedule, generators: Generat
     Source: Matsumoto, Miura & Yanai 2023, arXiv 2302.03262, which scans t; t = 100 as in Carlini et al. 2023,
     arXiv 2301.13188.
     """
-    noise = gaussian(generators, x.shape[1:]).to(x.device).double()
+    noise = wide(gaussian(generators, x.shape[1:]).to(x.device))
     return _squared_norm(eps_model(_noised(schedule, timestep, x, noise), schedule.conditioning(timestep)) - noise)
 
 
@@ -149,7 +150,7 @@ def dime(
     bias, crowding = base.new_zeros(len(x)), base.new_zeros(len(x))
     for _ in range(n_probes):
         probe = rademacher(generators, x.shape[1:]).to(base)
-        neighbour = eps_model(x.double() + reach * probe, conditioning)
+        neighbour = eps_model(wide(x) + reach * probe, conditioning)
         bias += _squared_norm(neighbour).sqrt() / n_probes
         crowding += (probe * (neighbour - base)).flatten(1).sum(1) / (reach * n_probes)
     phi = -math.atan(sigma) if phi is None else phi
@@ -173,32 +174,35 @@ def flipd(
     dimension 0. Source: Kamkari et al. 2024, arXiv 2406.03537, at t = 0.05 of 1.
     """
     alpha, sigma, dimension = schedule.alpha(timestep), schedule.sigma(timestep), x[0].numel()
-    probes = rademacher(generators, (n_probes, dimension)).to(x.device).double()
-    eps, tangents = exact_tangents(eps_model, alpha * x.double(), schedule.conditioning(timestep), probes)
+    probes = wide(rademacher(generators, (n_probes, dimension)).to(x.device))
+    eps, tangents = exact_tangents(eps_model, alpha * wide(x), schedule.conditioning(timestep), probes)
     trace = (probes * tangents).sum(2).mean(1)
     return dimension - sigma * trace + _squared_norm(eps)
 
 
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[BaselineName, Baseline] = {
     "loss": loss,
     "sima": sima,
     "pia": pia,
     "pian": pian,
     "secmi": secmi,
-    "dime": dime,
+    "dime_2": dime,
     "dime_11": partial(dime, n_probes=10),
     "dime_31": partial(dime, n_probes=30),
     "flipd": flipd,
 }
-"""Every baseline with its defaults, by the name of its column."""
+"""Every baseline with its defaults, by the name of its column; DIME by its network evaluations."""
+
+SHARE_THE_BASE_PASS: tuple[BaselineName, ...] = ("sima", "dime_2", "dime_11", "dime_31")
+"""Those that start from eps(x, t) at the clean image, and so from the growth's own base pass, at its timestep."""
 
 
 def _base_pass(eps_model: EpsModel, x: Tensor, schedule: Schedule, timestep: int, eps: Tensor | None) -> Tensor:
-    return eps_model(x.double(), schedule.conditioning(timestep)) if eps is None else eps.double()
+    return eps_model(wide(x), schedule.conditioning(timestep)) if eps is None else wide(eps)
 
 
 def _noised(schedule: Schedule, timestep: int, x: Tensor, noise: Tensor) -> Tensor:
-    return schedule.alpha(timestep) * x.double() + schedule.sigma(timestep) * noise
+    return schedule.alpha(timestep) * wide(x) + schedule.sigma(timestep) * noise
 
 
 def _squared_norm(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel
+from tasks.diffusion.denoiser import EpsModel, wide
 from tasks.diffusion.schedule import Schedule, steps_along
 
 
@@ -53,7 +53,7 @@ class ReversibilityError(NamedTuple):
 
 def reversibility_error(x: Tensor, returned: Tensor) -> ReversibilityError:
     """Distance between images (B, C, H, W) and what ``generate`` made of their latents, float64."""
-    l2 = torch.linalg.vector_norm((returned.double() - x.double()).flatten(1), dim=1)
+    l2 = torch.linalg.vector_norm((wide(returned) - wide(x)).flatten(1), dim=1)
     return ReversibilityError(l2, l2 / math.sqrt(x[0].numel()))
 
 
@@ -74,7 +74,7 @@ class LatentNormality(NamedTuple):
 
 def latent_normality(latent: Tensor) -> LatentNormality:
     """Whether latents (B, C, H, W) look like draws from N(0, I), value by value; says nothing of their correlations."""
-    z = latent.double().flatten(1)
+    z = wide(latent).flatten(1)
     mean = z.mean(1)
     centred = z - mean[:, None]
     variance = centred.square().mean(1)
@@ -88,7 +88,7 @@ def latent_normality(latent: Tensor) -> LatentNormality:
 
 
 def _follow(eps_model: EpsModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int]) -> Tensor:
-    state = x.double()
+    state = wide(x)
     for step in steps_along(schedule, timesteps):
         state = step.a * state + step.b * eps_model(state, step.conditioning)
     return state

@@ -11,29 +11,36 @@ from torch import Tensor
 
 from tasks.diffusion.denoiser import EpsModel
 from tasks.diffusion.noise import gaussian
-from tasks.diffusion.schedule import Schedule, spaced_timesteps, steps_along
+from tasks.diffusion.schedule import Schedule, posterior_variance, spaced_timesteps, steps_along
 
 
-def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int) -> Tensor:
-    """Deterministic samples (B, C, H, W) in [-1, 1] from latents of the same shape, in ``n_steps`` network evaluations.
+def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, *, clip: bool = True) -> Tensor:
+    """Deterministic samples (B, C, H, W) from latents of the same shape, in ``n_steps`` network evaluations.
 
-    The last step returns the predicted clean image (alpha = 1, sigma = 0), clipped to the pixel range.
+    The last step returns the predicted clean image (alpha = 1, sigma = 0), clipped to [-1, 1] if what is generated are
+    pixels.
     Source: Song, Meng & Ermon 2021, arXiv 2010.02502, equation 12 with sigma = 0.
     """
     x = latents
     for step in steps_along(schedule, spaced_timesteps(schedule, n_steps - 1)[::-1]):
         x = step.a * x + step.b * eps_model(x, step.conditioning)
     eps = eps_model(x, schedule.conditioning(0))
-    return ((x - schedule.sigma(0) * eps) / schedule.alpha(0)).clamp(-1.0, 1.0)
+    return _denoised(x, eps, schedule, 0, clip)
 
 
 def sample_ancestral(
-    eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, generators: Sequence[torch.Generator]
+    eps_model: EpsModel,
+    latents: Tensor,
+    schedule: Schedule,
+    n_steps: int,
+    generators: Sequence[torch.Generator],
+    *,
+    clip: bool = True,
 ) -> Tensor:
-    r"""Stochastic samples (B, C, H, W) in [-1, 1] of the reverse process q(x_{t'} | x_t, x_0), one generator an image.
+    r"""Stochastic samples (B, C, H, W) of the reverse process q(x_{t'} | x_t, x_0), one generator an image.
 
         x_{t'} ~ N( alpha' x_0hat + sqrt(sigma'^2 - v) eps,  v I ),
-        v = (sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2)
+        v = posterior_variance(t, t')
 
     Source: Ho et al. 2020, arXiv 2006.11239, with the posterior variance; Song et al. 2021, equation 12 with eta = 1.
     """
@@ -41,14 +48,18 @@ def sample_ancestral(
     x = latents
     for here, there in pairwise(timesteps):
         eps = eps_model(x, schedule.conditioning(here))
-        denoised = ((x - schedule.sigma(here) * eps) / schedule.alpha(here)).clamp(-1.0, 1.0)
-        ratio = schedule.sigma(there) / schedule.sigma(here)
-        variance = ratio**2 * (1.0 - (schedule.alpha(here) / schedule.alpha(there)) ** 2)
+        denoised = _denoised(x, eps, schedule, here, clip)
+        variance = posterior_variance(schedule, here, there)
         noise = gaussian(generators, x.shape[1:]).to(x)
         direction = math.sqrt(max(schedule.sigma(there) ** 2 - variance, 0.0))
         x = schedule.alpha(there) * denoised + direction * eps + math.sqrt(variance) * noise
     eps = eps_model(x, schedule.conditioning(timesteps[-1]))
-    return ((x - schedule.sigma(timesteps[-1]) * eps) / schedule.alpha(timesteps[-1])).clamp(-1.0, 1.0)
+    return _denoised(x, eps, schedule, timesteps[-1], clip)
+
+
+def _denoised(x: Tensor, eps: Tensor, schedule: Schedule, timestep: int, clip: bool) -> Tensor:
+    x_0 = (x - schedule.sigma(timestep) * eps) / schedule.alpha(timestep)
+    return x_0.clamp(-1.0, 1.0) if clip else x_0
 
 
 def to_pixels(x: Tensor) -> Tensor:

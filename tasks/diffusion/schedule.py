@@ -1,8 +1,10 @@
 r"""Noise schedules, and the probability-flow ODE as a sequence of affine steps.
 
-Every schedule here is variance preserving:
+Every schedule here mixes the image with Gaussian noise,
 
-    x_t = alpha_t x_0 + sigma_t eps,     alpha_t = sqrt(abar_t),     sigma_t = sqrt(1 - abar_t).
+    x_t = alpha_t x_0 + sigma_t eps,
+    variance preserving:   alpha_t = sqrt(abar_t),   sigma_t = sqrt(1 - abar_t);
+    flow matching:         alpha_t = 1 - sigma_t.
 
 One explicit step of its probability-flow ODE, on either grid, is *affine* in the state and the predicted noise,
 
@@ -13,7 +15,8 @@ written once on top of that. Timesteps are integers 0 ... T - 1 on both grids; a
 image -> latent, the opposite way generates.
 
 References: Song et al. 2021 (arXiv 2011.13456) for the ODE; Song, Meng & Ermon 2021 (DDIM, arXiv 2010.02502) for the
-discrete step; Hasegawa & Yasuda 2025 (arXiv 2503.19429) for the continuous grid.
+discrete step; Hasegawa & Yasuda 2025 (arXiv 2503.19429) for the continuous grid; Lipman et al. 2023 (arXiv 2210.02747)
+for flow matching.
 """
 
 from __future__ import annotations
@@ -22,12 +25,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-Grid = Literal["ddim", "continuous"]
 
 
 class Step(NamedTuple):
@@ -39,7 +40,7 @@ class Step(NamedTuple):
 
 
 class Schedule(Protocol):
-    """What the integrators need to know about a variance preserving schedule with timesteps 0 ... T - 1."""
+    """What the integrators need to know about a schedule with timesteps 0 ... T - 1."""
 
     @property
     def n_timesteps(self) -> int: ...
@@ -103,15 +104,63 @@ class DiscreteVP:
         return float(timestep)
 
     def step(self, timestep: int, timestep_next: int) -> Step:
-        if self._alpha_cumprod(timestep) == 0.0:
-            raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
-        a = self.alpha(timestep_next) / self.alpha(timestep)
-        return Step(a, self.sigma(timestep_next) - a * self.sigma(timestep), self.conditioning(timestep))
+        return _ddim_step(self, timestep, timestep_next)
+
+    def scales(self, conditioning: float) -> tuple[float, float]:
+        """(alpha, sigma) at a possibly fractional conditioning: abar linear between timesteps, held beyond the ends."""
+        position = min(max(conditioning, 0.0), float(self.last_timestep))
+        lower = int(position)
+        upper, weight = min(lower + 1, self.last_timestep), position - lower
+        abar = (1.0 - weight) * self.alphas_cumprod[lower] + weight * self.alphas_cumprod[upper]
+        return math.sqrt(abar), math.sqrt(1.0 - abar)
 
     def _alpha_cumprod(self, timestep: int) -> float:
         if not 0 <= timestep <= self.last_timestep:
             raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {self.last_timestep}")
         return self.alphas_cumprod[timestep]
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    r"""A straight path from image to noise, ``x_t = (1 - sigma_t) x_0 + sigma_t eps``: rectified flow models.
+
+    The Euler step of dx/dsigma = v = eps - x_0 is the DDIM step: both are exact when x_0 and eps are constant. The
+    network is conditioned on ``T sigma_t``.
+
+    Args:
+        sigmas: sigma_t, shape (T,), increasing in (0, 1].
+
+    Sources: Lipman et al. 2023, arXiv 2210.02747; Liu, Gong & Liu 2023, arXiv 2209.03003.
+    """
+
+    sigmas: tuple[float, ...]
+
+    @property
+    def n_timesteps(self) -> int:
+        return len(self.sigmas)
+
+    @property
+    def last_timestep(self) -> int:
+        return self.n_timesteps - 1
+
+    def alpha(self, timestep: int) -> float:
+        return 1.0 - self.sigma(timestep)
+
+    def sigma(self, timestep: int) -> float:
+        if not 0 <= timestep <= self.last_timestep:
+            raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {self.last_timestep}")
+        return self.sigmas[timestep]
+
+    def conditioning(self, timestep: int) -> float:
+        return self.n_timesteps * self.sigma(timestep)
+
+    def step(self, timestep: int, timestep_next: int) -> Step:
+        return _ddim_step(self, timestep, timestep_next)
+
+    def scales(self, conditioning: float) -> tuple[float, float]:
+        """(alpha, sigma) at a conditioning."""
+        sigma = conditioning / self.n_timesteps
+        return 1.0 - sigma, sigma
 
 
 @dataclass(frozen=True)
@@ -159,6 +208,44 @@ class ContinuousVP:
     def step(self, timestep: int, timestep_next: int) -> Step:
         drift = 0.5 * self.beta(timestep) * (self.time(timestep_next) - self.time(timestep))
         return Step(1.0 - drift, drift / self.sigma(timestep), self.conditioning(timestep))
+
+
+TrainedSchedule = DiscreteVP | FlowMatching
+"""What a checkpoint was trained with; it can tell (alpha, sigma) at any conditioning."""
+
+
+def _ddim_step(schedule: Schedule, timestep: int, timestep_next: int) -> Step:
+    """Keeps the predicted clean image and noise, and mixes them as the next timestep does."""
+    if schedule.alpha(timestep) == 0.0:
+        raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
+    a = schedule.alpha(timestep_next) / schedule.alpha(timestep)
+    return Step(a, schedule.sigma(timestep_next) - a * schedule.sigma(timestep), schedule.conditioning(timestep))
+
+
+def reverse_mean_step(schedule: Schedule, timestep: int, timestep_next: int, eta: float) -> Step:
+    r"""The mean of a reverse step t -> t' < t of the process between DDIM (eta = 0) and ancestral sampling (eta = 1).
+
+        x' ~ N(alpha' x_0hat + sqrt(sigma'^2 - v) eps, v I),     x_0hat = (x - sigma eps) / alpha,
+        v = eta^2 posterior_variance(t, t')
+
+    Source: Song, Meng & Ermon 2021, arXiv 2010.02502, equations 12 and 16.
+    """
+    if timestep_next >= timestep:
+        raise ValueError(f"a reverse step goes down, not from {timestep} to {timestep_next}")
+    a = schedule.alpha(timestep_next) / schedule.alpha(timestep)
+    variance = eta**2 * posterior_variance(schedule, timestep, timestep_next)
+    kept = math.sqrt(max(schedule.sigma(timestep_next) ** 2 - variance, 0.0))
+    return Step(a, kept - a * schedule.sigma(timestep), schedule.conditioning(timestep))
+
+
+def posterior_variance(schedule: Schedule, timestep: int, timestep_next: int) -> float:
+    r"""Variance of q(x_{t'} | x_t, x_0), t' < t: ``(sigma'^2 / sigma^2) (sigma^2 - (alpha / alpha')^2 sigma'^2)``.
+
+    Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, equation 7.
+    """
+    here, there = schedule.sigma(timestep) ** 2, schedule.sigma(timestep_next) ** 2
+    ratio = schedule.alpha(timestep) / schedule.alpha(timestep_next)
+    return there / here * (here - ratio**2 * there)
 
 
 def ascending_timesteps(schedule: Schedule, n_steps: int, start: int = 0, stride: int = 1) -> list[int]:

@@ -22,12 +22,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from tasks.diffusion.denoiser import Denoiser, EpsModel
+from tasks.diffusion.names import Precision
 
 MAX_ROUNDING_SHARE = 0.1
 """Largest tolerated rounding error of a finite difference, as a share of the difference."""
 
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+"""The network's own dtype under each policy."""
+
 _SIGNIFICAND_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 _FLOAT32_BITS = {"tf32": 11, "bf16": 8}
+_FLOAT32_OPERATIONS = {"cuda": ("cudnn.conv", "cuda.matmul"), "cpu": ("mkldnn.conv", "mkldnn.matmul")}
+"""Attributes of ``torch.backends`` with a policy for float32."""
 
 
 def difference_quotients(
@@ -127,8 +133,11 @@ def require_resolvable(eps_model: EpsModel, x: Tensor, delta: float) -> None:
     Raises:
         ValueError: the share exceeds ``MAX_ROUNDING_SHARE``.
     """
-    dimension = x[0].numel()
-    bits = precision_bits(eps_model, x.device)
+    require_bits(precision_bits(eps_model, x.device), x[0].numel(), delta)
+
+
+def require_bits(bits: int, dimension: int, delta: float) -> None:
+    """As :func:`require_resolvable`, before there is a network: ``bits`` of significand, ``dimension`` pixels."""
     share = 2.0**-bits * math.sqrt(dimension) / delta
     if share > MAX_ROUNDING_SHARE:
         raise ValueError(
@@ -136,6 +145,19 @@ def require_resolvable(eps_model: EpsModel, x: Tensor, delta: float) -> None:
             f"({share:.0%} noise): use the estimator 'jvp', which needs no delta; or float32 without TF32 "
             f"(torch.backends.cudnn.conv.fp32_precision = 'ieee'); or delta >= {share * delta / MAX_ROUNDING_SHARE:.2g}"
         )
+
+
+def set_precision(precision: Precision) -> None:
+    """Say what stands in for float32 in convolutions and matrix products, on every device of this process: nothing,
+    unless ``tf32`` is asked for. torch's own default lets convolutions use TF32 on CUDA."""
+    for backend, policy in (("cuda", "tf32" if precision == "tf32" else "ieee"), ("cpu", "ieee")):
+        for operation in _FLOAT32_OPERATIONS[backend]:
+            attrgetter(operation)(torch.backends).fp32_precision = policy
+
+
+def bits_of(precision: Precision) -> int:
+    """Significand bits of a policy's arithmetic."""
+    return _FLOAT32_BITS["tf32"] if precision == "tf32" else _SIGNIFICAND_BITS[DTYPES[precision]]
 
 
 def precision_bits(eps_model: EpsModel, device: torch.device) -> int:
@@ -149,12 +171,7 @@ def precision_bits(eps_model: EpsModel, device: torch.device) -> int:
     return bits
 
 
-def _float32_policies(device: torch.device) -> tuple[str, str]:
-    """What stands in for float32 in (convolutions, matrix products) on this device: ``ieee``, ``tf32``, ``bf16`` ..."""
-    convolutions, products = (
-        ("cudnn.conv", "cuda.matmul") if device.type == "cuda" else ("mkldnn.conv", "mkldnn.matmul")
-    )
-    policies: tuple[str, str] = attrgetter(f"{convolutions}.fp32_precision", f"{products}.fp32_precision")(
-        torch.backends
-    )
-    return policies
+def _float32_policies(device: torch.device) -> list[str]:
+    """What stands in for float32 in convolutions and matrix products on this device: ``ieee``, ``tf32``, ``bf16``."""
+    operations = _FLOAT32_OPERATIONS["cuda" if device.type == "cuda" else "cpu"]
+    return [attrgetter(operation)(torch.backends).fp32_precision for operation in operations]

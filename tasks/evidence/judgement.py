@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.comparison import Comparison, compare
+from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.statistics import Array, Correlation, Record, Reliability, reliability_curve, spearman
 
 OFTEN = 5
-HIGHER_IS_EASIER = frozenset({"log_growth", "fused"})
-"""Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.store.files import atomic_path
-from tasks.store.schemas import SCORES
+from tasks.store.schemas import OPTIONAL_SCORES, SCORES
 
 PROVENANCE = b"latentprint.provenance"
 
@@ -19,17 +19,16 @@ PROVENANCE = b"latentprint.provenance"
 def write_part(
     path: Path, columns: Mapping[str, Sequence[Any]], provenance: Mapping[str, Any], table_schema: pa.Schema = SCORES
 ) -> None:
-    """Write one part atomically: the columns of its table and any further ones, deterministic bytes.
+    """Write one part atomically: deterministic bytes.
 
     Args:
-        columns: all of one length; those beyond the schema are baselines, float64.
+        columns: all of one length: those of the schema, null where missing, and any of ``OPTIONAL_SCORES``.
         provenance: what the rows were made from; stored as canonical JSON in the file's metadata.
     """
-    schema = pa.schema(
-        [*table_schema, *(pa.field(name, pa.float64()) for name in columns if name not in table_schema.names)],
-        metadata={PROVENANCE: _canonical(provenance)},
-    )
-    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    fields = [*table_schema, *(field for field in OPTIONAL_SCORES if field.name in columns)]
+    schema = pa.schema(fields, metadata={PROVENANCE: _canonical(provenance)})
+    nulls = [None] * max(map(len, columns.values()))
+    table = pa.table({name: columns.get(name, nulls) for name in schema.names}, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

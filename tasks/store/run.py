@@ -51,6 +51,16 @@ class RunDirectory:
         return self.path / "scores"
 
     @property
+    def calibration(self) -> Path:
+        """What was calibrated, and from what."""
+        return self.path / "calibration.json"
+
+    @property
+    def calibration_images(self) -> Path:
+        """The images that it was calibrated on."""
+        return self.path / "calibration.parquet"
+
+    @property
     def tables(self) -> Path:
         return self.path / "tables"
 

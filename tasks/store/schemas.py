@@ -14,6 +14,10 @@ def _field(
     return pa.field(name, kind, nullable=nullable, metadata={"description": description, "unit": unit})
 
 
+def _score(name: str, description: str, unit: str) -> pa.Field[pa.DataType]:
+    return _field(name, pa.float64(), description, unit, nullable=True)
+
+
 _SAMPLE_ID = _field("sample_id", pa.string(), "split and the item's key within its source; unique in the run")
 _CONTENT_HASH = _field("content_hash", pa.string(), "128-bit BLAKE2b over width, height, mode and decoded pixels, hex")
 _SPLIT = _field("split", pa.string(), "train | holdout")
@@ -64,25 +68,68 @@ SCORES = pa.schema(
         _field(
             "log_growth_se",
             pa.float64(),
-            "standard error of log_growth over independent axes; null with a single axis",
+            "standard error of log_growth over the draw of its axes, or over repeats; null with a single draw",
             "nats",
             nullable=True,
         ),
         _field("n_axes", pa.int32(), "axes K of the growing volume"),
         _field("n_steps", pa.int32(), "ODE steps N"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
-        _field("estimator", pa.string(), "edge | volume"),
-        _field("delta", pa.float64(), "length of each perturbation", "l2 in pixel values -1 ... 1", nullable=True),
+        _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
         _field(
-            "eps_norm",
+            "delta",
             pa.float64(),
+            "length of each perturbation; null where tangents are exact",
+            "l2 in pixel values -1 ... 1",
+            nullable=True,
+        ),
+        _score(
+            "eps_norm",
             "l2 norm of the noise predicted at the unperturbed image; lower: more easily reproduced",
             "l2",
+        ),
+        _score("sima", "|eps(x, t)|_4^4 of the same pass (Rao, Qu & Moyer 2025); lower: member", "l4 to the fourth"),
+        _score("neighbour_eps_norm", "l2 norm of the noise at distance delta along an axis, mean over axes", "l2"),
+        _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx; low where training images compete", "1"),
+        _score("tangent_norm", "|J q|, root mean square over axes", "1"),
+        _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
+        _score(
+            "dime",
+            "cos(phi) neighbour_eps_norm^2 + sin(phi) crowding, phi calibrated (Do & Alabi 2026); lower: member",
+            "l2 squared",
+        ),
+        _score(
+            "fused",
+            "log odds of membership from the columns above, calibrated (tasks/evidence/calibration.py); higher: member",
+            "nats",
         ),
         _field("n_evaluations", pa.int64(), "network evaluations spent on this image, counted by the adapter"),
         _field("status", pa.string(), "ok | nonfinite"),
     ]
 )
+
+OPTIONAL_SCORES = pa.schema(
+    [
+        _score("loss", "|eps(alpha x + sigma z, t) - z|^2 (Matsumoto et al. 2023); lower: member", "l2 squared"),
+        _score("pia", "proximal initialisation, |.|_4^4 (Kong et al. 2024); lower: member", "l4 to the fourth"),
+        _score("pian", "the same, normalised (Kong et al. 2024); lower: member", "l4 to the fourth"),
+        _score("secmi", "t-error, squared (Duan et al. 2023); lower: member", "l2 squared"),
+        _score(
+            "dime_2", "bias and crowding, 2 evaluations, not calibrated (Do & Alabi 2026); lower: member", "l2 squared"
+        ),
+        _score("dime_11", "the same with 11 evaluations", "l2 squared"),
+        _score("dime_31", "the same with 31 evaluations", "l2 squared"),
+        _score("flipd", "local intrinsic dimension (Kamkari et al. 2024); lower: member", "dimensions"),
+        _score("reversibility_rms", "image -> latent -> image, root mean square error", "pixel values -1 ... 1"),
+        _score("latent_norm", "|z| / sqrt(d) of the latent; 1 for a draw from N(0, I)", "1"),
+        _score("latent_skewness", "of the latent's values; 0 for a draw from N(0, I)", "1"),
+        _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
+    ]
+)
+"""Columns that ``scores`` has where they were asked for (--baselines, --reversibility)."""
+
+CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
+"""Images that the timestep and the combined scores were chosen on, and which no comparison may use."""
 
 _DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
 _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
@@ -141,9 +188,11 @@ REPRODUCTIONS = pa.schema(
 )
 
 TABLES: dict[str, pa.Schema] = {
+    "calibration": CALIBRATION,
     "manifest": MANIFEST,
     "matches": MATCHES,
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,
     "scores": SCORES,
 }
+"""The tables that are files of a run, with the columns that they always have."""

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 import tasks
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import TABLES
+from tasks.store.schemas import OPTIONAL_SCORES, TABLES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = tuple(TABLES)
@@ -72,7 +72,8 @@ class ChecksFailed(Exception):
 def describe_columns(relation: str) -> dict[str, dict[str, str]]:
     """``unit`` and ``description`` of each column, from the Arrow schema of a raw table or the header of its query."""
     if relation in RAW:
-        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in TABLES[relation]}
+        fields = [*TABLES[relation], *(OPTIONAL_SCORES if relation == "scores" else ())]
+        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in fields}
     (file,) = SQL.glob(f"*/{relation}.sql")
     matches = HEADER_COLUMN.finditer(file.read_text(encoding="utf-8"))
     return {match["name"]: {"unit": match["unit"] or "", "description": match["text"]} for match in matches}
@@ -325,6 +326,7 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
         }
     )
     tables = {
+        "calibration": [run.calibration_images],
         "manifest": [run.manifest],
         "matches": sorted(run.matches.glob("part-*.parquet")),
         "rejects": [run.rejects],

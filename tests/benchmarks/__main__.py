@@ -24,8 +24,9 @@ from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import checkpoint_sha256, load_denoiser
 from tasks.diffusion.growth import orthonormalise
 from tasks.diffusion.sampling import from_pixels
+from tasks.measuring import measure
 from tasks.parameters import ScoreParameters
-from tasks.scoring import CPU_BATCH, ScoreJob, score_batch, score_shard
+from tasks.scoring import CPU_BATCH, ScoreJob, score_shard
 from tasks.store.run import RunDirectory
 
 DEMO = Path(__file__).resolve().parents[2] / "infra" / "demo"
@@ -58,7 +59,7 @@ def gram_schmidt_in_loops(vectors: Tensor) -> Tensor:
 
 def main() -> None:
     torch.set_num_threads(1)
-    model, parameters = load_denoiser(str(DEMO / "model"), "cpu"), ScoreParameters()
+    model, parameters = load_denoiser(str(DEMO / "model"), "cpu"), ScoreParameters(timestep=20)
     holdout = [x[None] for x in read_shard(DEMO / "holdout.tar")]
     pixels, names = np.stack(holdout), [str(i) for i in range(len(holdout))]
 
@@ -84,13 +85,13 @@ def main() -> None:
 
         def one_at_a_time() -> None:
             for i in range(32):
-                score_batch(model, pixels[i : i + 1], names[i : i + 1], parameters, CPU_BATCH)
+                measure(model, pixels[i : i + 1], names[i : i + 1], parameters, CPU_BATCH)
 
         vectors = torch.randn(1, 100, 784, dtype=torch.float64)
         results = {
             "scoring a shard / bare loop of the same evaluations": ratio(pipeline, bare_loop),
             "one image at a time / batched": ratio(
-                one_at_a_time, lambda: score_batch(model, pixels[:32], names[:32], parameters, CPU_BATCH)
+                one_at_a_time, lambda: measure(model, pixels[:32], names[:32], parameters, CPU_BATCH)
             ),
             "Gram-Schmidt of 100 axes in loops / as one QR": ratio(
                 lambda: gram_schmidt_in_loops(vectors[0]), lambda: orthonormalise(vectors)

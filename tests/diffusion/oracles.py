@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, Schedule, steps_along
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, steps_along
 
 
 class Oracle(Protocol):
@@ -127,6 +127,8 @@ def volume_growth(data: Oracle, x: Tensor, axes: Tensor, timesteps: Sequence[int
 
 def scales(schedule: Schedule, conditioning: float) -> tuple[float, float]:
     """(alpha, sigma) that a network conditioned on ``conditioning`` was meant for."""
+    if isinstance(schedule, FlowMatching):
+        return schedule.scales(conditioning)
     timestep = round(conditioning)
     if isinstance(schedule, ContinuousVP):
         timestep = round(conditioning / 999.0 * schedule.n_timesteps) - 1
@@ -137,6 +139,11 @@ def linear_ddpm(n_timesteps: int = 1000) -> DiscreteVP:
     """diffusers' default: beta linear from 1e-4 to 0.02."""
     beta = torch.linspace(1e-4, 0.02, n_timesteps, dtype=torch.float64)
     return DiscreteVP.from_tensor(torch.cumprod(1.0 - beta, 0))
+
+
+def rectified_flow(n_timesteps: int = 1000) -> FlowMatching:
+    """diffusers' FlowMatchEulerDiscreteScheduler: sigma = 1/T ... 1."""
+    return FlowMatching(tuple((i + 1) / n_timesteps for i in range(n_timesteps)))
 
 
 def anisotropic_gaussian(schedule: Schedule, dimension: int) -> GaussianData:

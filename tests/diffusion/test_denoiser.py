@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tasks.diffusion.denoiser import Denoiser, PredictionType
 from tasks.diffusion.schedule import DiscreteVP
-from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
+from tests.diffusion.oracles import FiniteData, draw, linear_ddpm, rectified_flow
 
 X = draw(1, 3, 1, 2, 2)
 
@@ -28,6 +28,20 @@ def test_every_prediction_type_gives_the_same_eps(prediction_type: PredictionTyp
     denoiser = Denoiser(network, schedule, prediction_type, torch.float64)
     for timestep in (0, 300, 999):
         torch.testing.assert_close(denoiser(X, timestep), data(X, float(timestep)), rtol=1e-9, atol=1e-9)
+
+
+def test_a_velocity_on_a_straight_path_gives_the_same_eps() -> None:
+    schedule = rectified_flow()
+    data = FiniteData(schedule, 0.5 * draw(2, 5, 4))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.scales(float(t[0]))
+        eps = data(x, float(t[0]))
+        return eps - (x - sigma * eps) / alpha
+
+    denoiser = Denoiser(velocity, schedule, "flow", torch.float64)
+    for conditioning in (1.0, 300.0, 990.0):
+        torch.testing.assert_close(denoiser(X, conditioning), data(X, conditioning), rtol=1e-9, atol=1e-9)
 
 
 def test_scales_at_a_fractional_timestep_lie_between_its_neighbours() -> None:

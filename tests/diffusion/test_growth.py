@@ -6,14 +6,19 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tasks.datasets.shards import read_shard
+from tasks.diffusion import denoiser
 from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.growth import Estimator, Growth, log_growth, orthonormalise
+from tasks.diffusion.growth import Growth, log_growth, orthonormalise, reverse_mean_growth
+from tasks.diffusion.names import Estimator
 from tasks.diffusion.noise import gaussian, generator_for, rademacher
 from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
@@ -27,6 +32,7 @@ from tests.diffusion.oracles import (
     linear_ddpm,
     memorization_ceiling,
     random_rotation,
+    rectified_flow,
     step_maps,
     volume_growth,
 )
@@ -35,6 +41,9 @@ ALONG_AXES: tuple[Estimator, ...] = ("edge", "volume", "jvp")
 OF_ALL_DIMENSIONS: tuple[Estimator, ...] = ("volume", "jvp", "exact")
 SCHEDULES = [linear_ddpm(), ContinuousVP()]
 both_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=["ddim", "continuous"])
+any_schedule = pytest.mark.parametrize(
+    "schedule", [*SCHEDULES, rectified_flow()], ids=["ddim", "continuous", "flow matching"]
+)
 
 
 def crowded_set(schedule: Schedule, dimension: int) -> tuple[FiniteData, Tensor]:
@@ -46,7 +55,7 @@ def crowded_set(schedule: Schedule, dimension: int) -> tuple[FiniteData, Tensor]
 # Gaussian data
 
 
-@both_schedules
+@any_schedule
 @pytest.mark.parametrize("estimator", ALONG_AXES)
 def test_isotropic_gaussian_grows_alike_along_any_axes(estimator: Estimator, schedule: Schedule) -> None:
     data = isotropic_gaussian(schedule, 16)
@@ -57,7 +66,7 @@ def test_isotropic_gaussian_grows_alike_along_any_axes(estimator: Estimator, sch
     assert float(per_axis) > 0.9
 
 
-@both_schedules
+@any_schedule
 @pytest.mark.parametrize("estimator", OF_ALL_DIMENSIONS)
 def test_all_axes_of_an_anisotropic_gaussian_grow_by_the_sum_over_eigenvalues(
     estimator: Estimator, schedule: Schedule
@@ -82,7 +91,7 @@ def test_few_axes_find_the_fastest_growing_directions(estimator: Estimator) -> N
     assert gained > 1.0 > 3 * float(by_axis[[0, 1]].abs().sum())
 
 
-@both_schedules
+@any_schedule
 def test_growth_converges_to_the_exact_flow_at_first_order(schedule: Schedule) -> None:
     data = anisotropic_gaussian(schedule, 4)
     x, axes = draw(2, 1, 1, 2, 2), draw(3, 1, 4, 1, 2, 2)
@@ -428,3 +437,71 @@ def test_a_model_that_returns_nan_scores_nan() -> None:
     )
     assert bool(growth.log_growth.isnan().all())
     assert bool(growth.standard_error.isnan().all())
+
+
+# The mean of the stochastic reverse process
+
+
+def test_without_noise_the_reverse_mean_grows_as_the_flow_itself_to_first_order() -> None:
+    data, x = crowded_set(linear_ddpm(), 4)
+    axes = draw(3, 2, 4, 1, 2, 2)
+    errors = []
+    for stride in (8, 4):
+        steps = {"start": 200, "n_steps": 400 // stride, "stride": stride}
+        forward = log_growth(data, x.reshape(2, 1, 2, 2), data.schedule, axes=axes, estimator="exact", **steps)
+        backward = reverse_mean_growth(data, x.reshape(2, 1, 2, 2), data.schedule, axes=axes, eta=0.0, **steps)
+        errors.append((forward.log_growth[:, -1] - backward).abs())
+    assert float(errors[1].max()) < 0.02 * float(backward.abs().min())
+    torch.testing.assert_close(errors[0] / errors[1], torch.full((2,), 2.0).double(), rtol=0.15, atol=0.0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_reverse_mean_contracts_a_gaussian_by_its_closed_form(eta: float) -> None:
+    data = anisotropic_gaussian(linear_ddpm(), 4)
+    schedule, timesteps = data.schedule, range(900, 99, -100)
+    exact = 0.0
+    for here, there in itertools.pairwise(timesteps):
+        alpha, sigma, alpha_next, sigma_next = (f(t) for t in (here, there) for f in (schedule.alpha, schedule.sigma))
+        variance = eta**2 * (sigma_next / sigma) ** 2 * (1 - (alpha / alpha_next) ** 2)
+        eigenvalues = data.eigenvalues(schedule.conditioning(here))
+        ratio, kept = alpha_next / alpha, math.sqrt(sigma_next**2 - variance)
+        exact -= float((ratio + (kept - ratio * sigma) * eigenvalues).log().sum())
+    growth = reverse_mean_growth(
+        data,
+        draw(2, 1, 1, 2, 2),
+        schedule,
+        axes=draw(3, 1, 4, 1, 2, 2),
+        start=100,
+        n_steps=8,
+        stride=100,
+        eta=eta,
+    )
+    assert float(growth) == pytest.approx(exact, rel=1e-9)
+
+
+# Devices without float64
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses what such a device refuses."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # a Python number within torch.func becomes a 0-dimensional float64 tensor, on any device
+        if any(isinstance(x, Tensor) and x.dim() and x.dtype == torch.float64 for x in tree_leaves(result)):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+@pytest.mark.parametrize("estimator", ["edge", "volume", "jvp", "trace", "exact"])
+def test_growth_needs_no_float64_where_there_is_none(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = unet(), draw(2, 2, 2, 8, 8).float()
+    axes = draw(3, 2, 3, 2, 8, 8).float()
+    options: dict[str, Any] = dict(axes=axes, start=20, n_steps=2, stride=50, estimator=estimator, delta=0.5)
+    expected = log_growth(model, x, linear_ddpm(), **options).log_growth
+    monkeypatch.setattr(denoiser, "NO_FLOAT64", {"cpu"})
+    schedule = linear_ddpm()
+    with _NoFloat64():
+        found = log_growth(model, x, schedule, **options).log_growth
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-3)

@@ -6,9 +6,18 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, ascending_timesteps, spaced_timesteps, steps_along
+from tasks.diffusion.schedule import (
+    ContinuousVP,
+    DiscreteVP,
+    FlowMatching,
+    ascending_timesteps,
+    posterior_variance,
+    reverse_mean_step,
+    spaced_timesteps,
+    steps_along,
+)
 from tests.diffusion.oracles import draw, linear_ddpm
 
 
@@ -25,6 +34,31 @@ def test_ddim_steps_are_those_of_diffusers_both_ways(beta_schedule: str) -> None
         expected = scheduler.step(eps, max(here, there), x).prev_sample
         torch.testing.assert_close(step.a * x + step.b * eps, expected, rtol=1e-5, atol=1e-6)
         assert step.conditioning == here
+
+
+def test_flow_matching_steps_are_those_of_diffusers() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    schedule = FlowMatching(tuple(scheduler.sigmas.double().flip(0).tolist()))
+    scheduler.set_timesteps(50)
+    x, clean, eps = draw(1, 2, 3), draw(2, 2, 3), draw(3, 2, 3)
+    sigma, sigma_next = scheduler.sigmas[10:12].double().tolist()
+    x = (1 - sigma) * clean + sigma * eps
+    expected = scheduler.step(eps - clean, scheduler.timesteps[10], x).prev_sample
+    step = FlowMatching((sigma_next, sigma)).step(1, 0)
+    torch.testing.assert_close(step.a * x + step.b * eps, expected.double(), rtol=1e-6, atol=1e-6)
+    assert schedule.conditioning(999) == pytest.approx(float(FlowMatchEulerDiscreteScheduler(shift=3.0).timesteps[0]))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_reverse_means_are_those_of_diffusers(eta: float) -> None:
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(50)
+    schedule = DiscreteVP.from_tensor(scheduler.alphas_cumprod)
+    x, eps = draw(1, 2, 3).float(), draw(2, 2, 3).float()
+    expected = scheduler.step(eps, 500, x, eta=eta, variance_noise=torch.zeros_like(x)).prev_sample
+    step = reverse_mean_step(schedule, 500, 480, eta)
+    torch.testing.assert_close(step.a * x + step.b * eps, expected, rtol=1e-5, atol=1e-6)
+    assert posterior_variance(schedule, 500, 480) == pytest.approx(float(scheduler._get_variance(500, 480)), rel=1e-4)
 
 
 def test_euler_steps_follow_the_papers_equation() -> None:

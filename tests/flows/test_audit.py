@@ -20,8 +20,9 @@ from flows.shard import shard
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.store.run import RunDirectory, RunError
 
+FROM_20 = ScoreParameters(timestep=20)
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
-SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 
 
 def part_bytes(run: Path) -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def audited(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "audited"
     train, holdout = map(str, digit_files)
-    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, SMALL_SHARDS)
+    audit(str(checkpoint), train, run, holdout, FROM_20, ONE_THREAD, SMALL_SHARDS)
     return run
 
 
@@ -73,7 +74,7 @@ def test_scores_do_not_depend_on_shards_batches_or_order(
     np.save(tmp_path / "shuffled.npy", digits[:60][::-1])
     run = tmp_path / "run"
     shard(run, str(tmp_path / "shuffled.npy"))
-    score(run, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=7))
+    score(run, str(checkpoint), FROM_20, ComputeParameters(devices=("cpu",), threads=1, batch_size=7))
     before, after = scores_by_content(audited), scores_by_content(run)
     assert len(after) == 60
     # float32 networks carry a score of 0.01 nats to about 1e-7, whatever the batch
@@ -84,7 +85,7 @@ def test_a_finished_run_is_not_computed_again(
     prefect: None, audited: Path, checkpoint: Path, digit_files: tuple[Path, Path]
 ) -> None:
     before = {part: part.stat().st_mtime_ns for part in (audited / "scores").iterdir()}
-    score(audited, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(audited, str(checkpoint), FROM_20, ONE_THREAD)
     assert {part: part.stat().st_mtime_ns for part in (audited / "scores").iterdir()} == before
 
 
@@ -93,13 +94,45 @@ def test_damaged_and_missing_parts_are_made_again_byte_for_byte(prefect: None, a
     first, second, *_ = sorted((audited / "scores").glob("*.parquet"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-100])
-    score(audited, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(audited, str(checkpoint), FROM_20, ONE_THREAD)
     assert part_bytes(audited) == before
 
 
 def test_another_parameter_needs_another_directory(prefect: None, audited: Path, checkpoint: Path) -> None:
     with pytest.raises(RunError, match="timestep: 20 there, 30 now"):
         score(audited, str(checkpoint), ScoreParameters(timestep=30), ONE_THREAD)
+
+
+def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, (train, holdout) = tmp_path / "calibrated", map(str, digit_files)
+    parameters = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2)
+    audit(str(checkpoint), train, run, holdout, parameters, ONE_THREAD, SMALL_SHARDS)
+
+    calibration = json.loads((run / "calibration.json").read_text())["calibration"]
+    chosen = pq.read_table(run / "calibration.parquet").to_pylist()
+    scores = pq.read_table(run / "scores").to_pylist()
+    evidence = json.loads((run / "evidence.json").read_text())["comparisons"]["train_vs_holdout"]
+    n_chosen = {split: sum(row["split"] == split for row in chosen) for split in ("train", "holdout")}
+    assert (
+        n_chosen
+        == {"train": calibration["n_train"], "holdout": calibration["n_control"]}
+        == {"train": 30, "holdout": 20}
+    )
+    assert {row["timestep"] for row in scores} == {calibration["timestep"]}
+    assert calibration["timestep"] == max(calibration["choices"], key=lambda choice: choice["auc"])["timestep"]
+    for name in ("log_growth", "eps_norm", "fused", "dime", "loss"):
+        assert (evidence[name]["n_positive"], evidence[name]["n_negative"]) == (60 - 30, 40 - 20)
+    # 2 repeats of base pass and neighbour, the loss, five steps to the latent and five back
+    assert {row["n_evaluations"] for row in scores} == {2 * 2 + 1 + 2 * 5}
+    assert all(row["log_growth_se"] > 0 and row["reversibility_rms"] > 0 for row in scores)
+
+    before = part_bytes(run)
+    next((run / "scores").glob("part-*")).unlink()
+    (run / "calibration.json").unlink()
+    score(run, str(checkpoint), parameters, ONE_THREAD)
+    assert part_bytes(run) == before
 
 
 def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:
@@ -113,7 +146,7 @@ def test_sigkill_while_scoring_then_again_gives_the_same_bytes(
     prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def command(run: Path) -> list[str]:
-        options = f"--out {run} --axes 4 --steps 12 --shard-mb 0.008 --threads 1 --batch-size 8".split()
+        options = f"--out {run} --axes 4 --steps 12 --timestep 20 --shard-mb 0.008 --threads 1 --batch-size 8".split()
         sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
         return [sys.executable, "-m", "flows.cli", "audit", *sources, *options]
 

@@ -9,10 +9,11 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.analyse import image_scores
-from tasks.evidence.assessment import assess
+from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.html import ReportInputs
 from tasks.store.schemas import REJECTS, REPRODUCTIONS
@@ -58,9 +59,12 @@ class Images:
                 "log_growth": self.log_growth,
                 "log_growth_se": pa.nulls(n, pa.float64()),
                 "eps_norm": self.eps_norm,
+                "dime": pa.nulls(n, pa.float64()),
+                "fused": pa.nulls(n, pa.float64()),
                 "n_evaluations": pa.array([2] * n, pa.int64()),
                 "status": ["ok" if ok else "nonfinite" for ok in usable],
                 "is_control": [split == "holdout" for split in self.splits],
+                "is_calibration": [False] * n,
                 "is_usable": usable,
             }
         )
@@ -114,11 +118,16 @@ class Run:
         table = self.images.table()
         return ReportInputs(
             record=self.record(),
-            evidence={"run_id": self.record()["run_id"], **assess(image_scores(table), self.generated)},
+            evidence={"run_id": self.record()["run_id"], **assess(self.scores(), self.generated)},
             tables=marts(table, self.rejected.table()),
             images=table,
             pictures=self.pictures(),
         )
+
+    def scores(self) -> ImageScores:
+        """What is compared: the usable images, none of them near another."""
+        usable = self.images.table().filter(pc.field("is_usable"))
+        return image_scores(usable.append_column("near_duplicate_group", pa.nulls(len(usable), pa.int64())))
 
     def record(self) -> dict[str, Any]:
         """run.json."""

@@ -186,7 +186,7 @@ def test_nothing_but_the_run_is_readable(run: RunDirectory, warehouse: Warehouse
         ("SELECT split, count(*) FROM images GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL", 2),
         ("SELECT * FROM query('SELECT 42')", 1),
         ("SELECT 'COPY_QUERY_NODE' AS type, {'type': 'INSERT_QUERY_NODE'}", 1),
-        ("SHOW TABLES", 18),
+        ("SHOW TABLES", 19),
         ("DESCRIBE rejects", 4),
         ("SUMMARIZE SELECT copies FROM images", 1),
         ("EXPLAIN SELECT * FROM ranking", 1),

@@ -18,8 +18,8 @@ from rich.table import Table
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import load_denoiser
 from tasks.evidence.statistics import auc_interval
+from tasks.measuring import measure
 from tasks.parameters import ScoreParameters
-from tasks.scoring import score_batch
 from tests.benchmarks.__main__ import DEMO
 
 SETTINGS = [
@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     table = Table("axes", "steps", "timestep", "stride", "estimator", "evaluations", "train", "holdout", "AUC", "95%")
     for parameters in SETTINGS:
-        scored = {split: score_batch(model, *images, parameters, 64) for split, images in splits.items()}
+        scored = {split: measure(model, *images, parameters, 64) for split, images in splits.items()}
         groups = [np.array(scored[split]["log_growth"]) for split in splits]
         area = auc_interval(*groups, seed=0)
         row = {

@@ -67,8 +67,8 @@ MODELS = {
         StudyModel(
             "digits", "digits", 200, 10, 20, TrainParameters(n_steps=6_000, block_channels=(32, 64), n_samples=2_000)
         ),
-        StudyModel("partly", "fashion", 1_000, 40, 8, TrainParameters(n_steps=14_000, **SMALL_UNET)),
-        StudyModel("large", "fashion", 8_192, 0, 1, TrainParameters(n_steps=9_000, **SMALL_UNET)),
+        StudyModel("partly", "fashion", 1_000, 40, 8, TrainParameters(n_steps=10_000, **SMALL_UNET)),
+        StudyModel("large", "fashion", 8_192, 0, 1, TrainParameters(n_steps=6_000, **SMALL_UNET)),
     )
 }
 

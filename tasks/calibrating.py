@@ -1,0 +1,147 @@
+"""Calibration on part of the images, before all of them are scored: which images, their scores at each timestep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tasks.device_worker import count_done
+from tasks.diffusion.checkpoint import grid_of, load_schedule
+from tasks.diffusion.schedule import Schedule
+from tasks.evidence.calibration import FEWEST, Calibration, calibrate
+from tasks.measuring import Columns
+from tasks.parameters import ScoreParameters
+from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.run import RunDirectory
+from tasks.store.schemas import CALIBRATION
+
+MOST_IMAGES = 1_000
+"""Of each split; and at most half of it, so that as many are left to report on."""
+CANDIDATES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Timesteps that are tried, as shares of the schedule."""
+DEFAULT_TIMESTEP = 0.02
+"""Where to start when there is nothing to calibrate against, as a share of the schedule: 20 of 1,000."""
+
+_FIRST_BY_HASH = """
+    SELECT *, count(*) OVER (PARTITION BY split) AS n_split
+    FROM (
+        SELECT
+            sample_id, content_hash, split, shard, shard_index, label,
+            md5(coalesce('group ' || near_duplicate_group, content_hash)) AS unit
+        FROM read_parquet($manifest)
+        WHERE occurrence = 0
+        QUALIFY count(*) OVER (PARTITION BY content_hash) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY split ORDER BY unit, content_hash) <= 2 * $most
+    ORDER BY unit, content_hash
+"""
+
+
+def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
+    """Score the calibration images from each candidate timestep, choose and fit; written to the run, and found there.
+
+    Args:
+        job: of any shard.
+
+    Returns:
+        None where either split has too few images (then nothing is set aside).
+    """
+    directory, provenance = job.directory, _provenance(job)
+    known = read_json(directory.calibration) if directory.calibration.exists() else {}
+    if known.get("provenance") == provenance:
+        return known["calibration"] and Calibration.model_validate(known["calibration"])
+    rows = calibration_rows(directory.manifest)
+    is_train = np.array([row["split"] == "train" for row in rows], dtype=bool)
+    calibration = None
+    if min(is_train.sum(), (~is_train).sum()) >= FEWEST:
+        timesteps = candidates(_schedule(job), job.parameters)
+        calibration = calibrate({t: _scores(job, rows, t, device) for t in timesteps}, is_train)
+    _publish(directory, rows if calibration else [], calibration, provenance)
+    return calibration
+
+
+def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
+    """The job with a timestep that is a number: as asked for, as calibrated, or the default."""
+    if calibration is not None:
+        return replace(job, parameters=job.parameters.at(calibration.timestep), calibration=calibration)
+    if job.parameters.timestep != "auto":
+        return job
+    return replace(job, parameters=job.parameters.at(round(DEFAULT_TIMESTEP * _schedule(job).n_timesteps)))
+
+
+def n_calibrations(manifest: Path, job: ScoreJob) -> int:
+    """Scores that the calibration takes."""
+    if job.parameters.timestep != "auto":
+        return 0
+    return len(calibration_rows(manifest)) * len(candidates(_schedule(job), job.parameters))
+
+
+def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
+    """Timesteps to try: those that leave room for all steps."""
+    last = schedule.last_timestep - parameters.steps * parameters.stride
+    return sorted({min(round(share * schedule.n_timesteps), max(last, 0)) for share in CANDIDATES})
+
+
+def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
+    """Manifest rows of the calibration images: distinct contents of either split that do not occur in both.
+
+    Near duplicates stay together, here or among the images that are reported. A hash decides who is taken, so that
+    further images in a data set hardly change it.
+    """
+    with duckdb.connect() as connection:
+        parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
+        rows = connection.sql(_FIRST_BY_HASH, params=parameters).to_arrow_table().to_pylist()
+    left = {row["split"]: min(MOST_IMAGES, row["n_split"] // 2) for row in rows}
+    chosen: list[dict[str, Any]] = []
+    for _, unit in groupby(rows, key=lambda row: str(row["unit"])):
+        members = list(unit)
+        needed = Counter(row["split"] for row in members)
+        if all(needed[split] <= left[split] for split in needed):
+            chosen += members
+            left = {split: n - needed[split] for split, n in left.items()}
+    return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
+
+
+def _provenance(job: ScoreJob) -> dict[str, Any]:
+    return {
+        "checkpoint_sha256": job.checkpoint_sha256,
+        "manifest_digest": job.directory.read_record()["manifest_digest"],
+        "parameters": job.parameters.model_dump(mode="json"),
+    }
+
+
+def _schedule(job: ScoreJob) -> Schedule:
+    return grid_of(load_schedule(job.model)[0], job.parameters.grid)
+
+
+def _scores(job: ScoreJob, rows: list[dict[str, Any]], timestep: int, device: str) -> dict[str, NDArray[np.float64]]:
+    """Columns of numbers over all rows, which lie in one or more shards, in their order."""
+    columns: Columns = {}
+    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+        of_shard: Columns = {}
+        for batch in scored_batches(job.at(shard, timestep), list(members), device):
+            extend(of_shard, batch)
+            count_done(len(batch["sample_id"]))
+        extend(columns, in_order(of_shard))
+    numeric = {name: values for name, values in columns.items() if not isinstance(values[0], str)}
+    return {name: np.array(values, dtype=np.float64) for name, values in numeric.items()}
+
+
+def _publish(
+    directory: RunDirectory, rows: list[dict[str, Any]], calibration: Calibration | None, provenance: dict[str, Any]
+) -> None:
+    with atomic_path(directory.calibration_images) as temporary:
+        columns = {name: [row[name] for row in rows] for name in CALIBRATION.names}
+        pq.write_table(pa.table(columns, schema=CALIBRATION), temporary)
+    dumped = calibration and calibration.model_dump(mode="json")
+    write_json(directory.calibration, {"calibration": dumped, "provenance": provenance})

@@ -1,0 +1,19 @@
+"""What the method's choices are called. Apart from the code, so that a command line can name them without torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Estimator = Literal["edge", "volume", "jvp", "trace", "exact"]
+"""How growth is measured: :mod:`tasks.diffusion.growth`."""
+
+Grid = Literal["ddim", "continuous"]
+"""What is stepped along: the checkpoint's own schedule, or the paper's."""
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""The network's arithmetic: :mod:`tasks.diffusion.tangents`."""
+
+BaselineName = Literal["loss", "sima", "pia", "pian", "secmi", "dime_2", "dime_11", "dime_31", "flipd"]
+"""Membership scores to compare with: :mod:`tasks.diffusion.membership`."""
+
+BASELINE_NAMES: tuple[BaselineName, ...] = get_args(BaselineName)

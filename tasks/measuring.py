@@ -1,0 +1,148 @@
+"""The columns of ``scores`` for one batch of images: what the passes of the volume growth give, and what was asked for
+beside it. Row i depends on image i alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.diffusion.checkpoint import LoadedModel
+from tasks.diffusion.growth import Growth, log_growth
+from tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
+from tasks.diffusion.noise import generator_for
+from tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
+from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.schedule import spaced_timesteps
+from tasks.evidence.calibration import Calibration
+from tasks.parameters import ScoreParameters
+
+Columns = dict[str, list[Any]]
+
+
+def measure(
+    model: LoadedModel,
+    pixels: NDArray[np.uint8],
+    content_hashes: Sequence[str],
+    parameters: ScoreParameters,
+    max_batch: int,
+    calibration: Calibration | None = None,
+) -> Columns:
+    """The score columns of a batch of images, uint8 (B, C, H, W).
+
+    Args:
+        parameters: with a timestep that is a number.
+        max_batch: most images in one network call; halved until a batch fits into the device's memory.
+        calibration: for the columns ``dime`` and ``fused``.
+    """
+    try:
+        with torch.inference_mode():
+            return _measure(model, pixels, content_hashes, parameters, max_batch, calibration)
+    except torch.OutOfMemoryError:
+        if max_batch < 2:
+            raise
+        torch.cuda.empty_cache()
+        return measure(model, pixels, content_hashes, parameters, max_batch // 2, calibration)
+
+
+def _measure(
+    model: LoadedModel,
+    pixels: NDArray[np.uint8],
+    content_hashes: Sequence[str],
+    parameters: ScoreParameters,
+    max_batch: int,
+    calibration: Calibration | None,
+) -> Columns:
+    assert parameters.timestep != "auto"
+    x = model.encode(from_pixels(torch.from_numpy(pixels)).to(model.device))
+    generators = [generator_for(parameters.seed, content_hash) for content_hash in content_hashes]
+    spent = model.denoiser.n_evaluations
+    growths = [
+        log_growth(
+            model.denoiser,
+            x,
+            model.grid(parameters.grid),
+            n_axes=parameters.axes,
+            generators=generators,
+            n_steps=parameters.steps,
+            start=parameters.timestep,
+            stride=parameters.stride,
+            estimator=parameters.estimator,
+            delta=parameters.delta,
+            max_batch=max_batch,
+        )
+        for _ in range(parameters.repeats)
+    ]
+    values = _growth(growths, parameters.delta) | _reversibility(model, x, parameters.reversibility)
+    for name in parameters.baselines:
+        noise = [generator_for(parameters.seed, f"{name} {content_hash}") for content_hash in content_hashes]
+        shared = {"timestep": parameters.timestep, "eps": growths[0].eps} if name in SHARE_THE_BASE_PASS else {}
+        values[name] = BASELINES[name](model.denoiser, x, model.schedule, noise, **shared)
+    scores = {name: value.cpu().double().numpy() for name, value in values.items()}
+    if calibration is not None:
+        scores |= calibration.scores(scores)
+    n = len(x)
+    constants = {
+        "n_axes": math.prod(model.state_shape) if parameters.estimator == "exact" else parameters.axes,
+        "n_steps": parameters.steps,
+        "timestep": parameters.timestep,
+        "estimator": parameters.estimator,
+        "delta": parameters.delta if parameters.estimator in ("edge", "volume") else None,
+        "n_evaluations": (model.denoiser.n_evaluations - spent) // n,
+    }
+    status = ["ok" if math.isfinite(value) else "nonfinite" for value in scores["log_growth"]]
+    return {
+        **{name: _numbers(value) for name, value in scores.items()},
+        "log_growth": scores["log_growth"].tolist(),
+        **{name: [value] * n for name, value in constants.items()},
+        "status": status,
+    }
+
+
+def _growth(growths: Sequence[Growth], delta: float) -> dict[str, Tensor]:
+    """What the growth's own passes say of each image, (B,): averaged over its repeats and its axes."""
+    totals = torch.stack([growth.log_growth[:, -1] for growth in growths])
+    errors = growths[0].standard_error if len(growths) == 1 else totals.std(0) / math.sqrt(len(growths))
+    eps = growths[0].eps.flatten(1)
+    axes = torch.cat([growth.axes for growth in growths], dim=1)
+    tangents = torch.cat([growth.tangents for growth in growths], dim=1)
+    lengths = torch.linalg.vector_norm(axes, dim=2)
+    tangent_lengths = torch.linalg.vector_norm(tangents, dim=2) / lengths
+    neighbours = eps[:, None] + delta * tangents / lengths[..., None]
+    cosines = torch.nn.functional.cosine_similarity(tangents, eps[:, None], dim=2)
+    return {
+        "log_growth": totals.mean(0),
+        "log_growth_se": errors,
+        "eps_norm": torch.linalg.vector_norm(eps, dim=1),
+        "sima": eps.pow(4).sum(1),
+        "neighbour_eps_norm": torch.linalg.vector_norm(neighbours, dim=2).mean(1),
+        "crowding": eps.shape[1] * ((axes * tangents).sum(2) / lengths.square()).mean(1),
+        "tangent_norm": tangent_lengths.square().mean(1).sqrt(),
+        "tangent_cosine": cosines.mean(1),
+    }
+
+
+def _reversibility(model: LoadedModel, x: Tensor, n_steps: int) -> dict[str, Tensor]:
+    """Image -> latent -> image along the whole schedule, and how normal the latent looks, (B,)."""
+    if n_steps == 0:
+        return {}
+    timesteps = spaced_timesteps(model.schedule, n_steps)
+    latent = invert(model.denoiser, x, model.schedule, timesteps)
+    error = reversibility_error(x, generate(model.denoiser, latent, model.schedule, timesteps))
+    normality = latent_normality(latent)
+    return {
+        "reversibility_rms": error.rms,
+        "latent_norm": normality.norm,
+        "latent_skewness": normality.skewness,
+        "latent_excess_kurtosis": normality.excess_kurtosis,
+    }
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """As Python numbers; what is not finite becomes null."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,187 @@
+"""Every family of checkpoint that is said to load, saved by diffusers and loaded from disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+
+from tasks.diffusion.checkpoint import (
+    CheckpointError,
+    checkpoint_sha256,
+    image_shape,
+    load_denoiser,
+    load_schedule,
+    state_shape,
+)
+from tasks.diffusion.growth import log_growth
+from tests.diffusion.oracles import draw
+
+SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
+PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+AUTOENCODER = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "sample_size": 16, "norm_num_groups": 4}
+TWO_LEVELS = {"block_out_channels": (8, 8)}
+
+
+def save(folder: Path, **parts: Any) -> Path:
+    torch.manual_seed(0)
+    for name, make in parts.items():
+        part = make()
+        if hasattr(part, "parameters"):
+            generator = torch.Generator().manual_seed(1)
+            for parameter in part.parameters():
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        part.save_pretrained(folder / name)
+    return folder
+
+
+def plain_unet(channels: int = 1, **options: Any) -> UNet2DModel:
+    return UNet2DModel(in_channels=channels, out_channels=channels, **SMALL, **PLAIN, **options)
+
+
+def autoencoder_of(kind: type[Any]) -> Any:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return kind(**AUTOENCODER, **TWO_LEVELS, **blocks)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
+)
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_every_scheduler_with_alphas_cumprod_gives_the_schedule_it_trains_with(
+    name: str, beta_schedule: str, tmp_path: Path
+) -> None:
+    if name == "EulerDiscreteScheduler" and beta_schedule == "squaredcos_cap_v2":
+        beta_schedule = "linear"
+    scheduler = getattr(diffusers, name)(beta_schedule=beta_schedule)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    schedule, prediction_type = load_schedule(tmp_path)
+    x, noise = draw(1, 1, 1, 2, 2), draw(2, 1, 1, 2, 2)
+    reference = diffusers.DDPMScheduler(beta_schedule=beta_schedule, **{
+        key: scheduler.config[key] for key in ("beta_start", "beta_end")
+    })  # fmt: skip
+    expected = reference.add_noise(x, noise, torch.tensor([700]))
+    found = schedule.alpha(700) * x + schedule.sigma(700) * noise
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-5)
+    assert prediction_type == "epsilon"
+
+
+def test_zero_terminal_signal_is_kept(tmp_path: Path) -> None:
+    DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    schedule, prediction_type = load_schedule(tmp_path)
+    assert schedule.alpha(999) == 0.0
+    assert prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="no signal"):
+        schedule.step(999, 998)
+
+
+def test_flow_matching_is_read_as_velocity(tmp_path: Path) -> None:
+    folder = save(tmp_path, unet=plain_unet, scheduler=lambda: FlowMatchEulerDiscreteScheduler(shift=3.0))
+    model = load_denoiser(str(folder), "cpu", torch.float64)
+    x, t = draw(1, 2, 1, 8, 8), 400
+    conditioning = model.schedule.conditioning(t)
+    with torch.inference_mode():
+        velocity = model.network(x, torch.full((2,), conditioning))
+        eps = model.denoiser(x, conditioning)
+    sigma = model.schedule.sigma(t)
+    assert sigma == pytest.approx(3 * 0.401 / (1 + 2 * 0.401), rel=1e-6)  # diffusers' shift of the sigmas
+    clean = x - sigma * velocity
+    torch.testing.assert_close(eps, clean + velocity)
+    with pytest.raises(CheckpointError, match="flow matching"):
+        model.grid("continuous")
+
+
+def test_the_label_reaches_a_class_conditional_network(tmp_path: Path) -> None:
+    folder = save(tmp_path, unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
+    model = load_denoiser(str(folder), "cpu", torch.float64)
+    x = draw(1, 2, 1, 8, 8)
+    assert model.n_classes == 3
+    eps = []
+    with torch.inference_mode():
+        for label in (0, 2):
+            with model.given(label):
+                eps.append(model.denoiser(x, 20.0))
+        expected = model.network.module(x, torch.tensor(20.0), class_labels=torch.tensor([2, 2])).sample
+    torch.testing.assert_close(eps[1], expected)
+    assert float((eps[0] - eps[1]).abs().max()) > 1e-3
+
+
+def test_a_conditional_network_takes_the_given_or_the_empty_condition(tmp_path: Path) -> None:
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+    def unet() -> UNet2DConditionModel:
+        return UNet2DConditionModel(
+            in_channels=1, out_channels=1, cross_attention_dim=6, attention_head_dim=4, **SMALL, **blocks
+        )
+
+    folder = save(tmp_path, unet=unet, scheduler=DDIMScheduler)
+    x, empty_hash = draw(1, 2, 1, 8, 8), checkpoint_sha256(folder)
+    given = draw(3, 5, 6).float()
+    eps = [load_denoiser(str(folder), "cpu", torch.float64).denoiser(x, 20.0)]
+    np.save(folder / "condition.npy", given.numpy())
+    model = load_denoiser(str(folder), "cpu", torch.float64)
+    eps.append(model.denoiser(x, 20.0))
+    for found, condition in zip(eps, (torch.zeros(1, 6), given), strict=True):
+        states = condition.double().expand(2, -1, -1)
+        expected = model.network.module(x, torch.tensor(20.0), encoder_hidden_states=states).sample
+        torch.testing.assert_close(found, expected)
+    assert float((eps[0] - eps[1]).abs().max()) > 1e-3
+    assert checkpoint_sha256(folder) != empty_hash  # another condition is another model
+    np.save(folder / "condition.npy", given.numpy()[:, :4])
+    with pytest.raises(CheckpointError, match=r"\(tokens, 6\) is needed"):
+        load_denoiser(str(folder), "cpu")
+
+
+@pytest.mark.parametrize(("part", "kind"), [("vqvae", VQModel), ("vae", AutoencoderKL)])
+def test_latent_diffusion_is_scored_on_scaled_latents(part: str, kind: type[Any], tmp_path: Path) -> None:
+    parts = {"unet": lambda: plain_unet(2), "scheduler": DDIMScheduler, part: lambda: autoencoder_of(kind)}
+    folder = save(tmp_path, **parts)
+    assert (state_shape(folder), image_shape(folder)) == ((2, 8, 8), (1, 16, 16))
+    model = load_denoiser(str(folder), "cpu")
+    images = draw(1, 3, 1, 16, 16).float().clamp(-1, 1)
+    with torch.inference_mode():
+        states = model.encode(images)
+        encoded = model.autoencoder.encode(images)
+        latents = encoded.latents if part == "vqvae" else encoded.latent_dist.mode()
+        growth = log_growth(model.denoiser, states, model.schedule, axes=draw(2, 3, 2, 2, 8, 8), start=20, delta=0.5)
+        pictures = model.decode(states)
+        expected = model.autoencoder.decode(latents).sample.clamp(-1, 1)
+    torch.testing.assert_close(states, latents * 0.18215)
+    torch.testing.assert_close(pictures, expected)
+    assert growth.log_growth.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "complaint"),
+    [
+        ("unet/config.json", {"_class_name": "Transformer2DModel"}, "UNet2DModel"),
+        ("unet/config.json", {"sample_size": None}, "sample_size"),
+        ("unet/config.json", {"block_out_channels": [8, 32]}, "not loadable"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction type 'guess'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_name(
+    part: str, setting: dict[str, Any], complaint: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    path = folder / part
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(CheckpointError, match=complaint):
+        load_denoiser(str(folder), "cpu")
