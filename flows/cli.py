@@ -248,6 +248,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
+    from tasks.extract import ExtractionFailed
     from tasks.score import ShardsFailed
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
@@ -258,6 +259,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         CheckpointError,
         ParametersError,
         ShardsFailed,
+        ExtractionFailed,
         RunError,
         QueryError,
         ChecksFailed,

@@ -15,11 +15,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.checks import check_sampler
 from tasks.device_worker import device_workers
 from tasks.devices import devices_for, threads_for
-from tasks.extract import generate_group, match_and_count
+from tasks.extract import finish, generate_group, match_and_count, scored_model
 from tasks.extraction import sample_jobs
 from tasks.parameters import ComputeParameters, ExtractParameters
 from tasks.progress import Progress
-from tasks.score import finish, grouped, scored_model
+from tasks.score import grouped
 from tasks.store.run import RunDirectory
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
@@ -37,7 +37,7 @@ def extract(
         RunError: the run is not scored, is in use, or holds an extraction with other parameters.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
-        ShardsFailed: some tars could not be generated; all others were, and running again tries those once more.
+        ExtractionFailed: some tars could not be generated; what is finished is kept, and running again goes on.
     """
     directory, begin = RunDirectory(run), time.monotonic()
     model, checksum = scored_model(directory)

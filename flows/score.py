@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.calibrating import calibrated, n_calibrations
@@ -19,7 +20,7 @@ from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
-from tasks.score import calibrate, finish, grouped, score_group, shard_names
+from tasks.score import ShardsFailed, calibrate, grouped, score_group, shard_names
 from tasks.scoring import ScoreJob
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
@@ -55,5 +56,13 @@ def score(
         job = calibrated(job, calibrate(job) if parameters.timestep == "auto" else None)
         progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
         jobs = [replace(job, shard=name) for name in shards]
-        finish([score_group.submit(group) for group in grouped(jobs, len(devices))])
+        futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
+        wait(futures)
+    failures = [
+        str(future.state.result(raise_on_failure=False)) for future in futures if not future.state.is_completed()
+    ]
+    if failures:
+        raise ShardsFailed(
+            f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
+        )
     return run_id

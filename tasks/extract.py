@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from tasks.device_worker import run_on_device
+from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, resolve
 from tasks.extraction import SampleJob, generate_shard
 from tasks.progress import Progress
 from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
-from tasks.score import run_each
 from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
+
+
+class ExtractionFailed(Exception):
+    """Some tars could not be generated; the others were."""
+
+
+def scored_model(directory: RunDirectory) -> tuple[Path, str]:
+    """The checkpoint that the run was scored with, and its hash.
+
+    Raises:
+        RunError: the run is not scored.
+        CheckpointError: the checkpoint is gone, or is another one by now.
+    """
+    record = directory.read_record()
+    if "model" not in record:
+        raise RunError(f"{directory.path}: not scored yet; do that first with 'latentprint score'")
+    model, checksum = resolve(record["model"]), str(record["scoring"]["checkpoint_sha256"])
+    if checkpoint_sha256(model) != checksum:
+        raise CheckpointError(f"{model} is not the checkpoint that {directory.path} was scored with: put it back")
+    return model, checksum
 
 
 @task(
@@ -25,8 +48,24 @@ from tasks.store.run import RunDirectory
     cache_policy=NO_CACHE,
 )
 def generate_group(jobs: list[SampleJob]) -> int:
-    """Generate each tar that is not there yet, or damaged; one that fails does not stop the others."""
-    return run_each(generate_shard, jobs)
+    """Generate each tar that is not there yet, or damaged; a retry finds the finished ones valid."""
+    return sum(run_on_device(generate_shard, job) for job in jobs)
+
+
+def finish(futures: Sequence[PrefectFuture[int]]) -> None:
+    """Wait for all groups.
+
+    Raises:
+        CheckpointError: the checkpoint changed under the run, or its samples are not finite.
+        ExtractionFailed: a group failed after its retries.
+    """
+    wait(list(futures))
+    failures = [future.state.result(raise_on_failure=False) for future in futures if not future.state.is_completed()]
+    for failure in failures:
+        if isinstance(failure, CheckpointError):
+            raise failure
+    if failures:
+        raise ExtractionFailed(f"generating: {failures[0]}; what is finished is kept, run again")
 
 
 @task(name="match-samples", cache_policy=NO_CACHE)

@@ -93,11 +93,13 @@ def members_of(key: str, description: Mapping[str, Any], png: bytes) -> dict[str
 
 def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Write samples (see :func:`members_of`) as one WebDataset tar, atomically: the same samples, the same bytes."""
+    tar = io.BytesIO()  # written at once: a tar that cannot be finished, on a full disk, complains for ever after
+    writer = webdataset.TarWriter(tar, user="root", group="root", mtime=0, encoder=False)
+    for members in samples:
+        writer.write(members)
+    writer.close()
     with atomic_open(path) as stream:
-        writer = webdataset.TarWriter(stream, user="root", group="root", mtime=0, encoder=False)
-        for members in samples:
-            writer.write(members)
-        writer.close()
+        stream.write(tar.getbuffer())
 
 
 def read_samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]]:

@@ -16,7 +16,7 @@ from tasks.analyse import image_scores
 from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.html import ReportInputs
-from tasks.store.schemas import REJECTS
+from tasks.store.schemas import REJECTS, REPRODUCTIONS
 from tasks.store.warehouse import SQL, Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -172,6 +172,8 @@ def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
     with duckdb.connect() as connection:
         connection.register("images", images)
         connection.register("rejects", rejects)
+        connection.register("ranking", images.slice(0, 0).append_column("rank", pa.array([], pa.int64())))
+        connection.register("reproductions", REPRODUCTIONS.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()
             for name in Warehouse.relations("marts")
