@@ -40,8 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+SOURCE_HELP = (
+    "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
+    "MNIST idx(.gz), or an s3:// URL of these."
+)
 Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
-Train = Annotated[str, typer.Option(help="Training images: folder, WebDataset tar(s), .npz/.npy, MNIST idx(.gz).")]
+Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
 Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
 Out = Annotated[Path, typer.Option(help="Run directory; an interrupted run in it continues.")]
 Run = Annotated[Path, typer.Option(help="An existing run directory.")]
@@ -227,6 +231,20 @@ def sql(
     if not text or (file and query):
         raise typer.BadParameter("one query is needed: as an argument, or with --file (or see --tables)")
     ask(run, text, format.value, out, timeout)
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Make every hash of a run again and say what differs; exit code 1 if anything does."""
+    from flows.verify import verify as work
+
+    result = work(run)
+    differences = result["differences"]
+    lines = [": ".join(filter(None, difference.values())) for difference in differences]
+    summary = f"{run}: {result['shards']} shards and {result['parts']} parts verified, {len(differences)} differences"
+    _show(result, as_json, *lines, summary)
+    if differences:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
 from tasks.score import ShardsFailed, grouped, score_group, shard_names
 from tasks.scoring import ScoreJob
+from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
 
@@ -48,7 +49,12 @@ def score(
     run_id = digest({"manifest": record["manifest_digest"], **scoring})
     directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
     shards = shard_names(directory.manifest)
-    jobs = [ScoreJob(run, name, folder, checksum, parameters, compute.batch_size) for name in shards]
+    discard_damaged_parts(directory)
+    written = read_checksums(directory)
+    jobs = [
+        ScoreJob(run, name, folder, checksum, parameters, compute.batch_size, written.get(f"shards/{name}"))
+        for name in shards
+    ]
     devices = devices_for(compute)
     progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
     with device_workers(devices, threads_for(compute, devices), progress):
@@ -61,4 +67,5 @@ def score(
         raise ShardsFailed(
             f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
         )
+    add_checksums(directory, map(directory.part, shards))
     return run_id

@@ -45,16 +45,25 @@ class ScoreJob:
     checkpoint_sha256: str
     parameters: ScoreParameters
     batch_size: int
+    shard_sha256: str | None = None
+    """Of the shard when it was written, where that is known."""
 
     @property
     def directory(self) -> RunDirectory:
         return RunDirectory(self.run)
 
     def provenance(self) -> dict[str, Any]:
-        """What the part depends on, written into it."""
+        """What the part depends on, written into it.
+
+        Raises:
+            SourceError: the shard is no longer what was written.
+        """
+        found = sha256(self.directory.shards / self.shard)
+        if self.shard_sha256 not in (None, found):
+            raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
         return {
             "checkpoint_sha256": self.checkpoint_sha256,
-            "shard_sha256": sha256(self.directory.shards / self.shard),
+            "shard_sha256": found,
             "parameters": self.parameters.model_dump(mode="json"),
         }
 

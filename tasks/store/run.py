@@ -1,6 +1,6 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
-RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html
+RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  evidence.json  report.html
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class RunDirectory:
         return self.path / "rejects.parquet"
 
     @property
+    def checksums(self) -> Path:
+        return self.path / "SHA256SUMS"
+
+    @property
     def shards(self) -> Path:
         return self.path / "shards"
 
@@ -77,11 +81,14 @@ class RunDirectory:
         """``run.json``.
 
         Raises:
-            RunError: this is not a run directory.
+            RunError: this is not a run directory, or its record is damaged.
         """
         if not self.record.exists():
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
-        return read_json(self.record)
+        try:
+            return read_json(self.record)
+        except ValueError as error:
+            raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
 
     def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
         """Record what a stage of this run is made from, before it writes; or resume it, if that is the same.
@@ -93,7 +100,7 @@ class RunDirectory:
         Raises:
             RunError: the directory holds a run made from something else.
         """
-        record = read_json(self.record) if self.record.exists() else {}
+        record = self.read_record() if self.record.exists() else {}
         known = record.get(stage)
         if known is not None and known != identity:
             raise RunError(f"{self.path} holds another run ({_difference(known, identity)}): choose another --out")
