@@ -247,6 +247,45 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    model: Model,
+    train: Train,
+    holdout: Holdout = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs"),
+    axes: Axes = 1,
+    steps: Steps = 1,
+    timestep: Timestep = 20,
+    stride: Stride = 1,
+    estimator: EstimatorName = "edge",
+    grid: GridName = "ddim",
+    device: Device = ["auto"],  # noqa: B006  # as above
+    threads: Threads = 0,
+    batch_size: BatchSize = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check inputs, checkpoint, device, memory and disk, and estimate the time; exit code 2 if a run would fail.
+
+    Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
+    """
+    from flows.doctor import doctor as examine
+    from flows.doctor import print_checks
+    from tasks.parameters import ComputeParameters, ScoreParameters
+
+    scoring = ScoreParameters.model_validate(
+        dict(axes=axes, steps=steps, timestep=timestep, stride=stride, estimator=estimator, grid=grid)
+    )
+    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    result = examine(model, sources, scoring, compute, out)
+    if as_json:
+        _show(result, as_json)
+    else:
+        print_checks(result["checks"])
+    if not result["ready"]:
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Entry point of the console script."""
     _progress_on_standard_error()
