@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import traceback
 from enum import StrEnum
@@ -16,6 +17,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.prefect_server import configure_environment, prefect_server
+from tasks.processes import TERMINATED, end_on_sigterm
+
+GRACE_SECONDS = 5.0
+"""After SIGTERM, for the run to end by itself."""
 
 configure_environment()
 
@@ -289,19 +294,45 @@ def doctor(
 def main() -> None:
     """Entry point of the console script."""
     _progress_on_standard_error()
+    stopped = f"stopped; {_resume()}"
+    end_on_sigterm(GRACE_SECONDS, f"latentprint: {stopped}")
+    code = 2
     try:
         app()
-    except ValidationError as error:
-        first = error.errors()[0]
-        complaint = f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
-    except _user_errors() as error:
-        complaint = str(error)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        code, complaint = TERMINATED, stopped
+    except Exception as error:  # what is not the user's to mend is raised again
+        words = _explained(error)
+        if words is None:
+            raise
+        complaint = words
         # what the frames hold, a DuckDB connection say, would grumble on standard error at exit
         for link in (error, error.__context__):
             if link is not None:
                 traceback.clear_frames(link.__traceback__)
     print(f"latentprint: {complaint}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
+
+
+def _resume() -> str:
+    return f"what is finished is kept; resume with: {shlex.join(['latentprint', *sys.argv[1:]])}"
+
+
+def _explained(error: Exception) -> str | None:
+    """A line for the user whose input, or disk, is to blame; None if neither is."""
+    from tasks.score import ShardsFailed
+    from tasks.store.files import is_disk_full
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
+    if isinstance(error, ShardsFailed):
+        return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
+    if is_disk_full(error):
+        return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
+    return str(error) if isinstance(error, _user_errors()) else None
 
 
 def _progress_on_standard_error() -> None:
@@ -312,13 +343,12 @@ def _progress_on_standard_error() -> None:
     logger.addHandler(RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
 
 
-def _user_errors() -> tuple[type[BaseException], ...]:
+def _user_errors() -> tuple[type[Exception], ...]:
     """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
     from tasks.checks import ParametersError
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
-    from tasks.score import ShardsFailed
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
 
@@ -327,7 +357,6 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         DeviceError,
         CheckpointError,
         ParametersError,
-        ShardsFailed,
         RunError,
         QueryError,
         ChecksFailed,

@@ -18,7 +18,7 @@ from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
-from tasks.score import ShardsFailed, grouped, score_group, shard_names
+from tasks.score import ShardsFailed, failed_shards, grouped, score_group, scoring_status, shard_names
 from tasks.scoring import ScoreJob
 from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
@@ -38,34 +38,34 @@ def score(
 
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
+        RunError: another process works in this directory.
+        CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
     directory, folder = RunDirectory(run), resolve(model)
     check_parameters(folder, parameters)
     checksum = checkpoint_sha256(folder)
     scoring = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
-    directory.claim("scoring", scoring)
-    check_manifest(directory.manifest, folder)
-    record = directory.read_record()
-    run_id = digest({"manifest": record["manifest_digest"], **scoring})
-    directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
-    shards = shard_names(directory.manifest)
-    discard_damaged_parts(directory)
-    written = read_checksums(directory)
-    jobs = [
-        ScoreJob(run, name, folder, checksum, parameters, compute.batch_size, written.get(f"shards/{name}"))
-        for name in shards
-    ]
-    devices = devices_for(compute)
-    progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
-    with device_workers(devices, threads_for(compute, devices), progress):
-        futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
-        wait(futures)
-    failures = [
-        str(future.state.result(raise_on_failure=False)) for future in futures if not future.state.is_completed()
-    ]
-    if failures:
-        raise ShardsFailed(
-            f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
-        )
-    add_checksums(directory, map(directory.part, shards))
-    return run_id
+    with directory.lock():
+        directory.claim("scoring", scoring)
+        check_manifest(directory.manifest, folder)
+        record = directory.read_record()
+        run_id = digest({"manifest": record["manifest_digest"], **scoring})
+        directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
+        shards = shard_names(directory.manifest)
+        discard_damaged_parts(directory)
+        written = read_checksums(directory)
+        jobs = [
+            ScoreJob(run, name, folder, checksum, parameters, compute.batch_size, written.get(f"shards/{name}"))
+            for name in shards
+        ]
+        devices = devices_for(compute)
+        progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
+        with device_workers(devices, threads_for(compute, devices), progress):
+            futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
+            wait(futures)
+        failed = failed_shards(futures)
+        directory.update_record(scoring_status=scoring_status(len(shards), failed))
+        if failed:
+            raise ShardsFailed(failed)
+        add_checksums(directory, map(directory.part, shards))
+        return run_id

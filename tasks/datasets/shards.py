@@ -4,7 +4,7 @@ A shard is a plain WebDataset tar, ``KEY.json`` then ``KEY.png``, with fixed own
 same order give the same bytes. It is the data set itself, repeats included; the manifest says which rows are the same
 picture, so that each distinct content is scored once, and which nearly are.
 
-Memory is bounded by the largest shard while writing, and by about 0.3 kB a distinct image while joining.
+Memory is bounded by twice the largest shard while writing, and by about 0.3 kB a distinct image while joining.
 """
 
 from __future__ import annotations
@@ -302,11 +302,13 @@ class _ShardWriter:
         """Publish the shard under way."""
         if not self._pending:
             return
+        tar = io.BytesIO()  # written at once: a tar that cannot be finished, on a full disk, complains for ever after
+        writer = webdataset.TarWriter(tar, user="root", group="root", mtime=0, encoder=False)
+        for members in self._pending:
+            writer.write(members)
+        writer.close()
         with atomic_open(self._path(self.n_shards)) as stream:
-            writer = webdataset.TarWriter(stream, user="root", group="root", mtime=0, encoder=False)
-            for members in self._pending:
-                writer.write(members)
-            writer.close()
+            stream.write(tar.getbuffer())
         self._pending, self._size = [], 0
         self.n_shards += 1
 

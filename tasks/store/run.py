@@ -136,10 +136,16 @@ class RunDirectory:
             stream.write(str(os.getpid()))
             stream.flush()
             _held.add(key)
+            self._sweep()
             try:
                 yield
             finally:
                 _held.remove(key)
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 def _difference(known: Any, wanted: Any, name: str = "") -> str:
