@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -312,7 +313,9 @@ def main() -> None:
         for link in (error, error.__context__):
             if link is not None:
                 traceback.clear_frames(link.__traceback__)
-    print(f"latentprint: {complaint}", file=sys.stderr)
+    print(f"latentprint: {complaint}", file=sys.stderr, flush=True)
+    if code == TERMINATED:
+        os._exit(code)  # an orderly exit would wait for threads that may still be at work
     raise SystemExit(code)
 
 
