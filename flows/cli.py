@@ -68,6 +68,7 @@ Threads = Annotated[int, typer.Option(help="torch threads a CPU worker; 0: the c
 BatchSize = Annotated[int, typer.Option(help="Images a network call; 0: sized to the device.")]
 ShardMegabytes = Annotated[float, typer.Option(help="Largest size of a shard [MB].")]
 MaxBadFraction = Annotated[float, typer.Option(help="Share of unusable input items that is tolerated.")]
+Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -96,6 +97,7 @@ def audit(
     batch_size: BatchSize = 0,
     shard_mb: ShardMegabytes = 64.0,
     max_bad_fraction: MaxBadFraction = 0.01,
+    reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -112,7 +114,7 @@ def audit(
     compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
     shards = ShardParameters(shard_bytes=int(shard_mb * 2**20), max_bad_fraction=max_bad_fraction)
     with prefect_server():
-        headline = flow(model, train, out, holdout, score, compute, shards)
+        headline = flow(model, train, out, holdout, score, compute, shards, reuse)
     _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -153,6 +155,7 @@ def score(
     device: Device = ["auto"],  # noqa: B006  # as above
     threads: Threads = 0,
     batch_size: BatchSize = 0,
+    reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
     """Score every distinct image of a sharded run."""
@@ -165,7 +168,7 @@ def score(
     )
     compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
     with prefect_server():
-        run_id = flow(run, model, parameters, compute)
+        run_id = flow(run, model, parameters, compute, reuse)
     _show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 

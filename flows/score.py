@@ -22,6 +22,7 @@ from tasks.score import ShardsFailed, failed_shards, grouped, score_group, scori
 from tasks.scoring import ScoreJob
 from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
+from tasks.store.reuse import write_reusable
 from tasks.store.run import RunDirectory
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
@@ -33,8 +34,11 @@ def score(
     model: str,
     parameters: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
+    reuse: Path | None = None,
 ) -> str:
     """Write a part for each shard that has no valid one yet; returns the run id.
+
+    What ``reuse``, another run, has scored with this checkpoint and these parameters is taken from there.
 
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
@@ -53,6 +57,10 @@ def score(
         directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
         shards = shard_names(directory.manifest)
         discard_damaged_parts(directory)
+        directory.reusable.unlink(missing_ok=True)
+        if reuse:
+            n_reused = write_reusable(directory, RunDirectory(reuse), scoring)
+            directory.update_record(reused={"run": str(reuse), "n_images": n_reused})
         written = read_checksums(directory)
         jobs = [
             ScoreJob(run, name, folder, checksum, parameters, compute.batch_size, written.get(f"shards/{name}"))
@@ -67,5 +75,6 @@ def score(
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)
+        directory.reusable.unlink(missing_ok=True)
         add_checksums(directory, map(directory.part, shards))
         return run_id

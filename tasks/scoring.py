@@ -27,6 +27,7 @@ from tasks.diffusion.sampling import from_pixels
 from tasks.parameters import ScoreParameters
 from tasks.store.files import sha256
 from tasks.store.parts import is_valid_part, write_part
+from tasks.store.reuse import joined, reusable_scores
 from tasks.store.run import RunDirectory
 
 T = TypeVar("T")
@@ -83,14 +84,18 @@ def score_shard(job: ScoreJob, device: str) -> int:
     model = _model(job.model, job.checkpoint_sha256, device)
     max_batch = job.batch_size or auto_batch_size(model)
     columns: dict[str, list[Any]] = {}
-    for batch_rows, pixels in _prefetched(_batches(job, rows, max(1, max_batch // (job.parameters.axes + 1)))):
+    reused = reusable_scores(job.directory, job.shard)
+    count_done(len(reused))
+    unknown = [row for row in rows if row["content_hash"] not in reused]
+    for batch_rows, pixels in _prefetched(_batches(job, unknown, max(1, max_batch // (job.parameters.axes + 1)))):
         scores = score_batch(model, pixels, [row["content_hash"] for row in batch_rows], job.parameters, max_batch)
         identity = {name: [row[name] for row in batch_rows] for name in _IDENTITY}
         for name, values in {**identity, **scores}.items():
             columns.setdefault(name, []).extend(values)
         count_done(len(batch_rows))
+    columns = joined(rows, columns, reused) if reused else columns
     write_part(part, columns or {name: [] for name in (*_IDENTITY, *_SCORED)}, provenance)
-    return len(rows)
+    return len(unknown)
 
 
 def score_batch(

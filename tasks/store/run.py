@@ -54,6 +54,11 @@ class RunDirectory:
         return self.path / "scores"
 
     @property
+    def reusable(self) -> Path:
+        """Scores taken from another run, there while this one is being scored."""
+        return self.path / "reusable.parquet"
+
+    @property
     def tables(self) -> Path:
         return self.path / "tables"
 
@@ -103,7 +108,7 @@ class RunDirectory:
         record = self.read_record() if self.record.exists() else {}
         known = record.get(stage)
         if known is not None and known != identity:
-            raise RunError(f"{self.path} holds another run ({_difference(known, identity)}): choose another --out")
+            raise RunError(f"{self.path} holds another run ({difference(known, identity)}): choose another --out")
         if known is None:
             write_json(self.record, {**record, stage: identity})
 
@@ -148,10 +153,10 @@ class RunDirectory:
             temporary.unlink(missing_ok=True)
 
 
-def _difference(known: Any, wanted: Any, name: str = "") -> str:
+def difference(known: Any, wanted: Any, name: str = "") -> str:
     """The first place in which two identities differ, in words."""
     if isinstance(known, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*known, *wanted}):
             if known.get(key) != wanted.get(key):
-                return _difference(known.get(key), wanted.get(key), key)
+                return difference(known.get(key), wanted.get(key), key)
     return f"{name}: {known} there, {wanted} now"
