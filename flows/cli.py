@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +69,8 @@ Threads = Annotated[int, typer.Option(help="torch threads a CPU worker; 0: the c
 BatchSize = Annotated[int, typer.Option(help="Images a network call; 0: sized to the device.")]
 ShardMegabytes = Annotated[float, typer.Option(help="Largest size of a shard [MB].")]
 MaxBadFraction = Annotated[float, typer.Option(help="Share of unusable input items that is tolerated.")]
+Runner = Annotated[str, typer.Option(help="threads: this machine's devices. ray: a Ray cluster's workers.")]
+RayAddress = Annotated[str, typer.Option(help="Ray cluster, ray://HOST:10001 or auto; empty: one of this machine.")]
 Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -97,6 +100,8 @@ def audit(
     batch_size: BatchSize = 0,
     shard_mb: ShardMegabytes = 64.0,
     max_bad_fraction: MaxBadFraction = 0.01,
+    runner: Runner = "threads",
+    ray_address: RayAddress = "",
     reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +116,9 @@ def audit(
         dict(axes=axes, steps=steps, timestep=timestep, stride=stride)
         | dict(estimator=estimator, grid=grid, delta=delta, seed=seed)
     )
-    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
+    compute = ComputeParameters.model_validate(
+        dict(devices=tuple(device), threads=threads, batch_size=batch_size, runner=runner, ray_address=ray_address)
+    )
     shards = ShardParameters(shard_bytes=int(shard_mb * 2**20), max_bad_fraction=max_bad_fraction)
     with prefect_server():
         headline = flow(model, train, out, holdout, score, compute, shards, reuse)
@@ -155,6 +162,8 @@ def score(
     device: Device = ["auto"],  # noqa: B006  # as above
     threads: Threads = 0,
     batch_size: BatchSize = 0,
+    runner: Runner = "threads",
+    ray_address: RayAddress = "",
     reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
@@ -166,7 +175,9 @@ def score(
         dict(axes=axes, steps=steps, timestep=timestep, stride=stride)
         | dict(estimator=estimator, grid=grid, delta=delta, seed=seed)
     )
-    compute = ComputeParameters(devices=tuple(device), threads=threads, batch_size=batch_size)
+    compute = ComputeParameters.model_validate(
+        dict(devices=tuple(device), threads=threads, batch_size=batch_size, runner=runner, ray_address=ray_address)
+    )
     with prefect_server():
         run_id = flow(run, model, parameters, compute, reuse)
     _show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
@@ -316,7 +327,8 @@ def main() -> None:
         for link in (error, error.__context__):
             if link is not None:
                 traceback.clear_frames(link.__traceback__)
-    print(f"latentprint: {complaint}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # whoever read it may be gone
+        print(f"latentprint: {complaint}", file=sys.stderr, flush=True)
     if code == TERMINATED:
         os._exit(code)  # an orderly exit would wait for threads that may still be at work
     raise SystemExit(code)

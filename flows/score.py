@@ -1,20 +1,17 @@
 """Score every distinct image of a run.
 
-manifest -> groups of shards -> a device's worker process each -> scores/part-*.parquet
+manifest -> groups of shards -> a device's worker process each, or Ray's -> scores/part-*.parquet
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.futures import wait
-from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.runners import workers_for
 from tasks.checks import check_manifest, check_parameters
-from tasks.device_worker import device_workers
-from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
@@ -25,10 +22,8 @@ from tasks.store.files import digest
 from tasks.store.reuse import write_reusable
 from tasks.store.run import RunDirectory
 
-RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
-
-@flow(name="score", flow_run_name="score {run}", task_runner=RUNNER)
+@flow(name="score", flow_run_name="score {run}")
 def score(
     run: Path,
     model: str,
@@ -66,10 +61,9 @@ def score(
             ScoreJob(run, name, folder, checksum, parameters, compute.batch_size, written.get(f"shards/{name}"))
             for name in shards
         ]
-        devices = devices_for(compute)
         progress = Progress("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
-        with device_workers(devices, threads_for(compute, devices), progress):
-            futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
+        with workers_for(compute, progress) as (runner, n_workers):
+            futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
             wait(futures)
         failed = failed_shards(futures)
         directory.update_record(scoring_status=scoring_status(len(shards), failed))

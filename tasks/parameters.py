@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.diffusion.growth import Estimator
@@ -41,6 +43,13 @@ class ComputeParameters(Parameters):
     devices: tuple[str, ...] = Field(("auto",), description="cpu, mps, cuda:0 ...; auto: every GPU, or the CPU")
     threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: all cores but none shared")
     batch_size: int = Field(0, ge=0, description="images a batch; 0: sized to the device's memory")
+    runner: Literal["threads", "ray"] = Field("threads", description="this machine's devices, or a Ray cluster's")
+    ray_address: str = Field("", description="ray://HOST:10001 or auto; empty: a cluster of this machine's cores")
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that one Ray worker is given, and its torch threads."""
+        return self.threads or 1
 
 
 class TrainParameters(Parameters):

@@ -40,8 +40,10 @@ def end_on_sigterm(grace_seconds: float, last_words: str) -> None:
         while os.read(reading, 1) != bytes([signal.SIGTERM]):
             pass
         time.sleep(grace_seconds)
-        os.write(2, f"{last_words}\n".encode(errors="replace"))
-        os._exit(TERMINATED)
+        try:
+            os.write(2, f"{last_words}\n".encode(errors="replace"))
+        finally:  # also where nobody reads standard error any more
+            os._exit(TERMINATED)
 
     threading.Thread(target=end_after_grace, name="end on SIGTERM", daemon=True).start()
 

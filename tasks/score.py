@@ -57,6 +57,7 @@ def failed_shards(futures: Sequence[PrefectFuture[int]]) -> dict[str, str]:
     """
     failed: dict[str, str] = {}
     for future in futures:
+        future.wait()
         if not future.state.is_completed():
             error = future.state.result(raise_on_failure=False)
             if not isinstance(error, ShardsFailed):
