@@ -44,6 +44,7 @@ def audit(
     compute: ComputeParameters = ComputeParameters(),
     sharding: ShardParameters = ShardParameters(),
     extraction: ExtractParameters | None = None,
+    reuse: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
 
@@ -56,7 +57,7 @@ def audit(
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()
-        score(run, model, scoring, compute)
+        score(run, model, scoring, compute, reuse)
         scored = time.monotonic()
         directory.update_record(
             software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 import sys
 import traceback
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +28,10 @@ from tasks.parameters import (
     SweepParameters,
     TrainParameters,
 )
+from tasks.processes import TERMINATED, end_on_sigterm
+
+GRACE_SECONDS = 5.0
+"""After SIGTERM, for the run to end by itself."""
 
 configure_environment()
 
@@ -49,16 +56,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+SOURCE_HELP = (
+    "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
+    "MNIST idx(.gz), or an s3:// URL of these."
+)
 Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
-Train = Annotated[
-    str,
-    typer.Option(
-        help="Training images: folder, zip, WebDataset tar(s), Parquet, .npz/.npy, MNIST idx(.gz), or s3:// of these."
-    ),
-]
+Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
 Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
 Out = Annotated[Path, typer.Option(help="Run directory; an interrupted run in it continues.")]
 Run = Annotated[Path, typer.Option(help="An existing run directory.")]
+Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -83,6 +90,7 @@ def audit(
     sharding: ShardParameters,
     holdout: Holdout = None,
     extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)] = 0,
+    reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -93,7 +101,7 @@ def audit(
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction)
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse)
     _show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -114,13 +122,18 @@ def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = 
 @app.command()
 @with_options
 def score(
-    run: Run, model: Model, scoring: ScoreParameters, compute: ComputeParameters, as_json: AsJson = False
+    run: Run,
+    model: Model,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score every distinct image of a sharded run."""
     from flows.score import score as flow
 
     with prefect_server():
-        run_id = flow(run, model, scoring, compute)
+        run_id = flow(run, model, scoring, compute, reuse)
     _show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 
@@ -216,22 +229,93 @@ def sql(
     ask(run, text, format.value, out, timeout)
 
 
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Make every hash of a run again and say what differs; exit code 1 if anything does."""
+    from flows.verify import verify as work
+
+    result = work(run)
+    differences = result["differences"]
+    lines = [": ".join(filter(None, difference.values())) for difference in differences]
+    summary = f"{run}: {result['shards']} shards and {result['parts']} parts verified, {len(differences)} differences"
+    _show(result, as_json, *lines, summary)
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_options
+def doctor(
+    model: Model,
+    train: Train,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    holdout: Holdout = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Check inputs, checkpoint, device, memory and disk, and estimate the time; exit code 2 if a run would fail.
+
+    Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
+    """
+    from flows.doctor import doctor as examine
+    from flows.doctor import print_checks
+
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    result = examine(model, sources, scoring, compute, out)
+    if as_json:
+        _show(result, as_json)
+    else:
+        print_checks(result["checks"])
+    if not result["ready"]:
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Entry point of the console script."""
     _progress_on_standard_error()
+    stopped = f"stopped; {_resume()}"
+    end_on_sigterm(GRACE_SECONDS, f"latentprint: {stopped}")
+    code = 2
     try:
         app()
-    except ValidationError as error:
-        first = error.errors()[0]
-        complaint = f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
-    except _user_errors() as error:
-        complaint = str(error)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        code, complaint = TERMINATED, stopped
+    except Exception as error:  # what is not the user's to mend is raised again
+        words = _explained(error)
+        if words is None:
+            raise
+        complaint = words
         # what the frames hold, a DuckDB connection say, would grumble on standard error at exit
         for link in (error, error.__context__):
             if link is not None:
                 traceback.clear_frames(link.__traceback__)
-    print(f"latentprint: {complaint}", file=sys.stderr)
-    raise SystemExit(2)
+    with suppress(BrokenPipeError):  # whoever read it may be gone
+        print(f"latentprint: {complaint}", file=sys.stderr, flush=True)
+    if code == TERMINATED:
+        os._exit(code)  # an orderly exit would wait for threads that may still be at work
+    raise SystemExit(code)
+
+
+def _resume() -> str:
+    return f"what is finished is kept; resume with: {shlex.join(['latentprint', *sys.argv[1:]])}"
+
+
+def _explained(error: Exception) -> str | None:
+    """A line for the user whose input, or disk, is to blame; None if neither is."""
+    from tasks.score import ShardsFailed
+    from tasks.store.files import is_disk_full
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
+    if isinstance(error, ShardsFailed):
+        return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
+    if is_disk_full(error):
+        return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
+    return str(error) if isinstance(error, _user_errors()) else None
 
 
 def _progress_on_standard_error() -> None:
@@ -242,14 +326,13 @@ def _progress_on_standard_error() -> None:
     logger.addHandler(RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
 
 
-def _user_errors() -> tuple[type[BaseException], ...]:
+def _user_errors() -> tuple[type[Exception], ...]:
     """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
     from tasks.checks import ParametersError
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.extract import ExtractionFailed
-    from tasks.score import ShardsFailed
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
 
@@ -258,7 +341,6 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         DeviceError,
         CheckpointError,
         ParametersError,
-        ShardsFailed,
         ExtractionFailed,
         RunError,
         QueryError,

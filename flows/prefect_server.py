@@ -24,14 +24,17 @@ STARTUP_SECONDS = 180
 
 QUIET = {
     "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "latentprint",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
 }
-"""Defaults for this process and its children: no phoning home, no chatter."""
+"""Defaults for this process and its children: no phoning home, no chatter, not even of the semaphores of a run that was
+stopped, which are then tidied up."""
 
 RECORD_EVERY_TASK = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
@@ -66,6 +69,9 @@ def prefect_server() -> Iterator[None]:
             os.environ["PREFECT_API_URL"] = url
             yield
             time.sleep(1.5)  # the recorder flushes its last task runs every second
+    except (SystemExit, KeyboardInterrupt):
+        server.kill()  # to stop by itself takes it longer than a user, or a machine that shuts down, will wait
+        raise
     finally:
         del os.environ["PREFECT_API_URL"]
         server.terminate()
@@ -93,7 +99,11 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
             stderr=subprocess.PIPE,
             preexec_fn=die_with_parent,
         )
-        _wait_until_healthy(server, f"http://127.0.0.1:{port}/api")
+        try:
+            _wait_until_healthy(server, f"http://127.0.0.1:{port}/api")
+        except BaseException:
+            server.kill()
+            raise
     return server, f"http://127.0.0.1:{port}/api"
 
 
@@ -109,7 +119,6 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    server.kill()
     raise RuntimeError(f"the Prefect server did not answer within {STARTUP_SECONDS} s")
 
 

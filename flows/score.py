@@ -1,68 +1,85 @@
 """Score every distinct image of a run.
 
-manifest -> calibration on some -> groups of shards -> a device's worker process each -> scores/part-*.parquet
+manifest -> calibration on some -> groups of shards -> a device's worker process each, or Ray's -> scores/part-*.parquet
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.futures import wait
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.calibrating import calibrated, n_calibrations
+from flows.runners import workers_for
+from tasks.calibrating import adopt_calibration, calibrated, n_calibrations
 from tasks.checks import check_manifest, check_parameters
-from tasks.device_worker import device_workers
-from tasks.devices import devices_for, threads_for
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters
 from tasks.progress import Progress
-from tasks.score import ShardsFailed, calibrate, grouped, score_group, shard_names
+from tasks.score import (
+    ShardsFailed,
+    calibrate,
+    failed_shards,
+    grouped,
+    score_group,
+    scoring_status,
+    shard_names,
+    take_over_scores,
+)
 from tasks.scoring import ScoreJob
+from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
 
-RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
-
-@flow(name="score", flow_run_name="score {run}", task_runner=RUNNER)
+@flow(name="score", flow_run_name="score {run}")
 def score(
     run: Path,
     model: str,
     parameters: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
+    reuse: Path | None = None,
 ) -> str:
     """Write a part for each shard that has no valid one yet; returns the run id.
 
+    What ``reuse``, another run, has scored with this checkpoint and these parameters is taken from there.
+
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
+        RunError: another process works in this directory.
+        CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
     directory, folder = RunDirectory(run), resolve(model)
     check_parameters(folder, parameters)
     checksum = checkpoint_sha256(folder)
     scoring = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
-    directory.claim("scoring", scoring)
-    check_manifest(directory.manifest, folder)
-    record = directory.read_record()
-    run_id = digest({"manifest": record["manifest_digest"], **scoring})
-    directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
-    shards, devices = shard_names(directory.manifest), devices_for(compute)
-    job = ScoreJob(run, shards[0], folder, checksum, parameters, compute.batch_size)
-    progress = Progress("calibrating", n_calibrations(directory.manifest, job), "scores")
-    with device_workers(devices, threads_for(compute, devices), progress):
-        job = calibrated(job, calibrate(job) if parameters.timestep == "auto" else None)
-        progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
-        jobs = [replace(job, shard=name) for name in shards]
-        futures = [score_group.submit(group) for group in grouped(jobs, len(devices))]
-        wait(futures)
-    failures = [
-        str(future.state.result(raise_on_failure=False)) for future in futures if not future.state.is_completed()
-    ]
-    if failures:
-        raise ShardsFailed(
-            f"{len(failures)} of {len(futures)} groups of shards failed: {'; '.join(failures)}; run again"
-        )
-    return run_id
+    with directory.lock():
+        directory.claim("scoring", scoring)
+        check_manifest(directory.manifest, folder)
+        record = directory.read_record()
+        run_id = digest({"manifest": record["manifest_digest"], **scoring})
+        directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
+        discard_damaged_parts(directory)
+        directory.reusable.unlink(missing_ok=True)
+        other = RunDirectory(reuse) if reuse else None
+        shards, written = shard_names(directory.manifest), read_checksums(directory)
+        job = ScoreJob(run, shards[0], folder, checksum, parameters, compute.batch_size)
+        progress = Progress("calibrating", n_calibrations(directory.manifest, job), "scores")
+        with workers_for(compute, progress) as (runner, n_workers):
+            if other:
+                adopt_calibration(job, other)
+            job = calibrated(job, runner.submit(calibrate, {"job": job}).result())
+            if other:
+                take_over_scores(job, other, scoring)
+            progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
+            jobs = [replace(job, shard=name, shard_sha256=written.get(f"shards/{name}")) for name in shards]
+            futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
+            wait(futures)
+        failed = failed_shards(futures)
+        directory.update_record(scoring_status=scoring_status(len(shards), failed))
+        if failed:
+            raise ShardsFailed(failed)
+        directory.reusable.unlink(missing_ok=True)
+        add_checksums(directory, map(directory.part, shards))
+        return run_id

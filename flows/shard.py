@@ -13,6 +13,7 @@ from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
 from tasks.shard import join_manifest, shard_split
+from tasks.store.checksums import add_checksums, is_sharded, read_checksums
 from tasks.store.manifest import count_images, manifest_digest
 from tasks.store.run import RunDirectory
 
@@ -23,24 +24,29 @@ def shard(run: Path, train: str, holdout: str | None = None, parameters: ShardPa
 
     Raises:
         SourceError: a source is missing, unreadable, empty, or too much of it is.
-        RunError: the directory holds a run of other images.
+        RunError: the directory holds a run of other images, or is in use.
     """
     directory = RunDirectory(run)
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
     for location in sources.values():
         open_source(location)
-    directory.claim(
-        "data",
-        {
-            "sources": sources,
-            "fingerprints": {split: fingerprint(location) for split, location in sources.items()},
-            "parameters": parameters.model_dump(mode="json"),
-        },
-    )
-    if not directory.manifest.exists():
-        for split, location in sources.items():
-            shard_split(run, split, location, parameters)
-        join_manifest(run, list(sources))
-    directory.update_record(
-        manifest_digest=manifest_digest(directory.manifest), images=count_images(directory.manifest)
-    )
+    with directory.lock():
+        directory.claim(
+            "data",
+            {
+                "sources": sources,
+                "fingerprints": {split: fingerprint(location) for split, location in sources.items()},
+                "parameters": parameters.model_dump(mode="json"),
+            },
+        )
+        resharded = not is_sharded(directory)
+        if resharded:
+            directory.manifest.unlink(missing_ok=True)
+            for split, location in sources.items():
+                shard_split(run, split, location, parameters)
+            join_manifest(run, list(sources))
+        if resharded or directory.manifest.name not in read_checksums(directory):
+            add_checksums(directory, [directory.manifest, directory.rejects, *directory.shards.glob("*.tar")])
+        directory.update_record(
+            manifest_digest=manifest_digest(directory.manifest), images=count_images(directory.manifest)
+        )

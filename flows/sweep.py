@@ -15,9 +15,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.checks import check_parameters
 from tasks.device_worker import device_workers
 from tasks.devices import devices_for, threads_for
+from tasks.extract import scored_model
 from tasks.parameters import ComputeParameters, SweepParameters
 from tasks.progress import Progress
-from tasks.score import finish, grouped, scored_model
+from tasks.score import grouped
 from tasks.scoring import ScoreJob
 from tasks.store.run import RunDirectory
 from tasks.sweep import sweep_group, write_sweep_page
@@ -35,7 +36,7 @@ def sweep(
     Raises:
         RunError: the run is not scored, or is in use.
         ParametersError: a setting does not fit the checkpoint.
-        ShardsFailed: some settings could not be scored; all others were.
+        WorkerDied: a setting could not be scored; those that were are kept.
     """
     directory = RunDirectory(run)
     model, checksum = scored_model(directory)
@@ -47,5 +48,6 @@ def sweep(
     devices = devices_for(compute)
     progress = Progress("sweeping", len(jobs) * len(sampled_rows(directory.manifest, parameters.images)), "scores")
     with directory.lock(), device_workers(devices, threads_for(compute, devices), progress):
-        finish([sweep_group.submit(group) for group in grouped(jobs, len(devices))])
+        for future in [sweep_group.submit(group) for group in grouped(jobs, len(devices))]:
+            future.result()
         return write_sweep_page(run)

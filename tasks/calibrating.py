@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -54,8 +55,10 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         job: of any shard.
 
     Returns:
-        None where either split has too few images (then nothing is set aside).
+        None where the timestep is given, or either split has too few images (then nothing is set aside).
     """
+    if job.parameters.timestep != "auto":
+        return None
     directory, provenance = job.directory, _provenance(job)
     known = read_json(directory.calibration) if directory.calibration.exists() else {}
     if known.get("provenance") == provenance:
@@ -68,6 +71,15 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         calibration = calibrate({t: _scores(job, rows, t, device) for t in timesteps}, is_train)
     _publish(directory, rows if calibration else [], calibration, provenance)
     return calibration
+
+
+def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
+    """Take over what another run was calibrated to, so that its scores hold here too."""
+    if job.parameters.timestep == "auto" and other.calibration.exists() and other.calibration_images.exists():
+        known = read_json(other.calibration)["calibration"]
+        with atomic_path(job.directory.calibration_images) as temporary:
+            shutil.copyfile(other.calibration_images, temporary)
+        write_json(job.directory.calibration, {"calibration": known, "provenance": _provenance(job)})
 
 
 def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:

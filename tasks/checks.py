@@ -37,9 +37,8 @@ def check_inputs(model: Path, sources: dict[str, str]) -> None:
         picture = _first_picture(location)
         found = (1 if picture.mode == "L" else 3, picture.size[1], picture.size[0])
         if found != (channels, height, width):
-            raise CheckpointError(
-                f"{location}: {split} images are {_shape(*found)}, but {model} takes {_shape(channels, height, width)}"
-            )
+            takes = shape_in_words(channels, height, width)
+            raise CheckpointError(f"{location}: {split} images are {shape_in_words(*found)}, but {model} takes {takes}")
 
 
 def check_parameters(model: Path, parameters: ScoreParameters) -> None:
@@ -88,8 +87,8 @@ def check_manifest(manifest: Path, model: Path) -> None:
     assert misfits is not None
     if misfits[0]:
         raise SourceError(
-            f"{misfits[0]} images are not {_shape(channels, height, width)} as {model} needs, {misfits[1]} first: "
-            "resize or convert them as they were for training"
+            f"{misfits[0]} images are not {shape_in_words(channels, height, width)} as {model} needs, "
+            f"{misfits[1]} first: resize or convert them as they were for training"
         )
 
 
@@ -107,5 +106,6 @@ def _pictures(location: str) -> Iterator[Picture]:
             continue
 
 
-def _shape(channels: int, height: int, width: int) -> str:
+def shape_in_words(channels: int, height: int, width: int) -> str:
+    """``28 x 28 with 1 channel``."""
     return f"{width} x {height} with {channels} channel{'s' if channels > 1 else ''}"

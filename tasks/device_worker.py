@@ -35,11 +35,16 @@ class WorkerDied(Exception):
     """The child process of a device ended in the middle of a call (killed, or out of memory)."""
 
 
+class WorkersClosed(BaseException):
+    """The pool was closed, since the run is being stopped: not an error of the call, and nothing to try again."""
+
+
 class DeviceWorker:
     """A child process that runs functions on one device, one at a time."""
 
     def __init__(self, device: str, threads: int, counter: Synchronized[int]) -> None:
         self.device, self.threads, self.counter = device, threads, counter
+        self._closed = False
         self._executor = self._spawn()
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -47,15 +52,21 @@ class DeviceWorker:
 
         Raises:
             WorkerDied: the child was killed; a new one stands ready for the next call.
+            WorkersClosed: the run is being stopped.
         """
+        if self._closed:
+            raise WorkersClosed
         try:
             return self._executor.submit(function, *arguments, self.device).result()
         except BrokenProcessPool as error:
+            if self._closed:
+                raise WorkersClosed from error
             self._executor = self._spawn()
             raise WorkerDied(f"the worker process of {self.device} was killed (out of memory?)") from error
 
     def close(self) -> None:
         """End the child now; a call under way is lost, and with it nothing that was published."""
+        self._closed = True
         for process in list(self._executor._processes.values()):
             process.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)

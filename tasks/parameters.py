@@ -126,11 +126,20 @@ class ComputeParameters(Parameters):
     )
     threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: the cores, shared out")
     batch_size: int = Field(0, ge=0, description="images a network call; 0: sized to the device's memory")
+    runner: Literal["threads", "ray"] = Field(
+        "threads", description="threads: this machine's devices; ray: a Ray cluster's"
+    )
+    ray_address: str = Field("", description="ray://HOST:10001 or auto; empty: a cluster of this machine's cores")
 
     @field_validator("devices", mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
         return _split(value)
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that one Ray worker is given, and its torch threads."""
+        return self.threads or 1
 
 
 class TrainParameters(Parameters):

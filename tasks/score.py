@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 
 from tasks.calibrating import calibrate_run
 from tasks.datasets.sources import SourceError
@@ -16,6 +18,9 @@ from tasks.device_worker import WorkerDied, run_on_device
 from tasks.diffusion.checkpoint import CheckpointError
 from tasks.evidence.calibration import Calibration
 from tasks.scoring import ScoreJob, score_shard
+from tasks.store.files import is_disk_full
+from tasks.store.reuse import write_reusable
+from tasks.store.run import RunDirectory
 
 J = TypeVar("J")
 logger = logging.getLogger("latentprint")
@@ -24,7 +29,18 @@ GROUPS_PER_DEVICE = 64
 
 
 class ShardsFailed(Exception):
-    """Some shards of a group could not be scored; the others were."""
+    """Some shards could not be scored; the others were.
+
+    Args:
+        reasons: shard -> why.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{shard} ({reason})" for shard, reason in self.reasons.items())
 
 
 def shard_names(manifest: Path) -> list[str]:
@@ -44,23 +60,79 @@ def calibrate(job: ScoreJob) -> Calibration | None:
     return run_on_device(calibrate_run, job)
 
 
+def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, Any]) -> None:
+    """Scores of the same contents from another run: where they are found, nothing is evaluated.
+
+    Args:
+        job: calibrated, of any shard.
+        scoring: as claimed in ``run.json``.
+
+    Raises:
+        RunError: the other run was scored with another checkpoint or other parameters.
+    """
+    made_from = {name: value for name, value in job.provenance().items() if name != "shard_sha256"}
+    n_images = write_reusable(job.directory, other, scoring, made_from)
+    job.directory.update_record(reused={"run": str(other.path), "n_images": n_images})
+
+
+def failed_shards(futures: Sequence[PrefectFuture[int]]) -> dict[str, str]:
+    """Shard -> why, of those that failed.
+
+    Raises:
+        BaseException: what ended a group of shards as a whole.
+    """
+    failed: dict[str, str] = {}
+    for future in futures:
+        future.wait()
+        if not future.state.is_completed():
+            error = future.state.result(raise_on_failure=False)
+            if not isinstance(error, ShardsFailed):
+                raise error
+            failed |= error.reasons
+    return failed
+
+
+def scoring_status(n_shards: int, failed: Mapping[str, str]) -> dict[str, Any]:
+    """For ``run.json``: is the scoring complete, and if not, what failed why?"""
+    state = "partial" if failed else "complete"
+    return {"state": state, "n_shards": n_shards, "n_scored": n_shards - len(failed), "failed": dict(failed)}
+
+
+def worth_retrying(_: Any, __: Any, state: State[Any]) -> bool:
+    """Would another attempt help? Not on a full disk, and not with another checkpoint than the run began with."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, CheckpointError) and not is_disk_full(error)
+
+
 @task(
-    name="score-shards", task_run_name="score {jobs[0].shard}+", retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE
+    name="score-shards",
+    task_run_name="score {jobs[0].shard}+",
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=worth_retrying,
+    cache_policy=NO_CACHE,
 )
 def score_group(jobs: list[ScoreJob]) -> int:
     """Score each shard that has no valid part yet; one that fails does not stop the others.
 
     A retry repeats only what failed, since finished shards are found valid.
+
+    Raises:
+        ShardsFailed: with each shard that failed.
+        CheckpointError, OSError: the checkpoint changed, or the disk is full: no shard could be scored.
     """
-    n_scored, failed = 0, []
+    n_scored, failed = 0, {}
     for job in jobs:
         try:
             n_scored += run_on_device(score_shard, job)
-        except (WorkerDied, SourceError, OSError, RuntimeError) as error:
-            logger.warning("%s: %s", job.shard, error)
-            failed.append(f"{job.shard} ({error})")
         except CheckpointError:
             raise
+        except Exception as error:  # whatever is wrong with one shard, it must not take the others with it
+            if is_disk_full(error):
+                raise
+            reason = f"{error}" if isinstance(error, SourceError | WorkerDied) else f"{type(error).__name__}: {error}"
+            logger.warning("%s: %s", job.shard, reason)
+            failed[job.shard] = reason.partition("\n")[0]
     if failed:
-        raise ShardsFailed("; ".join(failed))
+        raise ShardsFailed(failed)
     return n_scored

@@ -27,6 +27,7 @@ from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.store.files import sha256
 from tasks.store.parts import is_valid_part, write_part
+from tasks.store.reuse import joined, reusable_scores
 from tasks.store.run import RunDirectory
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class ScoreJob:
     parameters: ScoreParameters
     batch_size: int
     calibration: Calibration | None = None
+    shard_sha256: str | None = None
+    """Of the shard when it was written, where that is known."""
 
     @property
     def directory(self) -> RunDirectory:
@@ -56,10 +59,17 @@ class ScoreJob:
         return replace(self, shard=shard, parameters=self.parameters.at(timestep))
 
     def provenance(self) -> dict[str, Any]:
-        """What the part depends on, written into it."""
+        """What the part depends on, written into it.
+
+        Raises:
+            SourceError: the shard is no longer what was written.
+        """
+        found = sha256(self.directory.shards / self.shard)
+        if self.shard_sha256 not in (None, found):
+            raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
         return {
             "checkpoint_sha256": self.checkpoint_sha256,
-            "shard_sha256": sha256(self.directory.shards / self.shard),
+            "shard_sha256": found,
             "parameters": self.parameters.model_dump(mode="json"),
             "calibration": self.calibration and self.calibration.model_dump(mode="json"),
         }
@@ -77,12 +87,16 @@ def score_shard(job: ScoreJob, device: str) -> int:
     if is_valid_part(part, provenance, len(rows)):
         count_done(len(rows))
         return 0
+    reused = reusable_scores(job.directory, job.shard)
+    count_done(len(reused))
+    unknown = [row for row in rows if row["content_hash"] not in reused]
     columns: Columns = {}
-    for batch in scored_batches(job, rows, device):
+    for batch in scored_batches(job, unknown, device):
         extend(columns, batch)
         count_done(len(batch["sample_id"]))
-    write_part(part, in_order(columns), provenance)
-    return len(rows)
+    columns = in_order(columns)
+    write_part(part, joined(rows, columns, reused) if reused else columns, provenance)
+    return len(unknown)
 
 
 def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.device_worker import run_on_device
 from tasks.reporting.sweep import render_sweep
-from tasks.score import run_each
 from tasks.store.files import atomic_open, atomic_path
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import Warehouse
@@ -25,8 +25,8 @@ from tasks.sweeping import SweepJob, sweep_setting
     cache_policy=NO_CACHE,
 )
 def sweep_group(jobs: list[SweepJob]) -> int:
-    """Score the sample under each setting that has no valid part yet; one that fails does not stop the others."""
-    return run_each(sweep_setting, jobs)
+    """Score the sample under each setting that has no valid part yet; a retry finds the finished ones valid."""
+    return sum(run_on_device(sweep_setting, job) for job in jobs)
 
 
 @task(name="write-sweep-page", cache_policy=NO_CACHE)

@@ -4,8 +4,8 @@
 -- column n_train_distinct [images]: distinct training images
 -- column n_repeated [images]: distinct training images that occur more than once
 -- column n_holdout [images]: held-out samples
--- column n_control [images]: distinct held-out images that occur nowhere in the training set
--- column n_overlap [images]: distinct held-out images that do, and so are no controls
+-- column n_control [images]: distinct held-out images that occur nowhere in the training set, nor nearly
+-- column n_overlap [images]: distinct held-out images that do, exactly or nearly, and so are no controls
 -- column n_rejected [items]: input items that could not be used
 -- column n_nonfinite [images]: distinct images without a finite score, left out of every statistic
 -- column n_evaluations [evaluations]: network evaluations of all scores

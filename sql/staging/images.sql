@@ -14,15 +14,28 @@
 -- column fused [nats]: log odds of membership, calibrated; null without calibration; higher: member
 -- column n_evaluations [evaluations]: network evaluations spent on it
 -- column status: ok | nonfinite; null without a score
--- column is_control: held out, and its content occurs nowhere in the training set
+-- column is_control: held out, and neither its content nor a near duplicate of it occurs in the training set
 -- column is_calibration: the timestep and the combined scores were chosen on it, so no comparison may use it
 -- column is_usable: the score is finite and may enter statistics
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, same_image_other_score
-WITH overlap AS (
-    SELECT DISTINCT held_out.content_hash
+WITH trained AS (
+    SELECT
+        content_hash,
+        near_duplicate_group
+    FROM manifest
+    WHERE split = 'train'
+),
+
+overlap AS (
+    SELECT held_out.content_hash
     FROM manifest AS held_out
-    INNER JOIN manifest AS trained ON held_out.content_hash = trained.content_hash
-    WHERE held_out.split = 'holdout' AND trained.split = 'train'
+    SEMI JOIN trained ON held_out.content_hash = trained.content_hash
+    WHERE held_out.split = 'holdout'
+    UNION
+    SELECT held_out.content_hash
+    FROM manifest AS held_out
+    SEMI JOIN trained ON held_out.near_duplicate_group = trained.near_duplicate_group
+    WHERE held_out.split = 'holdout'
 )
 
 SELECT

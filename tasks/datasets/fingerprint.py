@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-from braceexpand import braceexpand
+from tasks.datasets.sources.location import locate
 
 
 def fingerprint(location: str) -> str:
-    """128-bit BLAKE2b over (name, size, modification time) of every file of a local source."""
+    """128-bit BLAKE2b over (name, size, modification time) of every file of a source.
+
+    Raises:
+        SourceError: a folder cannot be listed, or a store does not answer.
+    """
     total = hashlib.blake2b(digest_size=16)
-    for root in map(Path, braceexpand(location)):
-        files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-        for file in files:
-            status = file.stat()
-            total.update(f"{file.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
+    for root in locate(location).expand():
+        files = root.files() if root.is_folder() else [(".", root)]
+        for name, file in files:
+            size, modified_ns = file.version()
+            total.update(f"{name}\0{size}\0{modified_ns}\0".encode(errors="replace"))
     return total.hexdigest()

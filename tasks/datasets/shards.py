@@ -4,7 +4,7 @@ A shard is a plain WebDataset tar, ``KEY.json`` then ``KEY.png``, with fixed own
 same order give the same bytes. It is the data set itself, repeats included; the manifest says which rows are the same
 picture, so that each distinct content is scored once, and which nearly are.
 
-Memory is bounded by the largest shard while writing, and by about 0.3 kB a distinct image while joining.
+Memory is bounded by twice the largest shard while writing, and by about 0.3 kB a distinct image while joining.
 """
 
 from __future__ import annotations

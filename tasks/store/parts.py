@@ -45,5 +45,17 @@ def is_valid_part(path: Path, provenance: Mapping[str, Any], n_rows: int) -> boo
         return False
 
 
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What a part was made from.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read, or is no score part.
+    """
+    metadata = pq.read_schema(path).metadata or {}
+    if PROVENANCE not in metadata:
+        raise pa.ArrowInvalid("no score part: it does not say what it was made from")
+    return dict(json.loads(metadata[PROVENANCE]))
+
+
 def _canonical(provenance: Mapping[str, Any]) -> bytes:
     return json.dumps(provenance, sort_keys=True, separators=(",", ":")).encode()

@@ -1,7 +1,9 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
-RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html
+RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  evidence.json  report.html
+    calibration.json, calibration.parquet, where the timestep was calibrated
     samples/  matches/  reproductions/  extraction.json, where images were generated
+    sweep/  sweep.html, where parameters were studied
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ class RunDirectory:
         return self.path / "rejects.parquet"
 
     @property
+    def checksums(self) -> Path:
+        return self.path / "SHA256SUMS"
+
+    @property
     def shards(self) -> Path:
         return self.path / "shards"
 
@@ -68,6 +74,11 @@ class RunDirectory:
     @property
     def sweep_page(self) -> Path:
         return self.path / "sweep.html"
+
+    @property
+    def reusable(self) -> Path:
+        """Scores taken from another run, there while this one is being scored."""
+        return self.path / "reusable.parquet"
 
     @property
     def tables(self) -> Path:
@@ -115,11 +126,14 @@ class RunDirectory:
         """``run.json``.
 
         Raises:
-            RunError: this is not a run directory.
+            RunError: this is not a run directory, or its record is damaged.
         """
         if not self.record.exists():
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
-        return read_json(self.record)
+        try:
+            return read_json(self.record)
+        except ValueError as error:
+            raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
 
     def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
         """Record what a stage of this run is made from, before it writes; or resume it, if that is the same.
@@ -131,10 +145,10 @@ class RunDirectory:
         Raises:
             RunError: the directory holds a run made from something else.
         """
-        record = read_json(self.record) if self.record.exists() else {}
+        record = self.read_record() if self.record.exists() else {}
         known = record.get(stage)
         if known is not None and known != identity:
-            raise RunError(f"{self.path} holds another run ({_difference(known, identity)}): choose another --out")
+            raise RunError(f"{self.path} holds another run ({difference(known, identity)}): choose another --out")
         if known is None:
             write_json(self.record, {**record, stage: identity})
 
@@ -167,16 +181,22 @@ class RunDirectory:
             stream.write(str(os.getpid()))
             stream.flush()
             _held.add(key)
+            self._sweep()
             try:
                 yield
             finally:
                 _held.remove(key)
 
+    def _sweep(self) -> None:
+        """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
+        for temporary in self.path.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
 
-def _difference(known: Any, wanted: Any, name: str = "") -> str:
+
+def difference(known: Any, wanted: Any, name: str = "") -> str:
     """The first place in which two identities differ, in words."""
     if isinstance(known, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*known, *wanted}):
             if known.get(key) != wanted.get(key):
-                return _difference(known.get(key), wanted.get(key), key)
+                return difference(known.get(key), wanted.get(key), key)
     return f"{name}: {known} there, {wanted} now"

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import SourceError, open_source
 from tests.datasets.archives import FILES, HASHES, IMAGES, LABELS, PNGS, decoded, folder, tarred, zipped
 from tests.datasets.test_sources import parquet
@@ -63,6 +64,19 @@ def test_a_store_gives_the_same_items_as_this_machine(bucket: str, options: str,
     assert decoded(there) == decoded(here)
     assert sorted(item.picture().content_hash for item in there if "empty" not in item.key) == sorted(HASHES)
     assert there[0].uri == here[0].uri.replace(str(local), bucket)
+
+
+def test_a_changed_object_changes_the_fingerprint(bucket: str, options: str) -> None:
+    store, _ = pafs.FileSystem.from_uri(f"s3://bucket{options}")
+    store.create_dir("bucket/changing")
+    fingerprints = []
+    for content in (b"one", b"one, and more"):
+        with store.open_output_stream("bucket/changing/a.png") as stream:
+            stream.write(content)
+        fingerprints += [fingerprint(f"s3://bucket/changing{options}") for _ in range(2)]
+        fingerprints += [fingerprint(f"s3://bucket/changing/a.png{options}") for _ in range(2)]
+    assert fingerprints[0::2] == fingerprints[1::2]
+    assert len(set(fingerprints)) == 4
 
 
 @pytest.mark.parametrize("name", ["nothing", "x-{0..9}.tar"])

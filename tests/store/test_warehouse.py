@@ -144,6 +144,19 @@ def test_controls_exclude_what_was_trained_on_and_what_is_not_finite(run: RunDir
     assert images["train/c"] == (False, True)
 
 
+def test_a_near_duplicate_of_a_training_image_is_no_control(run: RunDirectory) -> None:
+    groups = {"train/b": 0, "holdout/d": 0, "holdout/c": 1, "holdout/e": 1}
+    images = [*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5)]
+    manifest = [manifest_row(image, index) for index, image in enumerate(images)]
+    manifest = [row | {"near_duplicate_group": groups.get(row["sample_id"])} for row in manifest]
+    pq.write_table(pa.Table.from_pylist(manifest, schema=MANIFEST), run.manifest)
+    controls = {r["sample_id"] for r in rows(run, "images") if r["is_control"]}
+    # d nearly is the training image b; e is near c, which is trained on, but the group of c holds no training image;
+    # f, like a and c of the training set, is in no group
+    assert controls == {"holdout/e", "holdout/f"}
+    assert next(iter(rows(run, "summary")))["n_overlap"] == 2
+
+
 def test_copies_have_the_moments_of_the_images_repeated_as_often(run: RunDirectory) -> None:
     single, repeated = rows(run, "scores_by_copies")
     assert (single["copies"], single["n_images"], single["mean"], single["median"]) == (1, 2, 2.0, 2.0)

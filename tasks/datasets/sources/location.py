@@ -73,6 +73,10 @@ class Location(ABC):
         """
 
     @abstractmethod
+    def version(self) -> tuple[int, int]:
+        """A file's size [bytes] and time of modification [ns]; zeros where nothing can be asked of it."""
+
+    @abstractmethod
     def open(self) -> IO[bytes]:
         """A seekable stream of a file's bytes. Raises OSError, or SourceError where a store does not answer."""
 
@@ -142,6 +146,13 @@ class LocalLocation(Location):
                 if identity not in ancestors:
                     pending.append((f"{relative}/{name}".lstrip("/"), entry, (*ancestors, identity)))
 
+    def version(self) -> tuple[int, int]:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
     def open(self) -> IO[bytes]:
         return self.path.open("rb")
 
@@ -164,6 +175,7 @@ class StoredLocation(Location):
     key: str
     """With the bucket: ``bucket/images/a.png``."""
     size: int | None = None
+    modified_ns: int | None = None
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
@@ -183,9 +195,17 @@ class StoredLocation(Location):
     def files(self) -> Iterator[tuple[str, Location]]:
         with self._answered():
             found = self.filesystem.get_file_info(pafs.FileSelector(self.key, recursive=True))
-        sizes = {file.path[len(self.key) :].lstrip("/"): file.size for file in found if file.type == pafs.FileType.File}
-        for relative in sorted(sizes, key=lambda path: path.split("/")):
-            yield relative, replace(self, key=f"{self.key.rstrip('/')}/{relative}", size=sizes[relative])
+        files = {file.path[len(self.key) :].lstrip("/"): file for file in found if file.type == pafs.FileType.File}
+        for relative in sorted(files, key=lambda path: path.split("/")):
+            key, info = f"{self.key.rstrip('/')}/{relative}", files[relative]
+            yield relative, replace(self, key=key, size=info.size, modified_ns=info.mtime_ns)
+
+    def version(self) -> tuple[int, int]:
+        if self.size is not None and self.modified_ns is not None:
+            return self.size, self.modified_ns
+        with self._answered():
+            info = self.filesystem.get_file_info(self.key)
+        return info.size or 0, info.mtime_ns or 0
 
     def open(self) -> IO[bytes]:
         with self._answered():

@@ -1,0 +1,65 @@
+"""Who works through the groups of shards: a thread and a persistent child a device, or the workers of a Ray cluster.
+
+On Ray each worker process is itself what the child is here: it keeps its model, and what it is given is a group of
+shards of a run directory that every node must see under the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from tasks.device_worker import device_workers
+from tasks.devices import DeviceError, available_devices, devices_for, threads_for
+from tasks.parameters import ComputeParameters
+from tasks.progress import Progress
+
+MAX_THREADS = 64
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Of a local Ray cluster: nothing but job descriptions goes through it."""
+
+
+class Workers(NamedTuple):
+    """Where to submit groups of shards, and how many are worked on at once."""
+
+    runner: TaskRunner[Any]
+    n_workers: int
+
+
+@contextmanager
+def workers_for(compute: ComputeParameters, progress: Progress) -> Iterator[Workers]:
+    """The workers that ``compute`` asks for, for the length of the block.
+
+    Raises:
+        DeviceError: a device that is not there, or Ray, which is not installed.
+    """
+    if compute.runner == "ray":
+        with _ray_workers(compute) as workers:
+            yield workers
+        return
+    devices = devices_for(compute)
+    children = device_workers(devices, threads_for(compute, devices), progress)
+    with ThreadPoolTaskRunner[Any](max_workers=MAX_THREADS) as runner, children:
+        yield Workers(runner, len(devices))
+
+
+@contextmanager
+def _ray_workers(compute: ComputeParameters) -> Iterator[Workers]:
+    try:
+        import ray
+        from prefect_ray import RayTaskRunner
+        from prefect_ray.context import remote_options
+    except ImportError as error:
+        raise DeviceError("--runner ray: Ray is not installed; pip install 'latentprint[ray]'") from error
+    wanted = available_devices() if compute.devices == ("auto",) else compute.devices
+    on_gpu = any(device.startswith("cuda") for device in wanted)
+    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    options = {"log_to_driver": False, "logging_level": "error", **({} if compute.ray_address else local)}
+    with RayTaskRunner(address=compute.ray_address or None, init_kwargs=options) as runner:
+        n_workers = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)) // (1 if on_gpu else compute.cores)
+        # max_calls=0: without it, Ray ends a worker that has a GPU after each task, and the model is loaded again
+        with remote_options(num_cpus=compute.cores, num_gpus=int(on_gpu), max_calls=0):
+            yield Workers(runner, max(1, n_workers))

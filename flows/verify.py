@@ -1,0 +1,20 @@
+"""``latentprint verify``: is a run still what it says it is? Reads everything, changes nothing, needs no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.store.run import RunDirectory
+from tasks.verify import count_verified, verify_run
+
+
+def verify(run: Path) -> dict[str, Any]:
+    """What was verified and the differences found: ``run``, ``shards``, ``parts``, ``differences``.
+
+    Raises:
+        RunError: this is not a run directory.
+    """
+    directory = RunDirectory(run)
+    differences = [finding._asdict() for finding in verify_run(directory)]
+    return {"run": str(run), **count_verified(directory), "differences": differences}

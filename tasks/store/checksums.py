@@ -1,0 +1,56 @@
+"""``RUN/SHA256SUMS``: what the finished files of a run were when they were written, as ``sha256sum --check`` reads it.
+
+It is written when a stage has finished, so that damage that leaves a file readable (a flipped bit in a score) is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tasks.store.files import atomic_open, sha256
+from tasks.store.run import RunDirectory
+
+
+def read_checksums(run: RunDirectory) -> dict[str, str]:
+    """Path within the run -> SHA-256 in hexadecimal; empty where no stage has finished yet."""
+    if not run.checksums.exists():
+        return {}
+    lines = run.checksums.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+
+
+def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
+    """Record files of the run that are finished, in the order of their names."""
+    recorded = read_checksums(run) | {file.relative_to(run.path).as_posix(): sha256(file) for file in files}
+    with atomic_open(run.checksums) as stream:
+        stream.writelines(f"{checksum}  {name}\n".encode() for name, checksum in sorted(recorded.items()))
+
+
+def is_sharded(run: RunDirectory) -> bool:
+    """Are the manifest and every shard that was finished still there? One that was deleted is to be made again."""
+    return run.manifest.exists() and all(
+        (run.path / name).exists() for name in read_checksums(run) if name.startswith(f"{run.shards.name}/")
+    )
+
+
+def discard_damaged_parts(run: RunDirectory) -> list[str]:
+    """Delete the score parts that are no longer what was written, so that they are made again; returns their names."""
+    parts = [name for name in damaged_files(run, f"{run.scores.name}/") if (run.path / name).exists()]
+    for name in parts:
+        (run.path / name).unlink()
+    return parts
+
+
+def damaged_files(run: RunDirectory, folder: str = "") -> dict[str, str]:
+    """Path within the run -> what is wrong with it, for every file recorded in ``folder`` that has changed since."""
+    damaged = {}
+    for name, checksum in read_checksums(run).items():
+        if not name.startswith(folder):
+            continue
+        try:
+            if sha256(run.path / name) != checksum:
+                damaged[name] = "its bytes are not those that were written"
+        except OSError as error:
+            damaged[name] = error.strerror or str(error)
+    return damaged

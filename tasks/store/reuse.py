@@ -1,0 +1,103 @@
+"""Scores of another run, for the images that both have: a changed data set is scored only where it changed.
+
+A score depends on the image's content, the checkpoint and the parameters alone, so it holds for any run in which these
+are the same. (To the bit it also depends on the images that shared its batch: 1e-7 nats in float32.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.store.checksums import damaged_files
+from tasks.store.files import atomic_path
+from tasks.store.parts import read_provenance
+from tasks.store.run import RunDirectory, RunError, difference
+
+ROWS_PER_BATCH = 10_000
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_reusable(
+    run: RunDirectory, other: RunDirectory, scoring: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> int:
+    """Write ``run.reusable``: the other run's scores of this run's distinct images, in the order of this run's shards.
+
+    Args:
+        scoring: checkpoint and parameters, as claimed in this run's ``run.json``.
+        made_from: checkpoint, calibrated parameters and calibration that a part must have been made from.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        RunError: the other directory is no run, or was scored with another checkpoint or other parameters.
+    """
+    known = other.read_record().get("scoring")
+    if known != scoring:
+        raise RunError(f"--reuse {other.path}: its scores are of {difference(known or {}, scoring)}")
+    parts = _valid_parts(other, made_from)
+    if not parts:
+        run.reusable.unlink(missing_ok=True)
+        return 0
+    query = """
+        WITH known AS (
+            FROM read_parquet($parts, union_by_name = true, hive_partitioning = false)
+            QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY split DESC, sample_id) = 1
+        )
+        SELECT manifest.shard AS shard, known.* EXCLUDE (sample_id, split, shard)
+        FROM read_parquet($manifest) AS manifest INNER JOIN known USING (content_hash)
+        WHERE manifest.occurrence = 0
+        ORDER BY manifest.split DESC, manifest.shard, manifest.shard_index
+    """
+    with duckdb.connect(config={"temp_directory": str(run.path)}) as connection:
+        paths = {"parts": [str(part) for part in parts], "manifest": str(run.manifest)}
+        reader = connection.sql(query, params=paths).to_arrow_reader(ROWS_PER_BATCH)
+        with atomic_path(run.reusable) as temporary, pq.ParquetWriter(temporary, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+    return int(pq.read_metadata(run.reusable).num_rows)
+
+
+def reusable_scores(run: RunDirectory, shard: str) -> dict[str, dict[str, Any]]:
+    """Content hash -> score columns, of the shard's images that another run has scored; empty where none is reused."""
+    if not run.reusable.exists():
+        return {}
+    rows = pq.read_table(run.reusable, filters=pc.field("shard") == shard).to_pylist()
+    return {row.pop("content_hash"): row for row in rows}
+
+
+def joined(
+    rows: Rows, scored: Mapping[str, Sequence[Any]], reused: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """The columns of a part, in the order of ``rows``: each image's score as computed now, else as it was known.
+
+    Args:
+        rows: the shard's distinct rows of the manifest.
+        scored: columns as for :func:`tasks.store.parts.write_part`, of the rows that are not in ``reused``.
+    """
+    new = pa.table(dict(scored)).to_pylist() if scored else []
+    by_content = {row["content_hash"]: row for row in new}
+    whole = [by_content.get(row["content_hash"]) or {**reused[row["content_hash"]], **row} for row in rows]
+    names = list(scored) or [name for row in whole[:1] for name in row if name not in ("shard_index", "occurrence")]
+    return {name: [row[name] for row in whole] for name in names}
+
+
+def _valid_parts(other: RunDirectory, made_from: Mapping[str, Any]) -> list[Path]:
+    """The other run's parts that are whole, as they were written, and made from the same."""
+    damaged = damaged_files(other, f"{other.scores.name}/")
+    parts = []
+    for part in sorted(other.scores.glob("part-*.parquet")):
+        try:
+            provenance = read_provenance(part)
+        except (OSError, pa.ArrowException, ValueError):
+            continue
+        if part.relative_to(other.path).as_posix() not in damaged and made_from.items() <= provenance.items():
+            parts.append(part)
+    return parts

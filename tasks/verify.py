@@ -1,0 +1,115 @@
+"""Is a run what it says it is? Every hash made again from the bytes on disk, nothing changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.datasets.shards import verify_shard
+from tasks.store.checksums import damaged_files
+from tasks.store.files import digest, sha256
+from tasks.store.manifest import manifest_digest
+from tasks.store.parts import read_provenance
+from tasks.store.run import RunDirectory
+
+ROWS_AT_A_TIME = 10_000
+Rows = list[dict[str, Any]]
+
+
+class Finding(NamedTuple):
+    """One thing in which a run is not what it says it is."""
+
+    file: str
+    """Path within the run."""
+    item: str
+    """The sample that is meant; empty: the file."""
+    reason: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, self))
+
+
+def verify_run(run: RunDirectory) -> Iterator[Finding]:
+    """Everything in which the run differs from its own record; memory is bounded by the largest shard's rows.
+
+    The manifest against ``run.json``, each shard's pictures against the manifest, each part's samples and provenance
+    against manifest, shard and ``run.json``, and every finished file against ``SHA256SUMS``. What is damaged by its
+    checksum is named and not read further, but for shards, whose damaged samples are named too.
+
+    Raises:
+        RunError: this is not a run directory.
+    """
+    record = run.read_record()
+    damaged = damaged_files(run)
+    yield from (Finding(name, "", reason) for name, reason in damaged.items())
+    if run.manifest.name in damaged:
+        return
+    try:
+        yield from _manifest_findings(run, record)
+        for shard, rows in _rows_by_shard(run.manifest):
+            for difference in verify_shard(run.shards / shard, rows):
+                yield Finding(f"shards/{shard}", difference.sample_id, difference.reason)
+            if "scoring" in record and _name(run, run.part(shard)) not in damaged:
+                yield from _part_findings(run, shard, rows, record["scoring"])
+    except (OSError, pa.ArrowException) as error:
+        yield Finding(run.manifest.name, "", f"cannot be read ({error})")
+
+
+def count_verified(run: RunDirectory) -> dict[str, int]:
+    """How much there was to verify: ``shards`` and ``parts``."""
+    return {
+        "shards": len(list(run.shards.glob("*.tar"))),
+        "parts": len(list(run.scores.glob("part-*.parquet"))),
+    }
+
+
+def _name(run: RunDirectory, file: Path) -> str:
+    return file.relative_to(run.path).as_posix()
+
+
+def _manifest_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Finding]:
+    found = manifest_digest(run.manifest)
+    if found != record.get("manifest_digest"):
+        yield Finding(run.manifest.name, "", f"its digest is {found}, run.json says {record.get('manifest_digest')}")
+    elif "scoring" in record:
+        run_id = digest({"manifest": found, **record["scoring"]})
+        if run_id != record.get("run_id"):
+            yield Finding(run.record.name, "", f"its run id is {record.get('run_id')}, its contents give {run_id}")
+
+
+def _rows_by_shard(manifest: Path) -> Iterator[tuple[str, Rows]]:
+    """The manifest's rows of one shard after the other; the manifest is in the order of shards."""
+    with pq.ParquetFile(manifest) as file:
+        rows = (row for batch in file.iter_batches(ROWS_AT_A_TIME) for row in batch.to_pylist())
+        for shard, of_shard in groupby(rows, key=itemgetter("shard")):
+            yield str(shard), list(of_shard)
+
+
+def _part_findings(run: RunDirectory, shard: str, rows: Rows, scoring: dict[str, Any]) -> Iterator[Finding]:
+    part = run.part(shard)
+    name = _name(run, part)
+    if not part.exists():
+        yield Finding(name, "", "missing: the shard is not scored; run the same command again")
+        return
+    try:
+        provenance, table = read_provenance(part), pq.read_table(part, columns=["sample_id", "content_hash"])
+    except (OSError, pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError) as error:
+        yield Finding(name, "", f"cannot be read ({str(error).splitlines()[0]})")
+        return
+    shard_path = run.shards / shard
+    expected = {**scoring, "shard_sha256": sha256(shard_path) if shard_path.exists() else None}
+    for field in sorted({*expected, *provenance}):
+        if provenance.get(field) != expected.get(field):
+            yield Finding(name, "", f"made from {field} {provenance.get(field)}, but it is {expected.get(field)} now")
+    wanted = {row["sample_id"]: row["content_hash"] for row in rows if row["occurrence"] == 0}
+    for sample_id, content_hash in zip(table["sample_id"].to_pylist(), table["content_hash"].to_pylist(), strict=True):
+        if wanted.pop(sample_id, None) != content_hash:
+            yield Finding(name, str(sample_id), "not in the manifest, or there twice, or another picture")
+    yield from (Finding(name, sample_id, "without a score") for sample_id in wanted)

@@ -1,0 +1,247 @@
+"""Accidents: a child or a shard that dies, SIGTERM, a full disk, two runs at once. None costs more than it must."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import tasks.score
+from flows import cli
+from flows.score import score
+from flows.shard import shard
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.score import ShardsFailed
+from tasks.scoring import ScoreJob, score_shard
+from tasks.store.run import RunDirectory, RunError
+from tests.conftest import Latentprint
+
+ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
+SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+POISON = "train-000001.tar"
+
+
+@pytest.fixture
+def sharded(prefect: None, digit_files: tuple[Path, Path], tmp_path: Path) -> RunDirectory:
+    shard(tmp_path / "run", *map(str, digit_files), SMALL_SHARDS)
+    return RunDirectory(tmp_path / "run")
+
+
+def scored_shards(run: RunDirectory) -> set[str]:
+    return {f"{part.stem.removeprefix('part-')}.tar" for part in run.scores.glob("*.parquet")}
+
+
+# in the child process of the device
+
+
+def score_or_die(job: ScoreJob, device: str) -> int:
+    """Of the poison shard every worker dies."""
+    if job.shard == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score_shard(job, device)
+
+
+def die_once(job: ScoreJob, device: str) -> int:
+    """The worker dies in the middle of the run, but not again."""
+    marker = job.run / "died"
+    if job.shard == POISON and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score_shard(job, device)
+
+
+def fail_oddly(job: ScoreJob, device: str) -> int:
+    """An error that nobody thought of."""
+    if job.shard == POISON:
+        raise KeyError("odd")
+    return score_shard(job, device)
+
+
+def test_a_killed_child_costs_a_retry_and_not_the_run(
+    sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.score, "score_shard", die_once)
+    score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert (sharded.path / "died").exists()
+    n_scored = sum(pq.read_table(part).num_rows for part in sharded.scores.glob("*.parquet"))
+    assert n_scored == 60 + 40
+    status = sharded.read_record()["scoring_status"]
+    assert (status["state"], status["n_scored"], status["failed"]) == ("complete", status["n_shards"], {})
+
+
+@pytest.mark.parametrize(("poison", "reason"), [(score_or_die, "was killed"), (fail_oddly, "KeyError: 'odd'")])
+def test_a_poison_shard_is_isolated_named_and_resumed(
+    poison: object, reason: str, sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = set(map(str, pq.read_table(sharded.manifest)["shard"].to_pylist()))
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.score, "score_shard", poison)
+        with pytest.raises(ShardsFailed, match=reason) as failure:
+            score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert set(failure.value.reasons) == {POISON}
+    assert scored_shards(sharded) == shards - {POISON}
+    status = sharded.read_record()["scoring_status"]
+    assert (status["state"], status["n_scored"]) == ("partial", len(shards) - 1)
+    assert reason in status["failed"][POISON]
+    score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert scored_shards(sharded) == shards
+    assert sharded.read_record()["scoring_status"]["state"] == "complete"
+
+
+def test_failed_shards_end_in_one_line_with_the_command_that_resumes(
+    sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sharded.shards / POISON
+    path.write_bytes(path.read_bytes()[:3000])
+    arguments = ["score", "--run", str(sharded.path), "--model", str(checkpoint), "--threads", "1"]
+    monkeypatch.setattr("sys.argv", ["latentprint", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"latentprint: 1 shards could not be scored, the others were: {POISON} (")
+    assert last.endswith(f"resume with: latentprint {' '.join(arguments)}")
+
+
+def test_two_runs_into_one_directory_the_second_refuses(
+    sharded: RunDirectory, checkpoint: Path, digit_files: tuple[Path, Path], latentprint: Latentprint
+) -> None:
+    with sharded.lock():
+        answer = latentprint("score", "--run", sharded.path, "--model", checkpoint)
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert answer.stderr.strip().endswith(f"in use by process {os.getpid()}: wait, or choose another --out")
+    assert not sharded.scores.exists()
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(sharded: RunDirectory) -> None:
+    half = sharded.shards / ".train-000000.tar.1.tmp"
+    half.write_bytes(b"half")
+    with sharded.lock():
+        assert not half.exists()
+    assert (sharded.shards / "train-000000.tar").exists()
+
+
+# processes of their own
+
+
+def command(run: Path, checkpoint: Path, digit_files: tuple[Path, Path], *options: str) -> list[str]:
+    sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
+    fixed = ["--out", str(run), "--shard-mb", "0.03", "--threads", "1", "--batch-size", "8"]
+    return [sys.executable, "-m", "flows.cli", "audit", *sources, *fixed, *options]
+
+
+@pytest.mark.parametrize("moment", ["starting", "scoring"])
+def test_sigterm_ends_the_run_within_seconds_and_leaves_nothing_behind(
+    moment: str, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    long = command(run.path, checkpoint, digit_files, "--axes", "60", "--steps", "400")
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(tmp_path / "prefect")  # a server of its own, to be ended with the run
+    process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    watched, deadline = psutil.Process(process.pid), time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        children = watched.children(recursive=True)
+        if (moment == "starting" and children) or any("spawn_main" in " ".join(c.cmdline()) for c in children):
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    children = watched.children(recursive=True)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 143
+    assert output == ""
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("latentprint: stopped; what is finished is kept; resume with: latentprint audit --model")
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert children
+    assert alive == []
+    with run.lock():
+        assert not list(run.path.rglob("*.tmp"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs needs root ({mounted.stderr.decode().strip()})")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["shard", "score", "report"])
+def test_a_full_disk_is_one_line_and_the_run_resumes(
+    stage: str,
+    prefect: None,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDirectory(small_disk / "run")
+    arguments = command(run.path, checkpoint, digit_files)[3:]
+    filler = small_disk / "filler"
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as stream:
+            try:
+                while True:
+                    stream.write(bytes(1024))
+            except OSError:
+                return
+
+    def latentprint(*options: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr("sys.argv", ["latentprint", *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), capsys.readouterr().err.strip().splitlines()
+
+    if stage != "shard":
+        shard(run.path, *map(str, digit_files), ShardParameters(shard_bytes=int(0.03 * 2**20)))
+    if stage == "report":
+        score(
+            run.path, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=8)
+        )
+    fill()
+    code, lines = latentprint(*arguments)
+    assert code == 2
+    assert lines[-1].startswith("latentprint: the disk is full (")
+    assert "resume with: latentprint audit" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert not list(run.path.rglob(".*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    code, lines = latentprint(*arguments)
+    assert code == 0, lines
+    assert run.report.exists()
+    assert json.loads(run.record.read_text())["scoring_status"]["state"] == "complete"
+
+
+def test_a_lock_is_only_this_process_s(sharded: RunDirectory, tmp_path: Path) -> None:
+    """The kernel lets go of a SIGKILLed process's lock, so that its run can go on at once."""
+    hold = "import sys, time; from pathlib import Path; from tasks.store.run import RunDirectory\n"
+    hold += "with RunDirectory(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(sharded.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"in use by process {process.pid}"), sharded.lock():
+        pass
+    process.kill()
+    process.wait()
+    with sharded.lock():
+        pass

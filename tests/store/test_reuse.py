@@ -1,0 +1,122 @@
+"""A changed data set is scored only where it changed; what is taken from another run is what that run found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import tasks.scoring
+from flows.score import score
+from flows.shard import shard
+from tasks.datasets.shards import join_manifests, write_shards
+from tasks.datasets.sources import open_source
+from tasks.diffusion.checkpoint import checkpoint_sha256
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.scoring import ScoreJob, score_shard
+from tasks.store.files import write_json
+from tasks.store.reuse import write_reusable
+from tasks.store.run import RunDirectory, RunError
+
+PARAMETERS = ScoreParameters(axes=2)
+
+
+def make(path: Path, images: np.ndarray, checkpoint: Path, scoring: ScoreParameters = PARAMETERS) -> RunDirectory:
+    """A run of these images in several shards, not scored."""
+    run = RunDirectory(path)
+    path.mkdir()
+    np.save(path / "x.npy", images)
+    rows, rejects = run.split_manifest("train"), run.split_rejects("train")
+    source = open_source(path / "x.npy")
+    write_shards(source, "train", run.shards, rows, rejects, shard_bytes=16 * 2048, max_bad_fraction=0.0)
+    join_manifests([rows], run.manifest)
+    identity = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "parameters": scoring.model_dump(mode="json")}
+    write_json(run.record, {"scoring": identity})
+    return run
+
+
+def score_all(run: RunDirectory, checkpoint: Path) -> dict[str, float]:
+    """Content hash -> log growth, scored in this process."""
+    for tar in sorted(run.shards.glob("*.tar")):
+        job = ScoreJob(run.path, tar.name, checkpoint, checkpoint_sha256(checkpoint), PARAMETERS, 64)
+        score_shard(job, "cpu")
+    table = pq.read_table(run.scores)
+    return dict(zip(table["content_hash"].to_pylist(), table["log_growth"].to_pylist(), strict=True))
+
+
+def scoring_of(run: RunDirectory) -> dict[str, object]:
+    return dict(json.loads(run.record.read_text())["scoring"])
+
+
+@pytest.fixture
+def old(digits: np.ndarray, checkpoint: Path, tmp_path: Path) -> RunDirectory:
+    run = make(tmp_path / "old", digits[:40], checkpoint)
+    score_all(run, checkpoint)
+    return run
+
+
+def test_only_new_contents_are_evaluated_and_old_scores_are_kept_to_the_bit(
+    old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pq.read_table(old.scores)
+    known = dict(zip(before["content_hash"].to_pylist(), before["log_growth"].to_pylist(), strict=True))
+    images = np.concatenate([digits[50:57], digits[30:40], digits[10:30], digits[57:60]])
+    new = make(tmp_path / "new", images, checkpoint)
+    assert write_reusable(new, old, scoring_of(new)) == 30
+    evaluated, real = [], tasks.scoring.score_batch
+
+    def counting(model: object, pixels: np.ndarray, names: list[str], *rest: object) -> dict[str, list[object]]:
+        evaluated.extend(names)
+        return real(model, pixels, names, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks.scoring, "score_batch", counting)
+    found = score_all(new, checkpoint)
+    assert len(evaluated) == 10
+    assert set(evaluated) == found.keys() - known.keys()
+    assert {name: found[name] for name in found.keys() & known.keys()} == {
+        name: value for name, value in known.items() if name in found
+    }
+    fresh = score_all(make(tmp_path / "fresh", images, checkpoint), checkpoint)
+    np.testing.assert_allclose([found[k] for k in fresh], [fresh[k] for k in fresh], rtol=1e-5, atol=2e-7)
+    for part in sorted((tmp_path / "fresh" / "scores").iterdir()):
+        ours, theirs = pq.read_table(new.scores / part.name), pq.read_table(part)
+        assert ours.schema == theirs.schema
+        for column in ("sample_id", "content_hash", "shard", "n_evaluations", "status"):
+            assert ours[column].equals(theirs[column])
+
+
+def test_damaged_and_foreign_parts_are_not_reused(
+    old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path
+) -> None:
+    first, second, *_ = sorted(old.scores.iterdir())
+    lost = pq.read_metadata(first).num_rows + pq.read_metadata(second).num_rows
+    first.write_bytes(first.read_bytes()[:-50])
+    table = pq.read_table(second)
+    metadata = {b"latentprint.provenance": b'{"parameters": {}}'}
+    pq.write_table(table.replace_schema_metadata(metadata), second)
+    new = make(tmp_path / "new", digits[:40], checkpoint)
+    assert write_reusable(new, old, scoring_of(new)) == 40 - lost
+
+
+def test_other_parameters_are_refused(old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path) -> None:
+    new = make(tmp_path / "new", digits[:40], checkpoint, ScoreParameters(axes=2, timestep=21))
+    with pytest.raises(RunError, match=r"--reuse .*: its scores are of timestep: 20 there, 21 now"):
+        write_reusable(new, old, scoring_of(new))
+
+
+def test_through_the_flow_a_run_of_the_same_images_has_the_same_scores_without_the_network(
+    prefect: None, digits: np.ndarray, checkpoint: Path, tmp_path: Path
+) -> None:
+    compute = ComputeParameters(devices=("cpu",), threads=1)
+    np.save(tmp_path / "x.npy", digits[:40])
+    for name, shard_bytes, reuse in (("first", 2**30, None), ("second", 16 * 2048, tmp_path / "first")):
+        shard(tmp_path / name, str(tmp_path / "x.npy"), None, ShardParameters(shard_bytes=shard_bytes))
+        score(tmp_path / name, str(checkpoint), PARAMETERS, compute, reuse)
+    tables = [pq.read_table(tmp_path / name / "scores").sort_by("sample_id") for name in ("first", "second")]
+    assert tables[0].drop_columns("shard") == tables[1].drop_columns("shard")
+    record = RunDirectory(tmp_path / "second").read_record()
+    assert record["reused"] == {"run": str(tmp_path / "first"), "n_images": 40}
+    assert not RunDirectory(tmp_path / "second").reusable.exists()

@@ -1,0 +1,140 @@
+"""A run that is killed at a random moment and started again ends as one that was left alone, byte for byte.
+
+    python -m tests.studies.kills --kills 20
+
+Each of the runs is ``latentprint audit`` of 60 digits (80 items) and 40 held-out ones on a checkpoint trained for
+seconds. It is SIGKILLed at a moment drawn uniformly from the time that an undisturbed run takes, run again, and its
+shards, manifest, rejects, scores, tables and evidence are compared with the undisturbed run's. Prints what was there at
+each kill, as JSON; ends with exit code 1 if any end state differs. About half a minute a kill on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from diffusers import DDPMPipeline
+from sklearn.datasets import load_digits
+
+from flows.prefect_server import configure_environment, prefect_server
+from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.training import Trainer, build_unet
+
+COMPARED = (
+    "shards/*.tar",
+    "manifest.parquet",
+    "rejects.parquet",
+    "SHA256SUMS",
+    "scores/*",
+    "tables/*",
+    "evidence.json",
+)
+STAGES = {"report.html": "end", "evidence.json": "report", "tables": "report", "scores": "score", "shards": "shard"}
+
+
+def write_inputs(folder: Path) -> list[str]:
+    """Images and a small checkpoint in ``folder``; returns the options of ``audit`` that name them."""
+    digits = (load_digits().images / 16.0 * 255.0).round().astype(np.uint8)
+    np.save(folder / "train.npy", np.concatenate([digits[:60], digits[:10], digits[:10]]))
+    np.save(folder / "holdout.npy", digits[100:140])
+    torch.manual_seed(0)
+    options = {"batch_size": 64, "learning_rate": 5e-3, "ema_decay": 0.9, "seed": 0}
+    trainer = Trainer(
+        build_unet(1, 8, (8, 16)), from_pixels(torch.from_numpy(digits[:60, None])), n_steps=50, **options
+    )
+    for _ in range(50):
+        trainer.step()
+    DDPMPipeline(trainer.averaged_network(), trainer.scheduler).save_pretrained(folder / "model")
+    names = {"model": "model", "train": "train.npy", "holdout": "holdout.npy"}
+    return [text for option, name in names.items() for text in (f"--{option}", str(folder / name))]
+
+
+def audit(inputs: list[str], run: Path) -> subprocess.Popen[bytes]:
+    """Start the command line on small shards and enough steps that scoring takes a good part of the time."""
+    options = ["--out", str(run), "--axes", "4", "--steps", "6", "--shard-mb", "0.01", "--threads", "1"]
+    command = [sys.executable, "-m", "flows.cli", "audit", *inputs, *options, "--batch-size", "8"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(start: Callable[[], subprocess.Popen[bytes]]) -> float:
+    """Seconds that a run took to its end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    begin, process = time.monotonic(), start()
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors.decode(errors="replace"))
+    return time.monotonic() - begin
+
+
+def kill(
+    start: Callable[[], subprocess.Popen[bytes]], seconds: float, generator: np.random.Generator, run: Path
+) -> float:
+    """SIGKILL a run at a random moment before ``seconds``; a run that was faster is done again. Returns the moment."""
+    while True:
+        moment, process = float(generator.uniform(0.0, seconds)), start()
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return moment
+        shutil.rmtree(run)
+
+
+def end_state(run: Path) -> dict[str, bytes]:
+    """Path within the run -> bytes, of all that may not depend on accidents."""
+    return {str(file.relative_to(run)): file.read_bytes() for glob in COMPARED for file in sorted(run.glob(glob))}
+
+
+def stage(run: Path) -> str:
+    """How far a killed run had come, and what lay there."""
+    reached = next((name for mark, name in STAGES.items() if (run / mark).exists()), "start")
+    parts, shards = len(list(run.glob("scores/*.parquet"))), len(list(run.glob("shards/*.tar")))
+    return f"{reached}: {shards} shards, {parts} parts, {len(list(run.rglob('.*.tmp')))} half-written files"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    configure_environment()
+    generator = np.random.default_rng(arguments.seed)
+    with TemporaryDirectory(prefix="latentprint-kills-") as scratch:
+        folder = Path(scratch)
+        os.environ["PREFECT_HOME"] = str(folder / "prefect")
+        inputs, kills = write_inputs(folder), []
+        with prefect_server():  # one for all: its start would take most of the time
+            seconds = finish(lambda: audit(inputs, folder / "undisturbed"))
+            expected = end_state(folder / "undisturbed")
+            for number in range(arguments.kills):
+                run = folder / f"killed-{number}"
+                moment = kill(lambda run=run: audit(inputs, run), seconds, generator, run)  # type: ignore[misc]
+                at_kill = stage(run)
+                finish(lambda run=run: audit(inputs, run))  # type: ignore[misc]
+                found = end_state(run)
+                differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+                kills.append({"seconds": round(moment, 1), "at_kill": at_kill, "differing": differing})
+                print(json.dumps(kills[-1]), file=sys.stderr, flush=True)
+    identical = sum(not kill["differing"] for kill in kills)
+    result = {"kills": arguments.kills, "identical": identical, "files_compared": len(expected), "runs": kills}
+    print(json.dumps(result, indent=2))
+    raise SystemExit(identical != arguments.kills)
+
+
+if __name__ == "__main__":
+    main()
