@@ -1,6 +1,6 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
-RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html
+RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  tables/  evidence.json  report.html  verdict.json
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def verdict(self) -> Path:
+        return self.path / "verdict.json"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
 
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""
