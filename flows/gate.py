@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from tasks.reporting.gate import GateVerdict, Limits, decide
 from tasks.reporting.gate_evidence import GateError, read_case, read_waivers
 from tasks.reporting.gate_formats import junit_xml, markdown
-from tasks.reporting.gate_rehearsal import REHEARSALS, Rehearsal
 from tasks.store.files import atomic_open, write_json
 from tasks.store.run import RunDirectory
+
+if TYPE_CHECKING:
+    from tasks.reporting.gate_rehearsal import Rehearsal
 
 
 def gate(
@@ -54,6 +57,8 @@ def gate(
 
 def rehearse(limits: Limits) -> Iterator[tuple[Rehearsal, GateVerdict]]:
     """Made-up runs whose outcome is known, sent through the same files and the same decision as real ones."""
+    from tasks.reporting.gate_rehearsal import REHEARSALS  # scikit-learn: for a self-test only
+
     for rehearsal in REHEARSALS:
         with TemporaryDirectory(prefix="latentprint-gate-") as folder:
             rehearsal.write(Path(folder) / "run")

@@ -10,7 +10,7 @@ from tasks.reporting.formats import ABSENT, number, visible
 from tasks.reporting.gate import Finding, GateVerdict, Measurement, Waiver
 
 SUITE = "latentprint.gate"
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@-])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❓ inconclusive", "waived": "⚠️ waived"}
 
 
@@ -107,5 +107,8 @@ def _waiver_line(waiver: Waiver) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text from outside as text in Markdown: no markup, no link, no mention, no row of its own."""
-    return _MARKDOWN.sub(r"\\\1", visible(text, longest=1000))
+    """Text from outside as text in Markdown: no markup, no link, no row of its own, and nobody is mentioned.
+
+    A mention is looked for after the markup is rendered, where an escape is gone: the zero-width space is not.
+    """
+    return _MARKDOWN.sub(r"\\\1", visible(text, longest=1000)).replace("@", "@\u200b")
