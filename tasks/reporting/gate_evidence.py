@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -22,6 +24,8 @@ from tasks.reporting.formats import number
 from tasks.reporting.gate import Case, Measurement, Waiver
 from tasks.store.files import digest, read_json
 from tasks.store.run import RunDirectory, RunError
+
+ODDS = "odds.parquet"
 
 
 class GateError(Exception):
@@ -33,14 +37,14 @@ def read_case(run: RunDirectory, min_controls: int = MINIMUM_CONTROLS) -> Case:
 
     Raises:
         RunError: not a run directory, or one without evidence.
-        GateError: run.json or evidence.json is not JSON.
+        GateError: run.json or evidence.json is not JSON, or odds.parquet not Parquet.
     """
     record = _json_object(run.record) if run.record.exists() else run.read_record()
     if not run.evidence.exists():
         raise RunError(f"{run.path}: no evidence.json; make it with 'latentprint report --run {run.path}'")
     evidence = _json_object(run.evidence)
     run_id = str(record.get("run_id") or "unknown")
-    measured = measurements(evidence, min_controls)
+    measured = measurements({**evidence, "odds": _odds_rows(run.path / ODDS)}, min_controls)
     if not record.get("run_id") or evidence.get("run_id") != record["run_id"]:
         reason = "evidence.json belongs to another run than run.json: run 'latentprint report' again"
         measured = {name: Measurement(reason=reason) for name in measured}
@@ -48,7 +52,11 @@ def read_case(run: RunDirectory, min_controls: int = MINIMUM_CONTROLS) -> Case:
 
 
 def measurements(evidence: Mapping[str, Any], min_controls: int = MINIMUM_CONTROLS) -> dict[str, Measurement]:
-    """Every quantity that a limit can be put on, by name."""
+    """Every quantity that a limit can be put on, by name.
+
+    Args:
+        evidence: ``evidence.json``, and as ``odds`` the rows of ``odds.parquet``.
+    """
     return {
         "auc": _auc(evidence, min_controls),
         "flag_rate": _flag_rate(_section(evidence, "conformal"), min_controls),
@@ -124,25 +132,35 @@ def _flag_rate(flags: Mapping[str, Any], min_controls: int) -> Measurement:
 
 
 def _memorized_share(found: Mapping[str, Any]) -> Measurement:
+    """Of the generated images, those that reproduce a training image by the ratio rule."""
     if not found:
         return Measurement(reason="memorized share: no generated images were matched in this run (latentprint extract)")
-    if found.get("status", "ok") != "ok":
-        return Measurement(reason=f"memorized share: {found.get('reason') or found['status']}")
-    n = found.get("n")
+    n = found.get("n_samples")
     if problem := _too_few(n, 1, "generated images"):
         return Measurement(reason=f"memorized share: {problem}")
-    return _with_interval(found, n, "memorized_share")
+    return _with_interval(_section(found, "ratio"), n, "share")
 
 
 def _odds(images: Any) -> Measurement:
-    """The worst of the images: the largest lower and the largest upper bound, each image's own 95%."""
+    """The worst of the images: the largest estimate and the largest of either bound, each image's own 95%.
+
+    An image that never arrived has no estimate and no lower bound (null, which is 0 here), but an upper bound it must
+    have.
+    """
     if not isinstance(images, list) or not images:
         return Measurement(reason="odds: not estimated in this run (latentprint odds)")
-    each = [_with_interval(image if isinstance(image, Mapping) else {}, len(images), "probability") for image in images]
-    if problem := next((problem for one in each if (problem := one.problem())), ""):
-        return Measurement(reason=f"odds: {problem}")
-    value, low, high = (max(getattr(one, name) for one in each) for name in ("value", "low", "high"))
+    names = ("log_probability", "log_probability_low", "log_probability_high")
+    each = [[image.get(name) for name in names] for image in images if isinstance(image, Mapping)]
+    if len(each) < len(images) or any(high is None for *_, high in each):
+        return Measurement(reason="odds: an upper bound is missing")
+    if not all(logarithm is None or _is_real(logarithm) for row in each for logarithm in row):
+        return Measurement(reason="odds: a number is not finite")
+    value, low, high = (max(map(_probability, column)) for column in zip(*each, strict=True))
     return Measurement(value, low, high, len(each), f"largest bounds of {number(len(each))} images, each at 95%")
+
+
+def _probability(logarithm: float | None) -> float:
+    return 0.0 if logarithm is None else math.exp(min(0.0, logarithm))
 
 
 def _with_interval(content: Mapping[str, Any], n: int | None, key: str) -> Measurement:
@@ -166,6 +184,10 @@ def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
+def _is_real(value: Any) -> TypeGuard[float]:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def _is_proportion(value: Any) -> TypeGuard[float]:
     """NaN is none: it is not between 0 and 1."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
@@ -184,6 +206,15 @@ def _json_object(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise GateError(f"{path}: cannot be read as JSON ({error}): run 'latentprint report' again") from error
+
+
+def _odds_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise GateError(f"{path}: cannot be read as Parquet ({error}): run 'latentprint odds' again") from error
 
 
 def _family(model: Any) -> str | None:

@@ -6,6 +6,7 @@ Scores, images and counts are drawn; the statistics over them are those of every
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks.evidence.blind import blind_baseline
 from tasks.evidence.comparison import compare
 from tasks.evidence.conformal import flag
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gate import Limits, Outcome
+from tasks.reporting.gate_evidence import ODDS
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
 
@@ -46,7 +50,10 @@ class Rehearsal:
         """Leave it at ``path`` as a run directory; NaN stays NaN."""
         run = RunDirectory(path)
         write_json(run.record, {"run_id": self.name})
-        run.evidence.write_text(json.dumps({"run_id": self.name, **self.evidence()}), encoding="utf-8")
+        evidence = self.evidence()
+        run.evidence.write_text(json.dumps({"run_id": self.name, **evidence}), encoding="utf-8")
+        if "odds" in evidence:
+            pq.write_table(pa.Table.from_pylist(evidence["odds"]), path / ODDS)
 
 
 @cache
@@ -61,15 +68,23 @@ def _evidence(shift: float, n_copies: int, n: int = N_IMAGES) -> Evidence:
     generator = np.random.default_rng(0)
     train, holdout = generator.normal(shift, 1.0, n), generator.normal(0.0, 1.0, n)
     low, high = binomial_interval(n_copies, N_GENERATED)
-    share = {"memorized_share": n_copies / N_GENERATED, "interval_95": [low, high], "n": N_GENERATED}
+    share = {"share": n_copies / N_GENERATED, "interval_95": [low, high]}
     comparison = compare(train, holdout, score="log_growth", hypothesis="rehearsal").as_dict()
     return {
         "comparisons": {"train_vs_holdout": {"log_growth": comparison}},
         "conformal": flag(train, holdout).as_dict(),
         "blind_baseline": _blind(),
-        "reproductions": share,
-        "odds": [{"probability": (1 + n_copies) / 1e5, "interval_95": [n_copies / 2e5, (1 + n_copies) / 5e4]}],
+        "reproductions": {"n_samples": N_GENERATED, "ratio": share},
+        "odds": [_odds_row(n_copies)],
     }
+
+
+def _odds_row(n_copies: int) -> Evidence:
+    """One image that makes up all copies; if there are none, one that never arrived, with an upper bound."""
+    low, high = binomial_interval(n_copies, 10 * N_GENERATED)
+    share = n_copies / (10 * N_GENERATED)
+    logarithms = [math.log(bound) if bound else None for bound in (share, low, high)]
+    return dict(zip(("log_probability", "log_probability_low", "log_probability_high"), logarithms, strict=True))
 
 
 def _bad() -> Evidence:

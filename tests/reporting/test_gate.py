@@ -203,16 +203,27 @@ def test_no_flags_from_controls_that_cannot_flag_few_is_no_proof() -> None:
     assert only(Limits(max_flag_rate=0.04), Case("r", {"flag_rate": found})).outcome == "inconclusive"
 
 
+def odds_row(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
+    bounds = {"": value, "_low": low, "_high": high}
+    return {f"log_probability{name}": None if p is None else math.log(p) for name, p in bounds.items()}
+
+
 def test_the_worst_image_decides_the_odds() -> None:
-    images = [
-        {"probability": 1e-5, "interval_95": [1e-6, 1e-4]},
-        {"probability": 1e-3, "interval_95": [5e-4, 2e-3]},
-        {"probability": 1e-4, "interval_95": [1e-5, 9e-3]},
-    ]
+    images = [odds_row(1e-5, 1e-6, 1e-4), odds_row(1e-3, 5e-4, 2e-3), odds_row(1e-4, 1e-5, 9e-3)]
     found = measurements({"odds": images})["odds"]
-    assert (found.value, found.low, found.high, found.n) == (1e-3, 5e-4, 9e-3, 3)
-    images[0]["interval_95"] = [None, 1e-4]
-    assert measurements({"odds": images})["odds"].problem()
+    assert (found.value, found.low, found.high, found.n) == (
+        pytest.approx(1e-3),
+        pytest.approx(5e-4),
+        pytest.approx(9e-3),
+        3,
+    )
+
+
+def test_an_image_that_never_arrived_has_an_upper_bound_or_decides_nothing() -> None:
+    found = measurements({"odds": [odds_row(None, None, 1e-6)]})["odds"]
+    assert (found.value, found.low, found.high) == (0.0, 0.0, pytest.approx(1e-6))
+    for row in (odds_row(None, None, None), {**odds_row(None, None, 1e-6), "log_probability_low": math.nan}):
+        assert measurements({"odds": [odds_row(1e-6, 1e-7, 1e-5), row]})["odds"].problem()
 
 
 NUMBERS = [
@@ -225,19 +236,17 @@ NUMBERS = [
     ("conformal", "n_images"),
     ("conformal", "n_controls"),
     ("conformal", "fewest_flags"),
-    ("reproductions", "memorized_share"),
-    ("reproductions", "interval_95", 0),
-    ("reproductions", "interval_95", 1),
-    ("reproductions", "n"),
-    ("odds", 0, "probability"),
-    ("odds", 0, "interval_95", 0),
-    ("odds", 0, "interval_95", 1),
+    ("reproductions", "ratio", "share"),
+    ("reproductions", "ratio", "interval_95", 0),
+    ("reproductions", "ratio", "interval_95", 1),
+    ("reproductions", "n_samples"),
 ]
 NO_NUMBERS = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, None, "0.1", True, [], {}, -1, -0.5, 10**400]),
     st.text(),
     st.floats(max_value=-1e-9),
 )
+LOGARITHMS = st.sampled_from([math.nan, math.inf, -math.inf, "0.1", True, [], {}, 10**400])
 
 
 def containers(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -263,6 +272,12 @@ def spoiled(path: tuple[Any, ...], value: Any, *, drop: bool = False) -> dict[st
 @given(st.sampled_from(NUMBERS), NO_NUMBERS)
 def test_no_number_that_is_none_ever_passes(path: tuple[Any, ...], value: Any) -> None:
     assert decide(Case("r", measurements(spoiled(path, value))), LIMITS, TODAY).outcome == "inconclusive"
+
+
+@given(st.sampled_from(["", "_low", "_high"]), LOGARITHMS)
+def test_no_logarithm_that_is_none_ever_passes(bound: str, value: Any) -> None:
+    evidence = spoiled(("odds", 0, f"log_probability{bound}"), value)
+    assert decide(Case("r", measurements(evidence)), LIMITS, TODAY).outcome == "inconclusive"
 
 
 @pytest.mark.parametrize("path", NUMBERS)
@@ -350,7 +365,7 @@ def test_verdict_json_and_junit_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "waivers.toml").write_text(
         '[[waiver]]\nrule = "max-auc"\nreason = "a | <b> ]]> \\u0007"\nowner = "@all"\nexpires = 9999-12-31\n'
     )
-    limits = Limits(max_auc=0.6, max_flag_rate=0.1, max_auc_increase=0.1, max_odds=0.005)
+    limits = Limits(max_auc=0.6, max_flag_rate=0.1, max_auc_increase=0.1, max_odds=0.056)
     clean = tmp_path / "clean"
     REHEARSED["known-clean"].write(clean)
     verdict = gate(tmp_path, limits, clean, tmp_path / "waivers.toml", summary=tmp_path / "gate.md")
