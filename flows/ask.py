@@ -1,10 +1,11 @@
-"""``latentprint sql``: one question to one run, answered as a table, CSV, JSON or Parquet."""
+"""``latentprint sql``: questions to one run or to many, answered as a table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -14,22 +15,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.shell import GREETING, Shell, line_editing
 from tasks.store.files import atomic_path
+from tasks.store.history import HistoryWarehouse, find_runs
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import LAYERS, QueryError, Warehouse, describe_columns
+from tasks.store.warehouse import QueryError, Warehouse, describe_relation, saved_queries
 
 Format = Literal["table", "csv", "json", "parquet"]
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def ask(run: Path, query: str, output: Format, out: Path | None, seconds: float) -> None:
+def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0) -> Warehouse:
+    """Of one run, or of all that match ``runs``.
+
+    Raises:
+        QueryError: both, or neither, were asked for.
+        RunError: no such run.
+    """
+    if (run is None) == (not runs):
+        raise QueryError("--run RUN or --runs 'PATTERN' is needed, one of them")
+    if run is not None:
+        return Warehouse(RunDirectory(run), seconds=seconds)
+    return HistoryWarehouse(find_runs(runs), seconds=seconds)
+
+
+def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None) -> None:
     """Run one SELECT and write its rows.
 
     Raises:
         QueryError: the query is refused or wrong, or parquet was asked for without a file to write it to.
     """
-    with Warehouse(RunDirectory(run), seconds=seconds) as warehouse:
-        rows = warehouse.query(query)
+    rows = warehouse.query(query)
     if output == "parquet":
         if out is None:
             raise QueryError("--format parquet needs --out FILE")
@@ -42,16 +58,36 @@ def ask(run: Path, query: str, output: Format, out: Path | None, seconds: float)
             _write(rows, output, stream)
 
 
-def list_relations(run: Path) -> None:
-    """Print every relation of a run: its columns with type, unit and meaning."""
-    with Warehouse(RunDirectory(run)) as warehouse:
-        for layer in LAYERS:
-            for name in warehouse.relations(layer):
-                print(f"{name} ({layer})")
-                for column in warehouse.query(f'DESCRIBE "{name}"').to_pylist():
-                    about = describe_columns(name).get(column["column_name"], {"unit": "", "description": ""})
-                    unit = f" [{about['unit']}]" if about["unit"] else ""
-                    print(f"    {column['column_name']} {column['column_type']}{unit}: {about['description']}")
+def saved_query(name: str) -> str:
+    """The SQL of a saved question.
+
+    Raises:
+        QueryError: there is none of that name.
+    """
+    known = saved_queries()
+    if name not in known:
+        raise QueryError(f"--query {name}: no such question; there are {', '.join(known)}")
+    return known[name]
+
+
+def converse(warehouse: Warehouse, output: Format) -> None:
+    """Answer questions from a terminal until it ends."""
+    shell = Shell(warehouse, lambda query: ask(warehouse, query, output, None), lambda: list_relations(warehouse))
+    print(GREETING, file=sys.stderr)
+    with line_editing(shell.complete):
+        shell.run()
+
+
+def list_relations(warehouse: Warehouse) -> None:
+    """Print every relation: its columns with type, unit and meaning."""
+    for layer in warehouse.layers:
+        for name in warehouse.relations(layer):
+            meaning = describe_relation(name)
+            print(f"{name} ({layer})" + (f": {meaning}" if meaning else ""))
+            for column in warehouse.query(f'DESCRIBE "{name}"').to_pylist():
+                about = warehouse.describe(name).get(column["column_name"], {"unit": "", "description": ""})
+                unit = f" [{about['unit']}]" if about["unit"] else ""
+                print(f"    {column['column_name']} {column['column_type']}{unit}: {about['description']}")
 
 
 def neutralised(value: Any) -> Any:

@@ -206,27 +206,100 @@ def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json:
 
 @app.command()
 def sql(
-    run: Run,
-    query: Annotated[str | None, typer.Argument(help="One SELECT over the run's tables.")] = None,
+    query: Annotated[str | None, typer.Argument(help="One SELECT; without any, a shell.", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Option(help="The run to ask.")] = None,
+    runs: Annotated[list[str], typer.Option(help="Many: 'runs/*'; each relation has a column run.")] = [],  # noqa: B006
     file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
+    saved: Annotated[str | None, typer.Option("--query", help="A saved question, by its name.")] = None,
+    queries: Annotated[bool, typer.Option("--queries", help="List the saved questions.")] = False,
     format: Annotated[OutputFormat, typer.Option(help="How to write the rows.")] = OutputFormat.table,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write there, not to standard output; needed for parquet.")] = None,
     timeout: Annotated[float, typer.Option(help="Stop the query after this many seconds.", min=0.001)] = 60.0,
     tables: Annotated[bool, typer.Option("--tables", help="List the relations and their columns.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write every relation to a DuckDB file.")] = None,
 ) -> None:
-    """Ask a run in SQL (DuckDB, read-only).
+    """Ask a run, or many, in SQL (DuckDB, read-only).
 
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
-    from flows.ask import ask, list_relations
+    from flows.ask import ask, converse, list_relations, open_warehouse, saved_query
+    from flows.shell import list_queries
 
-    if tables:
-        list_relations(run)
+    if queries:
+        list_queries()
         return
-    text = file.read_text(encoding="utf-8") if file else query
-    if not text or (file and query):
-        raise typer.BadParameter("one query is needed: as an argument, or with --file (or see --tables)")
-    ask(run, text, format.value, out, timeout)
+    if sum(map(bool, (query, file, saved, tables, export))) > 1:
+        raise typer.BadParameter("one query is needed: as an argument, with --file or with --query (or see --tables)")
+    output = OutputFormat.json if as_json else format
+    with open_warehouse(run, runs, timeout) as warehouse:
+        if tables:
+            list_relations(warehouse)
+        elif export:
+            warehouse.export(export)
+            _show({"export": str(export)}, as_json, f"{export}: written")
+        elif query or file or saved:
+            text = query or (file.read_text(encoding="utf-8") if file else saved_query(str(saved)))
+            ask(warehouse, text, output.value, out)
+        elif sys.stdin.isatty():
+            converse(warehouse, output.value)
+        else:
+            ask(warehouse, sys.stdin.read(), output.value, out)
+
+
+@app.command()
+def gate(
+    run: Annotated[Path | None, typer.Option(help="The run to decide on; its evidence.json is read.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier run, for the limits on an increase.")] = None,
+    max_auc: Annotated[float | None, typer.Option(help="AUC, trained against held out; 0.5 is chance.")] = None,
+    max_flag_rate: Annotated[float | None, typer.Option(help="Flagged, of the training images [of 1].")] = None,
+    max_memorized_share: Annotated[float | None, typer.Option(help="Copies, of the generated images [of 1].")] = None,
+    max_odds: Annotated[float | None, typer.Option(help="Chance that a sample is the worst image [of 1].")] = None,
+    max_auc_increase: Annotated[float | None, typer.Option(help="AUC above the baseline's.")] = None,
+    max_flag_rate_increase: Annotated[float | None, typer.Option(help="Flag rate above the baseline's.")] = None,
+    max_memorized_share_increase: Annotated[float | None, typer.Option(help="Share above the baseline's.")] = None,
+    min_controls: Annotated[int, typer.Option(help="Fewest images of either group, 30 or more.")] = 30,
+    waivers: Annotated[Path | None, typer.Option(help="TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Verdict as JSON; default RUN/verdict.json.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML; default RUN/junit.xml.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Summary for a pull request.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Prove that a known-bad run is blocked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pass or block a checkpoint: exit 0 pass, 1 fail, 2 usage or input error, 3 inconclusive.
+
+    Limits are held against the bounds of 95% intervals. Missing, non-finite or too few numbers are inconclusive.
+
+    Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
+    """
+    from flows.gate import gate as decide
+    from flows.gate import rehearse
+    from tasks.reporting.gate import Limits
+    from tasks.reporting.gate_formats import lines
+
+    limits = Limits(
+        max_auc=max_auc,
+        max_flag_rate=max_flag_rate,
+        max_memorized_share=max_memorized_share,
+        max_odds=max_odds,
+        max_auc_increase=max_auc_increase,
+        max_flag_rate_increase=max_flag_rate_increase,
+        max_memorized_share_increase=max_memorized_share_increase,
+        min_controls=min_controls,
+    )
+    if self_test:
+        tried = [(case, verdict.outcome, verdict.outcome == case.expected) for case, verdict in rehearse(limits)]
+        rows = [
+            {"run": case.name, "expected": case.expected, "outcome": outcome, "ok": ok} for case, outcome, ok in tried
+        ]
+        shown = ["{run:<28} {outcome:<13} {expected} expected".format(**row) for row in rows]
+        _show({"self_test": rows}, as_json, *shown)
+        raise typer.Exit(0 if all(row["ok"] for row in rows) else 1)
+    if run is None:
+        raise typer.BadParameter("--run is needed (or --self-test)")
+    verdict = decide(run, limits, baseline, waivers, out, junit, markdown)
+    _show(verdict.as_dict(), as_json, *lines(verdict))
+    raise typer.Exit(verdict.exit_code)
 
 
 @app.command()
@@ -333,6 +406,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.devices import DeviceError
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.extract import ExtractionFailed
+    from tasks.reporting.gate_evidence import GateError
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed, QueryError
 
@@ -345,6 +419,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         RunError,
         QueryError,
         ChecksFailed,
+        GateError,
     )
 
 

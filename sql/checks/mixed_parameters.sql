@@ -1,7 +1,7 @@
 -- mixed_parameters: all scores of a run were computed with one set of parameters.
 -- grain: one row per set of parameters, if there is more than one
--- column n_axes: axes K
--- column n_steps: ODE steps N
+-- column n_axes [axes]: axes K
+-- column n_steps [steps]: ODE steps N
 -- column timestep [training timesteps]: timestep of the first step
 -- column estimator: edge | volume | ...
 -- column delta [l2]: perturbation length, in pixel values -1 ... 1

@@ -1,6 +1,6 @@
 -- ranking: the training images, most easily reproduced first.
 -- grain: one row per distinct usable training image
--- column rank: 1 is the most easily reproduced; ties by sample_id
+-- column rank [ordinal]: 1 is the most easily reproduced; ties by sample_id
 -- column percentile [percent]: share of the other distinct training images that score lower
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set

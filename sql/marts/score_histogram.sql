@@ -2,7 +2,7 @@
 -- Where all scores are equal, the bins span 1 nat from there.
 -- grain: one row per split and non-empty bin
 -- column split: train | holdout (controls only)
--- column bin: 0 ... 29
+-- column bin [ordinal]: 0 ... 29
 -- column lower [nats]: lower edge of the bin
 -- column upper [nats]: upper edge of the bin
 -- column n_images [images]: distinct usable images in it

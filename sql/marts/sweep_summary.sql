@@ -4,8 +4,8 @@
 -- column estimator: edge | volume | jvp | trace | exact
 -- column timestep [training timesteps]: timestep of the first step
 -- column stride [training timesteps]: timesteps that one ODE step covers
--- column n_axes: axes K
--- column n_steps: ODE steps N
+-- column n_axes [axes]: axes K
+-- column n_steps [steps]: ODE steps N
 -- column delta [l2]: perturbation length, in pixel values -1 ... 1; null where tangents are exact
 -- column n_evaluations [evaluations]: network evaluations an image
 -- column n_train [images]: distinct training images

@@ -7,6 +7,7 @@
 -- column shard_index [images]: position within the shard
 -- column label: class label, where the source has one
 -- column copies [images]: how often exactly this content occurs in the split
+-- column near_duplicate_group [identifier]: images that nearly equal each other share it; null: not computed
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
@@ -46,6 +47,7 @@ SELECT
     samples.shard_index,
     samples.label,
     samples.copies,
+    samples.near_duplicate_group,
     samples.log_growth,
     samples.log_growth_se,
     samples.eps_norm,

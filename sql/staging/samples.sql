@@ -8,8 +8,9 @@
 -- column shard: tar that holds it
 -- column shard_index [images]: position within the shard
 -- column label: class label, where the source has one
--- column occurrence: which of its copies this is, from 0
+-- column occurrence [ordinal]: which of its copies this is, from 0
 -- column copies [images]: how often its content occurs in the split
+-- column near_duplicate_group [identifier]: images that nearly equal each other share it; null: not computed
 -- column log_growth [nats]: log volume growth of its content; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
@@ -29,6 +30,7 @@ SELECT
     manifest.label,
     manifest.occurrence,
     manifest.copies,
+    manifest.near_duplicate_group,
     scores.log_growth,
     scores.log_growth_se,
     scores.eps_norm,

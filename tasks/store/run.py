@@ -1,6 +1,7 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
 RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  evidence.json  report.html
+    verdict.json, junit.xml, where the gate decided
     calibration.json, calibration.parquet, where the timestep was calibrated
     samples/  matches/  reproductions/  extraction.json, where images were generated
     sweep/  sweep.html, where parameters were studied
@@ -109,6 +110,14 @@ class RunDirectory:
     def extraction(self) -> Path:
         """What came of generating and matching; written last."""
         return self.path / "extraction.json"
+
+    @property
+    def verdict(self) -> Path:
+        return self.path / "verdict.json"
+
+    @property
+    def junit(self) -> Path:
+        return self.path / "junit.xml"
 
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""

@@ -37,8 +37,14 @@ MANIFEST = pa.schema(
         _field("conversion", pa.string(), "conversions applied in decoding, comma separated; empty: none"),
         _field("bytes", pa.int64(), "size of the PNG in the shard", "bytes"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
-        _field("occurrence", pa.int32(), "which of the copies this is, from 0; number 0 is the one that is scored"),
-        _field("near_duplicate_group", pa.int64(), "group of near duplicates; null: not computed", nullable=True),
+        _field("occurrence", pa.int32(), "which of the copies this is, from 0; number 0 is the scored one", "ordinal"),
+        _field(
+            "near_duplicate_group",
+            pa.int64(),
+            "group of near duplicates; null: not computed",
+            "identifier",
+            nullable=True,
+        ),
         _field("label", pa.string(), "class label passed through from the source", nullable=True),
     ]
 )
@@ -72,8 +78,8 @@ SCORES = pa.schema(
             "nats",
             nullable=True,
         ),
-        _field("n_axes", pa.int32(), "axes K of the growing volume"),
-        _field("n_steps", pa.int32(), "ODE steps N"),
+        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
         _field(
@@ -103,7 +109,12 @@ SCORES = pa.schema(
             "log odds of membership from the columns above, calibrated (tasks/evidence/calibration.py); higher: member",
             "nats",
         ),
-        _field("n_evaluations", pa.int64(), "network evaluations spent on this image, counted by the adapter"),
+        _field(
+            "n_evaluations",
+            pa.int64(),
+            "network evaluations spent on this image, counted by the adapter",
+            "evaluations",
+        ),
         _field("status", pa.string(), "ok | nonfinite"),
     ]
 )
@@ -193,17 +204,45 @@ SWEEP = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume"),
-        _field("n_steps", pa.int32(), "ODE steps N"),
+        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
         _score("delta", "length of each perturbation; null where tangents are exact", "l2 in pixel values -1 ... 1"),
         _field("log_growth", pa.float64(), "log volume growth under this setting", "nats"),
         _score("log_growth_se", "its standard error over the draw of its axes; null with one", "nats"),
-        _field("n_evaluations", pa.int64(), "network evaluations spent on this image under this setting"),
+        _field(
+            "n_evaluations", pa.int64(), "network evaluations spent on this image under this setting", "evaluations"
+        ),
     ]
 )
+
+_RUN = _field("run", pa.string(), "name of the run's directory; its path, where two have one name")
+
+RUNS = pa.schema(
+    [
+        _RUN,
+        _field("position", pa.int32(), "order of the runs: by name, numbers in it by value, from 0", "ordinal"),
+        _field("run_id", pa.string(), "hash of manifest, checkpoint and parameters", nullable=True),
+        _field("model", pa.string(), "checkpoint that was scored, as it was named", nullable=True),
+        _field("checkpoint_sha256", pa.string(), "SHA-256 of the checkpoint's files", nullable=True),
+        _field("manifest_digest", pa.string(), "digest of the images that were scored", nullable=True),
+        _field(
+            "parameters",
+            pa.string(),
+            "digest of the scoring parameters; scores under one digest compare",
+            nullable=True,
+        ),
+        _field(
+            "level", pa.string(), "verdict: memorized | not_shown | inconclusive; null: no evidence yet", nullable=True
+        ),
+        _field("auc", pa.float64(), "trained against held out by log growth; 0.5 is chance", "of 1", nullable=True),
+        _field("auc_low", pa.float64(), "lower bound of its 95% interval", "of 1", nullable=True),
+        _field("auc_high", pa.float64(), "upper bound of its 95% interval", "of 1", nullable=True),
+    ]
+)
+"""Of a warehouse over many runs, whose every relation has a column ``run``."""
 
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,

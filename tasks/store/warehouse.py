@@ -1,7 +1,8 @@
 """DuckDB over one run: the queries of ``sql/`` as views on its Parquet files.
 
 Every file in ``sql/staging``, ``sql/marts`` and ``sql/checks`` is one relation: a header comment and a single SELECT,
-named by its file. Staging reads the raw tables (``RAW``); marts and checks read staging.
+named by its file. Staging reads the raw tables (``RAW``); marts and checks read staging. ``sql/queries`` are saved
+questions, which are no relations; for ``sql/history``, over many runs, see ``tasks/store/history.py``.
 
 A user's query is confined by what it cannot reach:
 
@@ -22,9 +23,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from graphlib import TopologicalSorter
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,7 +42,7 @@ import pyarrow.parquet as pq
 import tasks
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import OPTIONAL_SCORES, TABLES
+from tasks.store.schemas import OPTIONAL_SCORES, RUNS, SCORES, TABLES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = tuple(TABLES)
@@ -71,12 +72,26 @@ class ChecksFailed(Exception):
 
 def describe_columns(relation: str) -> dict[str, dict[str, str]]:
     """``unit`` and ``description`` of each column, from the Arrow schema of a raw table or the header of its query."""
-    if relation in RAW:
-        fields = [*TABLES[relation], *(OPTIONAL_SCORES if relation == "scores" else ())]
-        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in fields}
+    schema = {**TABLES, "scores": pa.schema([*SCORES, *OPTIONAL_SCORES]), "runs": RUNS}.get(relation)
+    if schema is not None:
+        return {f.name: {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in schema}
     (file,) = SQL.glob(f"*/{relation}.sql")
     matches = HEADER_COLUMN.finditer(file.read_text(encoding="utf-8"))
     return {match["name"]: {"unit": match["unit"] or "", "description": match["text"]} for match in matches}
+
+
+def describe_relation(relation: str) -> str:
+    """What a query of ``sql/`` is, in a line: the first of its header; empty for a raw table."""
+    found = list(SQL.glob(f"*/{relation}.sql"))
+    if not found:
+        return ""
+    first = found[0].read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix(f"-- {relation}: ")
+
+
+def saved_queries() -> dict[str, str]:
+    """Name -> SQL of each question in ``sql/queries``."""
+    return {file.stem: file.read_text(encoding="utf-8") for file in sorted((SQL / "queries").glob("*.sql"))}
 
 
 class Warehouse:
@@ -92,6 +107,8 @@ class Warehouse:
     Raises:
         RunError: this is not a run directory.
     """
+
+    layers: tuple[str, ...] = LAYERS
 
     def __init__(
         self, run: RunDirectory, *, memory_bytes: int = 2 * 2**30, threads: int = 2, seconds: float = 60.0
@@ -128,12 +145,39 @@ class Warehouse:
             RunError: the run's Parquet files cannot be read.
         """
         rows: pa.Table = self._connection.table(name).to_arrow_table()
-        described = describe_columns(name)
+        described = self.describe(name)
         fields = [
             field.with_metadata({key.encode(): text.encode() for key, text in described.get(field.name, {}).items()})
             for field in rows.schema
         ]
         return rows.cast(pa.schema(fields))
+
+    def describe(self, relation: str) -> dict[str, dict[str, str]]:
+        """``unit`` and ``description`` of each column of a relation."""
+        return describe_columns(relation)
+
+    def export(self, file: Path) -> None:
+        """Write every relation as a table of a DuckDB database, with its meaning and its columns' as comments.
+
+        Raises:
+            RunError: the run's Parquet files cannot be read.
+        """
+        with atomic_path(file) as temporary, duckdb.connect(str(temporary)) as database:
+            for name in (name for layer in self.layers for name in self.relations(layer)):
+                rows = self._connection.table(name).to_arrow_reader()
+                database.register("rows", rows)
+                database.execute(f'CREATE TABLE "{name}" AS FROM rows')
+                database.unregister("rows")
+                self._comment(database, name)
+            database.execute("CHECKPOINT")
+
+    def _comment(self, database: duckdb.DuckDBPyConnection, name: str) -> None:
+        """Comments cannot be bound; these come from our own headers and schemas, their quotes doubled."""
+        database.execute(f"COMMENT ON TABLE \"{name}\" IS '{_doubled(describe_relation(name))}'")
+        for column, about in self.describe(name).items():
+            unit = f" [{about['unit']}]" if about["unit"] else ""
+            text = _doubled(f"{about['description']}{unit}")
+            database.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS \'{text}\'')
 
     def checks(self) -> dict[str, pa.Table]:
         """The failing rows of every check; all empty: all is well."""
@@ -164,21 +208,23 @@ class Warehouse:
         return connection
 
     @cached_property
-    def _child(self) -> _QueryProcess:
-        child = _QueryProcess(self.run, self._scratch / "queries", self.memory_bytes, self.threads)
+    def _child(self) -> QueryProcess:
+        child = QueryProcess(
+            [__name__, str(self.run.path.resolve())], self._scratch / "queries", self.memory_bytes, self.threads
+        )
         self._resources.callback(child.end)
         return child
 
 
-class _QueryProcess:
+class QueryProcess:
     """A child process that answers one query after the other; killed if need be, and then started again."""
 
-    def __init__(self, run: RunDirectory, scratch: Path, memory_bytes: int, threads: int) -> None:
+    def __init__(self, module: Sequence[str], scratch: Path, memory_bytes: int, threads: int) -> None:
         scratch.mkdir()
         self._rows = scratch / "rows.arrow"
         self._most_bytes = memory_bytes + PROCESS_BYTES
-        arguments = map(str, (run.path.resolve(), scratch, memory_bytes, threads))
-        self._command = [sys.executable, "-m", __name__, *arguments]
+        arguments = map(str, (scratch, memory_bytes, threads))
+        self._command = [sys.executable, "-m", *module, *arguments]
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, sql: str, parameters: Parameters | None, seconds: float) -> pa.Table:
@@ -239,12 +285,18 @@ class _QueryProcess:
         return problem
 
 
-def _answer_queries(run: RunDirectory, scratch: Path, memory_bytes: int, threads: int) -> None:
-    """Answer the queries on standard input, each with a line on standard output, until the parent is gone."""
+def answer_queries(
+    connect: Callable[[Path, int, int], duckdb.DuckDBPyConnection], scratch: Path, memory_bytes: int, threads: int
+) -> None:
+    """Answer the queries on standard input, each with a line on standard output, until the parent is gone.
+
+    Args:
+        connect: spill folder, memory [bytes], threads -> a confined database.
+    """
     questions: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_queries, args=(questions,), daemon=True).start()
     try:
-        connection = _connect(run, scratch / "spill", memory_bytes, threads)
+        connection = connect(scratch / "spill", memory_bytes, threads)
     except RunError as error:
         _reply(str(error))
         return
@@ -313,7 +365,16 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
     Raises:
         RunError: those cannot be read.
     """
-    connection = duckdb.connect(
+    connection = open_database(spill, memory_bytes, threads)
+    readable = mount_run(connection, run)
+    create_views(connection)
+    confine(connection, readable)
+    return connection
+
+
+def open_database(spill: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """An empty database in memory, not yet confined."""
+    return duckdb.connect(
         config={
             "memory_limit": f"{memory_bytes}B",
             "threads": threads,
@@ -325,6 +386,25 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
             "allow_community_extensions": "false",
         }
     )
+
+
+def confine(connection: duckdb.DuckDBPyConnection, readable: Sequence[str]) -> None:
+    """From here on the database reads these files alone, and nothing can change that."""
+    connection.execute("SET VARIABLE readable = $1", [readable])
+    connection.execute("SET allowed_paths = getvariable('readable')")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: str = "") -> list[str]:
+    """The raw tables of a run as views of the current schema; returns the paths that they read.
+
+    Args:
+        prefix: of the variables that hold those paths: another one for each run of a database.
+
+    Raises:
+        RunError: its Parquet files cannot be read.
+    """
     tables = {
         "calibration": [run.calibration_images],
         "manifest": [run.manifest],
@@ -337,18 +417,15 @@ def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) ->
     readable: list[str] = []
     try:
         for name, files in tables.items():
-            readable += _mount(connection, name, files, TABLES[name])
+            readable += _mount(connection, name, files, TABLES[name], prefix)
     except duckdb.Error as error:
         raise RunError(f"{run.path}: its Parquet files cannot be read: {error}") from error
-    _create_views(connection)
-    connection.execute("SET VARIABLE readable = $1", [readable])
-    connection.execute("SET allowed_paths = getvariable('readable')")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+    return readable
 
 
-def _mount(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema) -> list[str]:
+def _mount(
+    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema, prefix: str = ""
+) -> list[str]:
     """A view on Parquet files, or an empty relation of the right columns where there are none yet.
 
     Returns the paths that the view reads, as they are and with ``*?[`` escaped, which is how DuckDB is given them:
@@ -356,23 +433,30 @@ def _mount(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Pat
     """
     paths = [str(file.resolve()) for file in files if file.exists()]
     if not paths:
-        connection.register(name, schema.empty_table())
+        connection.register(f"{prefix}{name}", schema.empty_table())
+        if prefix:
+            connection.execute(f"CREATE VIEW {name} AS FROM {prefix}{name}")
         return []
     patterns = [glob.escape(path) for path in paths]
-    connection.execute(f"SET VARIABLE {name}_files = $1", [patterns])
+    variable = f"{prefix}{name}_files"
+    connection.execute(f"SET VARIABLE {variable} = $1", [patterns])
     options = "union_by_name = true, hive_partitioning = false"
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet(getvariable('{name}_files'), {options})")
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet(getvariable('{variable}'), {options})")
     return [*paths, *patterns]
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Every query of ``sql/`` as a view, after those that it reads."""
-    files = [file for layer in LAYERS for file in sorted((SQL / layer).glob("*.sql"))]
+def create_views(connection: duckdb.DuckDBPyConnection, layers: Sequence[str] = LAYERS) -> None:
+    """Every query of these layers of ``sql/`` as a view of the current schema, after those that it reads."""
+    files = [file for layer in layers for file in sorted((SQL / layer).glob("*.sql"))]
     queries = {file.stem: file.read_text(encoding="utf-8") for file in files}
     reads = {name: _syntax(connection, query, "table_name") & queries.keys() for name, query in queries.items()}
     for name in TopologicalSorter(reads).static_order():
         connection.execute(f"CREATE VIEW {name} AS {queries[name]}")
 
 
+def _doubled(text: str) -> str:
+    return text.replace("'", "''")
+
+
 if __name__ == "__main__":
-    _answer_queries(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    answer_queries(partial(_connect, RunDirectory(Path(sys.argv[1]))), Path(sys.argv[2]), *map(int, sys.argv[3:]))

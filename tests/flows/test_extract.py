@@ -55,7 +55,7 @@ def audited(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "audited"
     train, holdout = map(str, digit_files)
-    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, ShardParameters(shard_bytes=40 * 2048))
+    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, ShardParameters(shard_mb=40 / 512))
     return run
 
 
@@ -204,7 +204,7 @@ def double_loop(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_matches_and_hits_are_those_of_a_plain_double_loop(
     prefect: None, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    shard(tmp_path, str(digit_files[0]), str(digit_files[1]), ShardParameters(shard_bytes=40 * 2048))
+    shard(tmp_path, str(digit_files[0]), str(digit_files[1]), ShardParameters(shard_mb=40 / 512))
     jobs = planted(tmp_path, digits)
     assert all(is_valid_tar(job) for job in jobs)
     training = TrainingImages(RunDirectory(tmp_path), "pixel")

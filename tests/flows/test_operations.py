@@ -26,7 +26,7 @@ from tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
-SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 POISON = "train-000001.tar"
 
 
@@ -213,7 +213,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
         return int(stop.value.code or 0), capsys.readouterr().err.strip().splitlines()
 
     if stage != "shard":
-        shard(run.path, *map(str, digit_files), ShardParameters(shard_bytes=int(0.03 * 2**20)))
+        shard(run.path, *map(str, digit_files), ShardParameters(shard_mb=0.03))
     if stage == "report":
         score(
             run.path, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=8)

@@ -20,7 +20,7 @@ pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e 
 import ray
 
 LONG = ScoreParameters(axes=8, steps=20)
-SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 
 
 @pytest.fixture(scope="module")

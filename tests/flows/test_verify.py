@@ -18,7 +18,7 @@ from tasks.store.run import RunDirectory
 from tasks.verify import verify_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
-SMALL_SHARDS = ShardParameters(shard_bytes=16 * 2048)
+SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 
 
 @pytest.fixture(scope="module")

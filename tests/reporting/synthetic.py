@@ -56,6 +56,7 @@ class Images:
                 "shard_index": pa.array(range(n), pa.int32()),
                 "label": pa.nulls(n, pa.string()),
                 "copies": pa.array(self.copies, pa.int32()),
+                "near_duplicate_group": pa.nulls(n, pa.int64()),
                 "log_growth": self.log_growth,
                 "log_growth_se": pa.nulls(n, pa.float64()),
                 "eps_norm": self.eps_norm,

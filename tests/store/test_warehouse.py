@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -331,15 +332,73 @@ def test_rounding_of_another_batch_is_not_another_score(run: RunDirectory) -> No
     assert rows(run, "same_image_other_score") == []
 
 
+def is_numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def undescribed(table: pa.Table) -> list[str]:
+    """Columns without a description, and numbers without a unit: what the data dictionary may not lack."""
+    about = {field.name: field.metadata or {} for field in table.schema}
+    return [
+        field.name
+        for field in table.schema
+        if not about[field.name].get(b"description") or (is_numeric(field.type) and not about[field.name].get(b"unit"))
+    ]
+
+
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:
     with Warehouse(run) as warehouse:
         for name in (name for layer in LAYERS for name in warehouse.relations(layer)):
             table = warehouse.table(name)
             described = [column for column in describe_columns(name) if column not in OPTIONAL_SCORES.names]
             assert described == table.column_names, name
-            assert all((field.metadata or {}).get(b"description") for field in table.schema), name
-            measured = [field for field in table.schema if pa.types.is_floating(field.type)]
-            assert all((field.metadata or {}).get(b"unit") for field in measured), name
+            assert undescribed(table) == [], name
+
+
+def test_a_column_without_description_or_a_number_without_unit_is_found() -> None:
+    metadata = [{"description": "d", "unit": "u"}, {"description": "d"}, {"unit": "u"}, {"description": "d"}, None]
+    kinds = [pa.int32(), pa.int64(), pa.float64(), pa.string(), pa.string()]
+    fields = [
+        pa.field(f"c{i}", kind, metadata=about) for i, (kind, about) in enumerate(zip(kinds, metadata, strict=True))
+    ]
+    assert undescribed(pa.schema(fields).empty_table()) == ["c1", "c2", "c4"]
+
+
+def test_near_duplicate_groups_count_distinct_images_and_name_the_highest(run: RunDirectory) -> None:
+    assert rows(run, "near_duplicate_groups") == []
+    groups = {"A": 7, "B": 7, "C": 8, "D": 9, "E": 9}
+    table = [{**manifest_row(image, i), "near_duplicate_group": groups[image[1]]} for i, image in enumerate(IMAGES)]
+    pq.write_table(pa.Table.from_pylist(table, schema=MANIFEST), run.manifest)
+    counts = ("near_duplicate_group", "n_images", "n_train", "n_holdout", "n_samples", "n_usable", "highest", "lowest")
+    found = rows(run, "near_duplicate_groups")
+    assert [tuple(row[name] for name in counts) for row in found] == [
+        (7, 2, 2, 0, 3, 2, 5.0, 3.0),
+        (8, 2, 1, 1, 2, 2, 1.0, 1.0),
+        (9, 2, 0, 2, 2, 1, 0.0, 0.0),
+    ]
+    assert [row["highest_sample_id"] for row in found] == ["train/a", "train/c", "holdout/d"]
+
+
+def test_an_export_is_a_file_of_tables_that_any_client_opens_anywhere(run: RunDirectory, tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere" / "warehouse.duckdb"
+    with Warehouse(run) as warehouse:
+        warehouse.export(file)
+        warehouse.export(file)  # the second replaces the first
+        names = {name for layer in LAYERS for name in warehouse.relations(layer)}
+        ranking = warehouse.table("ranking")
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    run.path.rename(tmp_path / "gone")
+    with duckdb.connect(str(file), read_only=True) as client:
+        tables = client.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall()
+        assert {name for name, _ in tables} == names
+        assert dict(tables)["ranking"] == "the training images, most easily reproduced first."
+        assert client.execute("FROM duckdb_views() WHERE NOT internal").fetchall() == []
+        columns = client.execute(
+            "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
+        ).fetchall()
+        assert [c for c in columns if not c[2]] == []
+        assert ("ranking", "eps_norm", "norm of the predicted noise; lower is more easily reproduced [l2]") in columns
+        assert client.table("ranking").to_arrow_table().to_pylist() == ranking.to_pylist()
 
 
 def headers(key: str, layers: Sequence[str] = LAYERS) -> Iterator[tuple[str, list[str]]]:

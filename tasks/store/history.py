@@ -1,0 +1,164 @@
+"""Many runs in one warehouse: every relation with a column ``run``, and those of ``sql/history`` that compare runs.
+
+Each run has a schema of its own with the views of a single run, ``run_0.ranking`` and so on; the relation ``ranking``
+joins them, so that a rank, a group or a check never mixes runs.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from tasks.store.files import digest, read_json
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.schemas import RUNS
+from tasks.store.warehouse import (
+    LAYERS,
+    QueryProcess,
+    Warehouse,
+    answer_queries,
+    confine,
+    create_views,
+    describe_columns,
+    mount_run,
+    open_database,
+)
+
+HISTORY = "history"
+MOST_RUNS = 500
+
+
+def find_runs(patterns: Sequence[str]) -> dict[str, RunDirectory]:
+    """The run directories that match, by name (by path, where two have one name), in natural order.
+
+    >>> sorted(["step-1000", "step-200"], key=natural_order)
+    ['step-200', 'step-1000']
+
+    Raises:
+        RunError: there is none, or there are more than can be asked at once.
+    """
+    paths = {
+        path for pattern in patterns for path in map(Path, glob.glob(pattern)) if RunDirectory(path).record.exists()
+    }
+    if not paths:
+        raise RunError(f"{' '.join(patterns)}: no run directory (with a run.json) has such a name")
+    if len(paths) > MOST_RUNS:
+        raise RunError(f"{len(paths)} runs: at most {MOST_RUNS} can be asked at once, narrow --runs")
+    occurrences = Counter(path.name for path in paths)
+    named = {path.name if occurrences[path.name] == 1 else str(path): RunDirectory(path) for path in paths}
+    return {name: named[name] for name in sorted(named, key=natural_order)}
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key: digits within a name count by their value."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts]
+
+
+class HistoryWarehouse(Warehouse):
+    """The relations of many runs, as those of one with a column ``run`` in front. See ``Warehouse`` for the rest.
+
+    Args:
+        runs: by name, in the order in which one follows the other.
+
+    Raises:
+        RunError: one is no run directory.
+    """
+
+    layers = (*LAYERS, HISTORY)
+
+    def __init__(self, runs: Mapping[str, RunDirectory], **options: Any) -> None:
+        super().__init__(next(iter(runs.values())), **options)
+        self.runs = dict(runs)
+
+    @staticmethod
+    def relations(layer: str) -> list[str]:
+        """Names of a layer's relations, in alphabetical order."""
+        names = Warehouse.relations(layer)
+        return [*names, "runs"] if layer == "raw" else names
+
+    def describe(self, relation: str) -> dict[str, dict[str, str]]:
+        columns = describe_columns(relation)
+        return columns if "run" in columns else {"run": describe_columns("runs")["run"], **columns}
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        connection = _connect_all(self.runs, self._scratch / "tables", self.memory_bytes, threads=1)
+        self._resources.callback(connection.close)
+        return connection
+
+    @cached_property
+    def _child(self) -> QueryProcess:
+        paths = json.dumps({name: str(run.path.resolve()) for name, run in self.runs.items()})
+        child = QueryProcess([__name__, paths], self._scratch / "queries", self.memory_bytes, self.threads)
+        self._resources.callback(child.end)
+        return child
+
+
+def runs_table(runs: Mapping[str, RunDirectory]) -> pa.Table:
+    """A row a run, of ``RUNS``: what run.json and, if it is there, evidence.json say."""
+    return pa.Table.from_pylist([_run_row(*entry, i) for i, entry in enumerate(runs.items())], schema=RUNS)
+
+
+def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
+    record = run.read_record()
+    try:
+        evidence = read_json(run.evidence) if run.evidence.exists() else {}
+    except ValueError as error:
+        raise RunError(f"{run.evidence}: cannot be read as JSON: run 'latentprint report' again") from error
+    scoring = record.get("scoring") or {}
+    auc = evidence.get("comparisons", {}).get("train_vs_holdout", {}).get("log_growth", {}).get("auc") or {}
+    low, high = auc.get("interval_95") or (None, None)
+    return {
+        "run": name,
+        "position": position,
+        **{key: record.get(key) for key in ("run_id", "model", "manifest_digest")},
+        "checkpoint_sha256": scoring.get("checkpoint_sha256"),
+        "parameters": digest(scoring["parameters"]) if "parameters" in scoring else None,
+        "level": evidence.get("verdict", {}).get("level"),
+        "auc": auc.get("value"),
+        "auc_low": low,
+        "auc_high": high,
+    }
+
+
+def _connect_all(
+    runs: Mapping[str, RunDirectory], spill: Path, memory_bytes: int, threads: int
+) -> duckdb.DuckDBPyConnection:
+    """As ``warehouse._connect``, for many runs.
+
+    Raises:
+        RunError: the files of one cannot be read.
+    """
+    connection = open_database(spill, memory_bytes, threads)
+    readable: list[str] = []
+    for i, run in enumerate(runs.values()):
+        connection.execute(f"CREATE SCHEMA run_{i}")
+        connection.execute(f"USE run_{i}")
+        readable += mount_run(connection, run, prefix=f"run_{i}_")
+        create_views(connection)
+    connection.execute("USE main")
+    connection.execute("SET VARIABLE runs = $1", [list(runs)])
+    connection.register("runs", runs_table(runs))
+    for name in (name for layer in LAYERS for name in Warehouse.relations(layer)):
+        # numbers, and names of our own files
+        each = [f"SELECT getvariable('runs')[{i + 1}] AS run, * FROM run_{i}.{name}" for i in range(len(runs))]  # noqa: S608
+        connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(each)}")
+    create_views(connection, [HISTORY])
+    confine(connection, readable)
+    return connection
+
+
+if __name__ == "__main__":
+    named = {name: RunDirectory(Path(path)) for name, path in json.loads(sys.argv[1]).items()}
+    answer_queries(partial(_connect_all, named), Path(sys.argv[2]), *map(int, sys.argv[3:]))

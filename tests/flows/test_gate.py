@@ -1,0 +1,190 @@
+"""The gate at the end of real audits: a checkpoint that memorized is blocked, one that never saw the images passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from prefect.events import EventTrigger
+from prefect.events.schemas.automations import AutomationCore
+
+from flows import cli
+from flows.audit import audit
+from infra.examples.release_gate import VERDICT_CHANGED, Blocked, release, resource
+from tasks.datasets.shards import read_pictures
+from tasks.evidence.blind import blind_baseline
+from tasks.parameters import ComputeParameters
+from tasks.reporting.gate import Limits
+from tasks.store.files import read_json, write_json
+from tasks.store.run import RunDirectory
+
+PROJECT = Path(__file__).resolve().parents[2]
+ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
+AUC = Limits(max_auc=0.6)
+
+
+def audited(model: Path, demo: Path, run: Path) -> Path:
+    """An audit of the bundled images; where no blind baseline is part of it yet, with one."""
+    audit(str(model), str(demo / "train.tar"), run, str(demo / "holdout.tar"), compute=ONE_THREAD)
+    directory = RunDirectory(run)
+    evidence = read_json(directory.evidence)
+    if "blind_baseline" not in evidence:
+        train, holdout = (pictures(directory, split) for split in ("train", "holdout"))
+        write_json(directory.evidence, {**evidence, "blind_baseline": blind_baseline(train, holdout).as_dict()})
+    return run
+
+
+def pictures(run: RunDirectory, split: str) -> np.ndarray:
+    rows = pq.read_table(run.manifest, filters=[("split", "=", split), ("occurrence", "=", 0)]).to_pylist()
+    found = read_pictures(run.shards, {(row["shard"], row["shard_index"]) for row in rows})
+    return np.stack([found[row["shard"], row["shard_index"]] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def bad(prefect: None, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, of which 56% of the samples are copies."""
+    return audited(demo_model, demo_model.parent, tmp_path_factory.mktemp("gate") / "bad")
+
+
+@pytest.fixture(scope="module")
+def clean_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled network with weights that never saw an image."""
+    torch.manual_seed(0)
+    network = UNet2DModel.from_config(UNet2DModel.load_config(demo_model / "unet"))
+    scheduler = DDPMScheduler.from_pretrained(demo_model / "scheduler")
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    DDPMPipeline(network, scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(prefect: None, clean_model: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return audited(clean_model, demo_model.parent, tmp_path_factory.mktemp("gate") / "clean")
+
+
+Gate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gate:
+    """(exit code, standard output, standard error) of ``latentprint gate ARGUMENTS``, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["latentprint", "gate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_bad_run_is_blocked_and_the_clean_one_passes(gate: Gate, bad: Path, clean: Path) -> None:
+    for run, expected, outcome in ((bad, 1, "fail"), (clean, 0, "pass")):
+        code, printed, _ = gate("--run", run, "--max-auc", 0.6, "--json")
+        assert code == expected
+        assert json.loads(printed) == json.loads((run / "verdict.json").read_text())
+        assert json.loads(printed)["outcome"] == outcome
+        assert (run / "junit.xml").is_file()
+
+
+def test_a_baseline_of_the_same_family_and_controls_is_compared(gate: Gate, bad: Path, clean: Path) -> None:
+    assert gate("--run", bad, "--baseline", clean, "--max-auc-increase", 0.05)[0] == 1
+    assert gate("--run", clean, "--baseline", bad, "--max-auc-increase", 0.05)[0] == 0
+
+
+def test_what_was_not_measured_is_inconclusive(gate: Gate, clean: Path) -> None:
+    code, printed, _ = gate("--run", clean, "--max-auc", 0.6, "--max-odds", 0.001)
+    assert code == 3
+    assert "not estimated in this run" in printed
+
+
+def test_the_self_test_fails_where_limits_would_not_block_the_bad_run(gate: Gate) -> None:
+    assert gate("--self-test")[0] == 0
+    assert gate("--self-test", "--max-auc", 0.6)[0] == 0
+    code, printed, _ = gate("--self-test", "--max-memorized-share", 0.9, "--json")
+    assert code == 1
+    assert [case["run"] for case in json.loads(printed)["self_test"] if not case["ok"]] == ["known-bad"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--run", "{clean}"], "at least one limit is needed"),
+        (["--max-auc", "0.6"], "--run is needed"),
+        (["--run", "nowhere", "--max-auc", "0.6"], "not a run directory"),
+        (["--run", "{clean}", "--max-auc", "nan"], "--max-auc: Input should be"),
+        (["--run", "{clean}", "--max-auc", "0.6", "--baseline", "{clean}"], "go together"),
+        (["--run", "{clean}", "--max-auc", "0.6", "--waivers", "none.toml"], "none.toml: waivers cannot be read"),
+        (["--run", "{clean}", "--max-auc", "0.6", "--out", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_bad_usage_and_bad_input_are_exit_2(
+    arguments: list[str],
+    says: str,
+    gate: Gate,
+    clean: Path,
+) -> None:
+    code, printed, error = gate(*(argument.format(clean=clean) for argument in arguments))
+    assert (code, printed) == (2, "")
+    assert says in error
+
+
+def test_the_shell_job_ends_with_the_gates_status(bad: Path, clean: Path, tmp_path: Path) -> None:
+    command = tmp_path / "latentprint"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n')
+    command.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT)}
+    for run, status in ((bad, 1), (clean, 0)):
+        summary = tmp_path / f"{run.name}.md"
+        environment = {**os.environ, **path, "RUN": str(run), "GITHUB_STEP_SUMMARY": str(summary)}
+        job = ["sh", str(PROJECT / "infra" / "examples" / "gate.sh")]
+        answer = subprocess.run(job, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert answer.returncode == status, answer.stderr
+        assert "max-auc" in summary.read_text()
+
+
+def test_the_release_flow_publishes_the_clean_checkpoint_alone_and_tells_of_changes(
+    bad: Path,
+    clean: Path,
+    demo_model: Path,
+    clean_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(
+        "infra.examples.release_gate.emit_event", lambda event, resource, payload: told.append((event, payload))
+    )
+    runs = {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in (("bad", bad), ("clean", clean))}
+    for run in runs.values():
+        (run / "verdict.json").unlink(missing_ok=True)
+    with pytest.raises(Blocked, match="FAIL"):
+        release(str(demo_model), runs["bad"], tmp_path / "served", AUC)
+    assert not (tmp_path / "served").exists()
+    for _ in range(2):
+        release(str(clean_model), runs["clean"], tmp_path / "served", AUC)
+    assert (tmp_path / "served" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert [(event, payload["before"], payload["outcome"]) for event, payload in told] == [
+        (VERDICT_CHANGED, None, "fail"),
+        (VERDICT_CHANGED, None, "pass"),
+    ]
+
+
+def test_the_example_automation_is_one_that_prefect_takes_and_that_hears_the_event() -> None:
+    content = yaml.safe_load((PROJECT / "infra" / "examples" / "verdict_automation.yaml").read_text())
+    automation = AutomationCore.model_validate(content)
+    assert isinstance(automation.trigger, EventTrigger)
+    assert automation.trigger.expect == {VERDICT_CHANGED}
+    assert automation.trigger.match.matches(resource(Path("runs/candidate")))
+    assert not automation.trigger.match.matches({"prefect.resource.id": "prefect.flow-run.x"})

@@ -1,0 +1,177 @@
+"""Many runs in one warehouse: each relation tells them apart, and what is compared may be compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.store.files import write_json
+from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.warehouse import SQL, QueryError, Warehouse
+from tests.store.test_warehouse import IMAGES, Image, undescribed, write_run
+
+EARLY: list[Image] = [
+    ("train/a", "A", "train", 1, 0, 1.0),
+    ("train/b", "B", "train", 1, 0, 2.0),
+    ("train/c", "C", "train", 1, 0, 3.0),
+    ("holdout/d", "D", "holdout", 1, 0, 2.5),
+    ("holdout/e", "E", "holdout", 1, 0, 0.5),
+]
+LATE: list[Image] = [
+    ("train/a", "A", "train", 2, 0, 9.0),
+    ("train/a2", "A", "train", 2, 1, 9.0),
+    ("train/b", "B", "train", 1, 0, 1.5),
+    ("train/x", "X", "train", 1, 0, 4.0),
+    ("holdout/d", "D", "holdout", 1, 0, 2.5),
+    ("holdout/e", "E", "holdout", 1, 0, math.nan),
+]
+
+
+def write(path: Path, images: list[Image], level: str, auc: float, timestep: int = 20) -> None:
+    run = write_run(path, images)
+    scoring = {"checkpoint_sha256": path.name, "parameters": {"timestep": timestep}}
+    write_json(run.record, {"run_id": path.name, "model": "m", "manifest_digest": "d", "scoring": scoring})
+    interval = {"value": auc, "interval_95": [auc - 0.1, auc + 0.1]}
+    comparisons = {"train_vs_holdout": {"log_growth": {"auc": interval}}}
+    write_json(run.evidence, {"verdict": {"level": level}, "comparisons": comparisons})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints of one training, and a run of other parameters between the first two."""
+    folder = tmp_path_factory.mktemp("runs")
+    write(folder / "step-200", EARLY, "not_shown", 0.5)
+    write(folder / "step-300", LATE, "memorized", 0.9, timestep=30)
+    write(folder / "step-1000", LATE, "memorized", 0.75)
+    write(folder / "step-9000", EARLY[1:], "memorized", 0.875)
+    (folder / "no-run").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def history(folder: Path) -> Any:
+    with HistoryWarehouse(find_runs([f"{folder}/*"])) as warehouse:
+        yield warehouse
+
+
+def rows(history: HistoryWarehouse, name: str) -> list[dict[str, Any]]:
+    return history.table(name).to_pylist()
+
+
+def test_runs_are_found_and_follow_each_other_by_the_numbers_in_their_names(folder: Path) -> None:
+    assert list(find_runs([f"{folder}/*"])) == ["step-200", "step-300", "step-1000", "step-9000"]
+    assert list(find_runs([f"{folder}/step-200", f"{folder}/step-200"])) == ["step-200"]
+    with pytest.raises(RunError, match="no run directory"):
+        find_runs([f"{folder}/no-run"])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for place in "xy":
+        write_run(tmp_path / place / "run")
+    assert list(find_runs([f"{tmp_path}/*/run"])) == [f"{tmp_path}/x/run", f"{tmp_path}/y/run"]
+
+
+def test_every_relation_of_every_run_is_what_the_run_alone_has(folder: Path, history: HistoryWarehouse) -> None:
+    with Warehouse(RunDirectory(folder / "step-1000")) as alone:
+        for name in (name for layer in alone.layers for name in alone.relations(layer)):
+            joined = [row for row in rows(history, name) if row["run"] == "step-1000"]
+            expected = [{"run": "step-1000", **row} for row in alone.table(name).to_pylist()]
+            assert str(joined) == str(expected), name  # as text, NaN equals itself
+
+
+def test_every_relation_describes_each_of_its_columns(history: HistoryWarehouse) -> None:
+    for name in (name for layer in history.layers for name in history.relations(layer)):
+        table = history.table(name)
+        assert list(history.describe(name)) == table.column_names, name
+        assert undescribed(table) == [], name
+
+
+def test_trend_compares_an_image_with_its_last_score_under_the_same_parameters(history: HistoryWarehouse) -> None:
+    trend = [
+        (row["run"], row["previous_run"], row["sample_id"], row["growth_change"], row["percentile_change"])
+        for row in rows(history, "score_trend")
+    ]
+    assert trend == [
+        ("step-1000", "step-200", "train/a", 8.0, 100.0),
+        ("step-1000", "step-200", "train/b", -0.5, -50.0),
+        ("step-9000", "step-1000", "train/b", 0.5, 0.0),
+        ("step-9000", "step-200", "train/c", 0.0, 0.0),  # step-1000 did not have it
+    ]
+
+
+def test_history_tells_when_memorization_sets_in(history: HistoryWarehouse) -> None:
+    found = rows(history, "run_history")
+    assert [(row["run"], row["level"], row["is_onset"]) for row in found] == [
+        ("step-200", "not_shown", False),
+        ("step-300", "memorized", True),  # the first under its own parameters
+        ("step-1000", "memorized", True),
+        ("step-9000", "memorized", False),
+    ]
+    assert [row["auc_change"] for row in found] == [None, None, 0.25, 0.125]
+    # 95% of the controls 0.5 and 2.5 lie below 2.4: one of 1, 2, 3 is above; 9 and 4 of 9, 1.5 and 4 are above 2.5
+    assert [row["fraction_above"] for row in found] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 2])
+    assert found[2]["median_train"] == 4.0
+    assert (found[2]["n_train_distinct"], found[2]["n_control"]) == (3, 2)
+
+
+def test_a_run_without_evidence_is_there_without_a_verdict(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", IMAGES)
+    with HistoryWarehouse(find_runs([str(tmp_path / "run")])) as warehouse:
+        (row,) = rows(warehouse, "run_history")
+        assert (row["level"], row["auc"], row["is_onset"], row["n_train_distinct"]) == (None, None, False, 3)
+        assert rows(warehouse, "score_trend") == []
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    for name in "ab":
+        write_run(tmp_path / name)
+    part = next((tmp_path / "b" / "scores").iterdir())
+    part.write_bytes(part.read_bytes()[:-20])
+    with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
+        with pytest.raises(RunError, match=f"{tmp_path}/b: "):
+            warehouse.table("ranking")
+        with pytest.raises(QueryError, match=f"{tmp_path}/b: "):
+            warehouse.query("FROM ranking")
+
+
+def test_users_ask_all_runs_at_once_and_nothing_else(folder: Path, history: HistoryWarehouse) -> None:
+    sql = "SELECT run, count(*) AS n FROM ranking GROUP BY run ORDER BY min(rank), run"
+    assert history.query(sql).to_pylist() == [
+        {"run": name, "n": n} for name, n in (("step-1000", 3), ("step-200", 3), ("step-300", 3), ("step-9000", 2))
+    ]
+    assert history.query("SELECT sample_id FROM ranking WHERE run = $1 AND rank = 1", ["step-1000"]).to_pylist() == [
+        {"sample_id": "train/a"}
+    ]
+    other = write_run(folder.parent / "other")
+    for forbidden in (
+        f"FROM read_parquet('{other.manifest}')",
+        f"FROM read_text('{folder}/step-200/run.json')",
+        f"COPY (SELECT 1) TO '{folder}/step-200/manifest.parquet'",
+        f"WITH a AS (COPY runs TO '{folder}/step-200/manifest.parquet') FROM a",
+        "CREATE TABLE run_0.t AS SELECT 1",
+        "SET VARIABLE runs = ['x']",
+    ):
+        with pytest.raises(QueryError):
+            history.query(forbidden)
+
+
+def test_history_is_exported_with_its_runs(folder: Path, history: HistoryWarehouse, tmp_path: Path) -> None:
+    import duckdb
+
+    history.export(tmp_path / "h.duckdb")
+    with duckdb.connect(str(tmp_path / "h.duckdb"), read_only=True) as client:
+        assert client.execute("SELECT count(DISTINCT run), count(*) FROM ranking").fetchall() == [(4, 11)]
+        assert client.execute("SELECT max(growth_change) FROM score_trend").fetchall() == [(8.0,)]
+
+
+def test_headers_of_the_history_name_grain_and_relation() -> None:
+    files = sorted((SQL / HISTORY).glob("*.sql"))
+    assert [file.stem for file in files] == ["run_history", "score_trend"]
+    for file in files:
+        text = file.read_text()
+        assert text.startswith(f"-- {file.stem}: ")
+        assert text.count("-- grain: ") == 1
