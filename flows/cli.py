@@ -205,6 +205,42 @@ def train(
 
 
 @app.command()
+def odds(
+    run: Run,
+    top: Annotated[int, typer.Option(help="Images, from the first rank down.")] = 5,
+    steps: Annotated[int, typer.Option(help="DDIM steps: network evaluations a sample.")] = 50,
+    prior: Annotated[int, typer.Option(help="Plain samples for each repeat, shared by the images.")] = 256,
+    chains: Annotated[int, typer.Option(help="Chains of each repeat: more is more precise.")] = 16,
+    levels: Annotated[int, typer.Option(help="Give an image up after so many levels, with an upper bound.")] = 12,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how probable it is that the model generates its highest ranked training images.
+
+    Example: latentprint odds --run runs/demo --top 5 --steps 10
+    """
+    import torch
+
+    from flows.odds import odds as flow
+    from tasks.devices import devices_for, threads_for
+    from tasks.parameters import ComputeParameters, OddsParameters
+
+    parameters = OddsParameters.model_validate(
+        dict(top=top, steps=steps, prior=prior, chains=chains, levels=levels, seed=seed)
+    )
+    compute = ComputeParameters(devices=(device,), threads=threads)
+    devices = devices_for(compute)
+    torch.set_num_threads(threads_for(compute, devices))
+    with prefect_server():
+        rows = flow(run, parameters, devices[0])
+    lines = [f"{r['rank']:>4}  {r['sample_id']}: {r['one_in']}, {r['n_evaluations']:,} evaluations" for r in rows]
+    shared = f"of DDIM in {steps} steps; {rows[0]['n_evaluations_prior']:,} evaluations more, shared" if rows else ""
+    _show({"run": str(run), "odds": rows}, as_json, *lines, shared)
+
+
+@app.command()
 def sql(
     run: Run,
     query: Annotated[str | None, typer.Argument(help="One SELECT over the run's tables.")] = None,
