@@ -84,7 +84,7 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     directory = RunDirectory(run)
     model = _scored_model(directory, device)
     _check(parameters, model.schedule.n_timesteps)
-    names, images = _distinct_training_images(directory)
+    names, images = distinct_training_images(directory)
     with Warehouse(directory) as warehouse:
         top = warehouse.table("ranking").slice(0, parameters.top).to_pylist()
     sampler = Sampler(model, parameters.steps)
@@ -164,7 +164,7 @@ def _scored_model(directory: RunDirectory, device: str) -> LoadedModel:
     return load_denoiser(str(folder), device)
 
 
-def _distinct_training_images(directory: RunDirectory) -> tuple[list[str], Tensor]:
+def distinct_training_images(directory: RunDirectory) -> tuple[list[str], Tensor]:
     """Content hashes and pixels, float32 (n, C, H, W) in [-1, 1], of every distinct one: all of them in memory."""
     columns = ["shard", "shard_index", "content_hash"]
     is_first = (pc.field("split") == "train") & (pc.field("occurrence") == 0)

@@ -15,18 +15,18 @@ are resampled and moved by preconditioned Crank-Nicolson steps
 
 which leave N(0, I) given A_k as it is, in any dimension; every state of the chains counts (waste-free).
 
-What is claimed. The levels c_k and step sizes b come from a pilot population that is then thrown away. Given them, each
-of ``N_REPEATS`` independent populations gives an *unbiased* estimate of P, whatever the levels, the step sizes and the
-number of chains (those move its variance only): so does their mean, the estimate. The interval, 95%, is of the repeats:
-it takes their logs for normal (Student's t; see ``_interval``), which holds for many chains, not exactly.
+What is claimed. The levels c_k and step sizes b come from a pilot population that is then thrown away. Given any that
+end at c, each of ``N_REPEATS`` independent populations gives an *unbiased* estimate of P, whatever the levels, the step
+sizes and the number of chains (those move its variance only): so does their mean, the estimate. The interval, 95%, is
+of the repeats: it takes their logs for normal (Student's t; see ``_interval``), which many chains make nearly true.
 
 What is not claimed: that chains find a set of latents that no survivor is near. Such a set makes most estimates low
 and a few very high; eight repeats that all miss it agree, and their interval does not know. Estimates of one
 model's images share the prior, so they err together a little.
 
 Starting from the image's own latent would find its set, but chains that begin where the event is known to happen say
-nothing of how probable it is to get there: populations start from the prior alone. That latent shows at the cost of one
-sample whether the event can happen at all.
+nothing of how probable it is to get there: populations start from the prior alone. What that latent can show, at the
+cost of one sample, is that the event happens at all.
 
 Sources: Au & Beck 2001, Probabilistic Engineering Mechanics 16, 263; Cerou & Guyader 2007, Stochastic Analysis and
 Applications 25, 417; the moves: Cotter et al. 2013, arXiv 1202.0709, and Papaioannou et al. 2015, Probabilistic

@@ -13,7 +13,7 @@ import torch
 from flows.audit import audit
 from flows.odds import odds
 from tasks.diffusion.odds import N_REPEATS
-from tasks.odds import _distinct_training_images
+from tasks.odds import distinct_training_images
 from tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
@@ -50,7 +50,7 @@ def test_odds_of_the_first_ranks_are_written_with_what_they_cost(audited: Path) 
 
 
 def test_every_distinct_training_image_is_a_reference_once(audited: Path) -> None:
-    names, images = _distinct_training_images(RunDirectory(audited))
+    names, images = distinct_training_images(RunDirectory(audited))
     assert len(names) == len(set(names)) == 60  # of 80, 20 are repeats; the 40 held out are none
     assert images.shape == (60, 1, 8, 8)
     distances = torch.cdist(images.flatten(1), images.flatten(1)) + 9.0 * torch.eye(60)
