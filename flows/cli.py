@@ -23,6 +23,7 @@ from flows.prefect_server import configure_environment, prefect_server
 from tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
+    OddsParameters,
     ScoreParameters,
     ShardParameters,
     SweepParameters,
@@ -202,6 +203,37 @@ def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json:
     with prefect_server():
         result = flow(run, study, compute)
     _show(result, as_json, f"{len(result['settings'])} settings: {result['page']}")
+
+
+@app.command()
+@with_options
+def odds(
+    run: Run,
+    estimation: OddsParameters,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how probable it is that the model generates its highest ranked training images.
+
+    Example: latentprint odds --run runs/demo --top 5 --steps 10
+    """
+    import torch
+
+    from flows.odds import odds as flow
+    from tasks.devices import devices_for, threads_for
+
+    compute = ComputeParameters(devices=(device,), threads=threads)
+    devices = devices_for(compute)
+    torch.set_num_threads(threads_for(compute, devices))
+    with prefect_server():
+        rows = flow(run, estimation, devices[0])
+    lines = [f"{r['rank']:>4}  {r['sample_id']}: {r['one_in']}, {r['n_evaluations']:,} evaluations" for r in rows]
+    if rows:
+        lines.append(
+            f"of DDIM in {estimation.steps} steps; {rows[0]['n_evaluations_prior']:,} evaluations more, shared"
+        )
+    _show({"run": str(run), "odds": rows}, as_json, *lines)
 
 
 @app.command()

@@ -116,6 +116,18 @@ class SweepParameters(Parameters):
         ]
 
 
+class OddsParameters(Parameters):
+    """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/odds.py."""
+
+    top: int = Field(5, ge=1, description="images, from the first rank down")
+    steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
+    prior: int = Field(256, ge=8, description="plain samples for the pilot and for each repeat, shared by the images")
+    chains: int = Field(16, ge=2, description="chains of each repeat; fewer than plain samples")
+    chain_length: int = Field(8, ge=2, description="states of a chain, its start included")
+    levels: int = Field(12, ge=1, description="levels after which an image is given up, with an upper bound")
+    seed: int = Field(0, ge=0, description="seed of latents and chains; each image mixes in its content hash")
+
+
 class ComputeParameters(Parameters):
     """Where and how fast; never part of a run's identity."""
 

@@ -28,6 +28,25 @@ def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_step
     return _denoised(x, eps, schedule, 0, clip)
 
 
+def ddim_path(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, n_images: int) -> Tensor:
+    """The clean image as predicted at ``n_images`` of the steps, evenly spaced: (B, n_images, C, H, W) in [-1, 1].
+
+    The last is the sample, to the bit that of :func:`sample_ddim`, and the cost is the same; the ones before show where
+    it was heading.
+    """
+    timesteps = spaced_timesteps(schedule, n_steps - 1)[::-1]
+    kept = set(torch.linspace(n_steps - 1, 0, min(n_images, n_steps)).round().long().tolist())
+    x, path = latents, []
+    for i, t in enumerate(timesteps):
+        eps = eps_model(x, schedule.conditioning(t))
+        if i in kept:
+            path.append(((x - schedule.sigma(t) * eps) / schedule.alpha(t)).clamp(-1.0, 1.0))
+        if i + 1 < n_steps:
+            step = schedule.step(t, timesteps[i + 1])
+            x = step.a * x + step.b * eps
+    return torch.stack(path, dim=1)
+
+
 def sample_ancestral(
     eps_model: EpsModel,
     latents: Tensor,

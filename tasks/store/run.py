@@ -119,6 +119,10 @@ class RunDirectory:
     def junit(self) -> Path:
         return self.path / "junit.xml"
 
+    @property
+    def odds(self) -> Path:
+        return self.path / "odds.parquet"
+
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""
         return self.shards / f"{split}.manifest.parquet"

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from tasks.diffusion.noise import gaussian, generator_for, rademacher
-from tasks.diffusion.sampling import from_pixels, sample_ancestral, sample_ddim, to_pixels
+from tasks.diffusion.sampling import ddim_path, from_pixels, sample_ancestral, sample_ddim, to_pixels
 from tasks.diffusion.schedule import DiscreteVP, spaced_timesteps
 from tests.diffusion.oracles import FiniteData, draw
 
@@ -40,6 +40,16 @@ def test_ddim_sampling_is_that_of_diffusers() -> None:
     for t in timesteps:
         x = scheduler.step(DATA(x, float(t)), t, x).prev_sample
     torch.testing.assert_close(sample_ddim(DATA, latent, SCHEDULE, 50), x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_path_ends_in_the_sample_and_passes_the_predictions_before_it() -> None:
+    latent = draw(2, 3, 1, 2, 2)
+    path = ddim_path(DATA, latent, SCHEDULE, 9, 3)  # predictions of the steps 0, 4 and 8
+    assert torch.equal(path[:, -1], sample_ddim(DATA, latent, SCHEDULE, 9))
+    first = DATA.weights(latent, 49.0) @ DATA.points  # what the finite set predicts at the latent itself
+    torch.testing.assert_close(path[:, 0].flatten(1), first)
+    assert path.shape == (3, 3, 1, 2, 2)
+    assert torch.equal(ddim_path(DATA, latent, SCHEDULE, 9, 9)[:, [0, 4, 8]], path)
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

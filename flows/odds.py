@@ -1,0 +1,31 @@
+"""The odds that the model gives its highest ranked training images back.
+
+ranking, shards, checkpoint -> plain samples, shared -> multilevel splitting, image by image -> odds.parquet
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from tasks.odds import estimate
+from tasks.parameters import OddsParameters
+from tasks.store.run import RunDirectory
+
+
+@flow(name="odds", flow_run_name="odds {run}")
+def odds(run: Path, parameters: OddsParameters = OddsParameters(), device: str = "cpu") -> list[dict[str, Any]]:
+    """Write ``odds.parquet``, a row an image, in place of any that is there; returns its rows.
+
+    Raises:
+        RunError: the run is not scored, or is in use.
+        CheckpointError: the checkpoint is not the one that was scored.
+        ParametersError: more steps than timesteps in its schedule, or as many chains as plain samples.
+        SourceError: a shard is damaged.
+    """
+    directory = RunDirectory(run)
+    directory.read_record()
+    with directory.lock():
+        return estimate(run, parameters, device)

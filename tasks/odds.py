@@ -1,0 +1,179 @@
+"""Odds of the highest ranked training images: the sampler, the rule and the run's images put to work together."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from tasks.checks import ParametersError
+from tasks.datasets.shards import read_shard
+from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser, resolve
+from tasks.diffusion.noise import generator_for
+from tasks.diffusion.odds import (
+    N_REPEATS,
+    RATIO_THRESHOLD,
+    Odds,
+    Prior,
+    about_one_in,
+    along_path,
+    draw_prior,
+    estimate_odds,
+    ratio_margin,
+)
+from tasks.diffusion.probability_flow import invert
+from tasks.diffusion.sampling import ddim_path, from_pixels
+from tasks.diffusion.schedule import spaced_timesteps
+from tasks.parameters import OddsParameters
+from tasks.progress import Progress
+from tasks.scoring import auto_batch_size
+from tasks.store.files import atomic_path
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.schemas import ODDS
+from tasks.store.warehouse import Warehouse
+
+logger = logging.getLogger("latentprint")
+PATH_IMAGES = 5
+"""Predictions on the way to a sample that steer the chains."""
+
+
+class Sampler:
+    """DDIM with the checkpoint of a run, in batches: latents to paths."""
+
+    def __init__(self, model: LoadedModel, n_steps: int) -> None:
+        self.model, self.n_steps, self.batch = model, n_steps, auto_batch_size(model)
+        self.progress = Progress("generating", 0, "samples")
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        paths = []
+        for z in latents.split(self.batch):
+            with torch.inference_mode():
+                path = ddim_path(
+                    self.model.denoiser, z.to(self.model.device), self.model.schedule, self.n_steps, PATH_IMAGES
+                )
+            paths.append(path.cpu())
+            self.progress.advance(len(z))
+        return torch.cat(paths)
+
+    @property
+    def n_evaluations(self) -> int:
+        return self.model.denoiser.n_evaluations
+
+    def from_own_latent(self, image: Tensor) -> Tensor:
+        """The path (1, S, C, H, W) from the latent to which DDIM inversion takes the image (C, H, W)."""
+        model = self.model
+        with torch.inference_mode():
+            x, timesteps = image[None].to(model.device), spaced_timesteps(model.schedule, self.n_steps - 1)
+            latent = invert(model.denoiser, x, model.schedule, timesteps).float().cpu()
+        return self(latent)
+
+
+@task(name="estimate-odds", cache_policy=NO_CACHE)
+def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[str, Any]]:
+    """Write odds.parquet; returns its rows."""
+    directory = RunDirectory(run)
+    model = _scored_model(directory, device)
+    _check(parameters, model.schedule.n_timesteps)
+    names, images = distinct_training_images(directory)
+    with Warehouse(directory) as warehouse:
+        top = warehouse.table("ranking").slice(0, parameters.top).to_pylist()
+    sampler = Sampler(model, parameters.steps)
+    prior = _prior(sampler, images.shape[1:], parameters)
+    rows = []
+    for image in top:
+        rows.append(_row(sampler, prior, images, names.index(image["content_hash"]), image, parameters))
+        logger.info("odds: %d of %d images, %s: %s", len(rows), len(top), image["sample_id"], rows[-1]["one_in"])
+    with atomic_path(directory.odds) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=ODDS), temporary)
+    return rows
+
+
+def _check(parameters: OddsParameters, n_timesteps: int) -> None:
+    if parameters.steps > n_timesteps:
+        raise ParametersError(f"--steps {parameters.steps}: the checkpoint has {n_timesteps} timesteps")
+    if parameters.chains >= parameters.prior:
+        raise ParametersError(f"--chains {parameters.chains}: fewer than --prior {parameters.prior} are needed")
+
+
+def _prior(sampler: Sampler, shape: torch.Size, parameters: OddsParameters) -> Prior:
+    sampler.progress = Progress("plain samples", (1 + N_REPEATS) * parameters.prior, "samples")
+    generator = generator_for(parameters.seed, "odds, prior")
+    return draw_prior(sampler, shape, parameters.prior, generator, lambda: sampler.n_evaluations)
+
+
+def _row(
+    sampler: Sampler, prior: Prior, images: Tensor, i: int, image: dict[str, Any], parameters: OddsParameters
+) -> dict[str, Any]:
+    level = along_path(ratio_margin(images[i], torch.cat([images[:i], images[i + 1 :]])))
+    most = (1 + N_REPEATS) * parameters.chains * (parameters.chain_length - 1) * (parameters.levels - 1)
+    sampler.progress = Progress(f"splitting for {image['sample_id']}", most, "samples at most")
+    odds = estimate_odds(
+        sampler,
+        level,
+        prior,
+        generator=generator_for(parameters.seed, f"odds, {image['content_hash']}"),
+        counter=lambda: sampler.n_evaluations,
+        n_chains=parameters.chains,
+        chain_length=parameters.chain_length,
+        max_levels=parameters.levels,
+    )
+    return {
+        **{name: image[name] for name in ("sample_id", "content_hash", "rank", "copies")},
+        **_columns(odds),
+        "rule": "ratio",
+        "threshold": RATIO_THRESHOLD,
+        "own_latent_reproduces": bool((level(sampler.from_own_latent(images[i])) < 0.0).all()),
+        "steps": parameters.steps,
+        "seed": parameters.seed,
+        "n_repeats": N_REPEATS,
+        "n_prior": parameters.prior,
+        "n_evaluations_prior": prior.n_evaluations,
+    }
+
+
+def _columns(odds: Odds) -> dict[str, Any]:
+    low, high = odds.interval
+    return {
+        "log_probability": odds.log_probability if odds.log_probability > -math.inf else None,
+        "log_probability_low": low if odds.bounded_below else None,
+        "log_probability_high": high,
+        "one_in": about_one_in(odds),
+        "n_levels": len(odds.levels),
+        "acceptance": sum(odds.acceptance) / len(odds.acceptance) if odds.acceptance else None,
+        "n_evaluations": odds.n_evaluations,
+    }
+
+
+def _scored_model(directory: RunDirectory, device: str) -> LoadedModel:
+    record = directory.read_record()
+    if "model" not in record:
+        raise RunError(f"{directory.path} is not scored yet: run 'latentprint score' first")
+    folder = resolve(record["model"])
+    if checkpoint_sha256(folder) != record["scoring"]["checkpoint_sha256"]:
+        raise CheckpointError(f"{folder} changed since the run was scored: put it back, or start another run")
+    return load_denoiser(str(folder), device)
+
+
+def distinct_training_images(directory: RunDirectory) -> tuple[list[str], Tensor]:
+    """Content hashes and pixels, float32 (n, C, H, W) in [-1, 1], of every distinct one: all of them in memory."""
+    columns = ["shard", "shard_index", "content_hash"]
+    is_first = (pc.field("split") == "train") & (pc.field("occurrence") == 0)
+    rows = pq.read_table(directory.manifest, columns=columns, filters=is_first).to_pylist()
+    wanted = {(row["shard"], row["shard_index"]): row["content_hash"] for row in rows}
+    names, pixels = [], []
+    for shard in sorted({row["shard"] for row in rows}):
+        for index, image in enumerate(read_shard(directory.shards / shard)):
+            if (shard, index) in wanted:
+                names.append(wanted[shard, index])
+                pixels.append(np.atleast_3d(image).transpose(2, 0, 1))
+    return names, from_pixels(torch.from_numpy(np.stack(pixels)))
