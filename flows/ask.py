@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -49,13 +50,37 @@ def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None) -> N
     if output == "parquet":
         if out is None:
             raise QueryError("--format parquet needs --out FILE")
-        with atomic_path(out) as temporary:
+        with writing(out), atomic_path(out) as temporary:
             pq.write_table(rows, temporary)
     elif out is None:
         _write(rows, output, sys.stdout)
     else:
-        with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        with writing(out), atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             _write(rows, output, stream)
+
+
+def export(warehouse: Warehouse, file: Path) -> None:
+    """Write every relation to a DuckDB database.
+
+    Raises:
+        QueryError: it cannot be written there.
+        RunError: the run's Parquet files cannot be read.
+    """
+    with writing(file):
+        warehouse.export(file)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """What the disk objects to becomes a line that names the file.
+
+    Raises:
+        QueryError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise QueryError(f"{file}: cannot be written ({error.strerror or error}): choose another file") from error
 
 
 def saved_query(name: str) -> str:

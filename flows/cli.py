@@ -256,6 +256,7 @@ def sql(
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
     from flows.ask import ask, converse, list_relations, open_warehouse, saved_query
+    from flows.ask import export as write_export
     from flows.shell import list_queries
 
     if queries:
@@ -268,7 +269,7 @@ def sql(
         if tables:
             list_relations(warehouse)
         elif export:
-            warehouse.export(export)
+            write_export(warehouse, export)
             _show({"export": str(export)}, as_json, f"{export}: written")
         elif query or file or saved:
             text = query or (file.read_text(encoding="utf-8") if file else saved_query(str(saved)))

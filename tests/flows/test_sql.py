@@ -1,0 +1,204 @@
+"""``latentprint sql``: saved questions, many runs, export, and a shell that survives wrong queries and remembers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from flows.ask import list_relations
+from flows.shell import CONTINUED, PROMPT, Shell
+from tasks.store.run import RunDirectory
+from tasks.store.warehouse import QueryError, Warehouse, saved_queries
+from tests.store.test_warehouse import write_run
+
+Sql = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    for name in ("run-9", "run-10"):
+        write_run(folder / name)
+    return folder
+
+
+@pytest.fixture
+def sql(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sql:
+    """(exit code, standard output, standard error) of ``latentprint sql ARGUMENTS``, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["latentprint", "sql", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_a_saved_question_is_asked_by_its_name(sql: Sql, folder: Path) -> None:
+    code, printed, _ = sql("--run", folder / "run-9", "--query", "growth_by_copies", "--format", "csv")
+    assert (code, printed) == (0, "copies,n_images,median,growth_change\n1,2,2.0,\n2,1,5.0,3.0\n")
+
+
+def test_saved_questions_are_listed_a_line_each(sql: Sql) -> None:
+    code, printed, _ = sql("--queries")
+    assert (code, [line.split()[0] for line in printed.splitlines()]) == (0, list(saved_queries()))
+
+
+def test_many_runs_are_asked_at_once(sql: Sql, folder: Path) -> None:
+    query = "SELECT run, count(*) AS n FROM images JOIN runs USING (run) GROUP BY run, position ORDER BY position"
+    code, printed, _ = sql("--runs", folder / "*", "--json", query)
+    assert code == 0
+    assert json.loads(printed) == [{"run": "run-9", "n": 6}, {"run": "run-10", "n": 6}]
+
+
+def test_the_dictionary_of_many_runs_has_the_history(sql: Sql, folder: Path) -> None:
+    code, printed, _ = sql("--runs", folder / "*", "--tables")
+    assert code == 0
+    assert "score_trend (history): which images became easier" in printed
+    assert "    growth_change DOUBLE [nats]: since the run before" in printed
+
+
+def test_export_says_where(sql: Sql, folder: Path, tmp_path: Path) -> None:
+    code, printed, _ = sql("--run", folder / "run-9", "--export", tmp_path / "w.duckdb", "--json")
+    assert (code, json.loads(printed)) == (0, {"export": str(tmp_path / "w.duckdb")})
+    assert (tmp_path / "w.duckdb").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["SELECT 1"], "--run RUN or --runs 'PATTERN' is needed"),
+        (["--run", "{run}", "--runs", "{run}", "SELECT 1"], "one of them"),
+        (["--runs", "{run}/*", "SELECT 1"], "no run directory"),
+        (["--run", "{run}", "--query", "nope"], "--query nope: no such question; there are above_every_control"),
+        (["--run", "{run}", "--query", "left_out", "SELECT 1"], "one query is needed"),
+        (["--run", "{run}", "SELECT zz\nFROM ranking"], "LINE 1: SELECT zz"),
+        (["--run", "{run}", "SELECT rank,\n  'a'::INT FROM ranking"], "LINE 2:   'a'::INT"),
+        (["--run", "{run}", "SELECT 1 FROM\nWHERE"], "LINE 2: WHERE"),
+        (["--run", "{run}", "--export", "/dev/null/w.duckdb"], "/dev/null/w.duckdb: cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(arguments: list[str], says: str, sql: Sql, folder: Path) -> None:
+    code, printed, error = sql(*(argument.format(run=folder / "run-9") for argument in arguments))
+    assert (code, printed) == (2, "")
+    assert says in error
+
+
+@pytest.fixture(scope="module")
+def warehouse(folder: Path) -> Iterator[Warehouse]:
+    with Warehouse(RunDirectory(folder / "run-9")) as warehouse:
+        yield warehouse
+
+
+def conversation(warehouse: Warehouse, lines: list[str | type[BaseException]]) -> tuple[list[str], list[str]]:
+    """(queries that were asked, prompts that were shown)."""
+    asked: list[str] = []
+    prompts: list[str] = []
+
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        line = lines.pop(0) if lines else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def show(query: str) -> None:
+        asked.append(query)
+        if "wrong" in query:
+            raise QueryError("LINE 1: wrong")
+
+    Shell(warehouse, show, lambda: list_relations(warehouse)).run(read)
+    return asked, prompts
+
+
+def test_a_query_ends_with_a_semicolon_over_any_number_of_lines(warehouse: Warehouse) -> None:
+    asked, prompts = conversation(warehouse, ["", "SELECT 1,", "", "2;", "SELECT 3;"])
+    assert asked == ["SELECT 1,\n\n2;", "SELECT 3;"]
+    assert prompts == [PROMPT, PROMPT, CONTINUED, CONTINUED, PROMPT, PROMPT]
+
+
+def test_a_wrong_query_is_told_and_the_next_one_asked(warehouse: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, _ = conversation(warehouse, ["wrong;", "SELECT 1;"])
+    assert asked == ["wrong;", "SELECT 1;"]
+    assert capsys.readouterr().err == "LINE 1: wrong\n"
+
+
+def test_an_interrupt_drops_the_query_that_was_begun(warehouse: Warehouse) -> None:
+    assert conversation(warehouse, ["SELECT 1", KeyboardInterrupt, "SELECT 2;"])[0] == ["SELECT 2;"]
+
+
+def test_dot_commands_and_saved_questions(warehouse: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, _ = conversation(warehouse, [".tables", ".queries", ".help", "left_out ;", ".quit", "SELECT 1;"])
+    assert asked == [saved_queries()["left_out"]]
+    printed = capsys.readouterr().out
+    assert "ranking (marts)" in printed
+    assert "left_out" in printed
+    assert "Ctrl-D" in printed
+
+
+def test_relations_columns_questions_and_keywords_are_completed(warehouse: Warehouse) -> None:
+    shell = Shell(warehouse, lambda query: None, lambda: None)
+
+    def completions(text: str) -> list[str | None]:
+        return [shell.complete(text, i) for i in range(3)]
+
+    assert completions("rank") == ["rank", "ranking", None]
+    assert completions("scores_by_s") == ["scores_by_split", None, None]
+    assert completions("most_rep") == ["most_reproducible", None, None]
+    assert completions("SELE") == ["SELECT", None, None]
+    assert completions("sele") == ["select", None, None]
+    assert completions("xyz") == [None] * 3
+
+
+class Terminal:
+    """A process on a pseudo-terminal."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.screen, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def until(self, text: str, seconds: float = 90.0) -> str:
+        """What was shown since the last call, up to and with this text."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self.screen], [], [], 0.2)[0]:
+                self.shown += os.read(self.screen, 65536).decode()
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+
+def test_on_a_terminal_tab_completes_and_history_is_kept(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli", "sql", "--run", str(folder / "run-9"), "--format", "csv"]
+    terminal = Terminal(command, {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"})
+    try:
+        terminal.until(PROMPT)
+        terminal.type("SELECT log_growth AS found FROM ranki\t WHERE rank = 1;\n")
+        assert "found\r\n5.0" in terminal.until("5.0\r\n")
+        terminal.until(PROMPT)
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.process.kill()
+        os.close(terminal.screen)
+    history = tmp_path / "latentprint" / "sql_history"
+    assert history.read_text() == "SELECT log_growth AS found FROM ranking WHERE rank = 1;\n"
+    assert history.stat().st_mode & 0o077 == 0
