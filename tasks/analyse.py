@@ -68,7 +68,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
         images = warehouse.table("images")
-        rows = reported_images(images, warehouse.table("scores"), warehouse.table("manifest"))
+        rows = reported_images(images, warehouse.table("scores"))
         reproductions = judged_reproductions(warehouse, rows)
     generated = training_record(Path(record["model"])).get("generated")
     evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
@@ -76,16 +76,15 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     return dict(evidence["verdict"])
 
 
-def reported_images(images: pa.Table, scores: pa.Table, manifest: pa.Table) -> pa.Table:
-    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores and its group.
+def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:
+    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores.
 
     Rows are in the order of (split, content_hash).
     """
     keys = ["split", "content_hash"]
     kept = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
     further = scores.select([*keys, *(name for name in scores.column_names if name not in images.column_names)])
-    groups = manifest.filter(pc.field("occurrence") == 0).select([*keys, "near_duplicate_group"])
-    return kept.join(further, keys).join(groups, keys).sort_by([(name, "ascending") for name in keys])
+    return kept.join(further, keys).sort_by([(name, "ascending") for name in keys])
 
 
 def image_scores(rows: pa.Table) -> ImageScores:

@@ -168,13 +168,14 @@ class Warehouse:
                 database.register("rows", rows)
                 database.execute(f'CREATE TABLE "{name}" AS FROM rows')
                 database.unregister("rows")
-                self._comment(database, name)
+                self._comment(database, name, rows.schema.names)
             database.execute("CHECKPOINT")
 
-    def _comment(self, database: duckdb.DuckDBPyConnection, name: str) -> None:
+    def _comment(self, database: duckdb.DuckDBPyConnection, name: str, columns: Sequence[str]) -> None:
         """Comments cannot be bound; these come from our own headers and schemas, their quotes doubled."""
         database.execute(f"COMMENT ON TABLE \"{name}\" IS '{_doubled(describe_relation(name))}'")
-        for column, about in self.describe(name).items():
+        described = self.describe(name)
+        for column, about in ((column, described[column]) for column in columns if column in described):
             unit = f" [{about['unit']}]" if about["unit"] else ""
             text = _doubled(f"{about['description']}{unit}")
             database.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS \'{text}\'')

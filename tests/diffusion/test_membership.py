@@ -30,7 +30,7 @@ EVALUATIONS = {
     "pia": 2,
     "pian": 2,
     "secmi": 12,
-    "dime": 2,
+    "dime_2": 2,
     "dime_11": 11,
     "dime_31": 31,
     "flipd": 2,

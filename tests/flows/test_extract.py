@@ -55,7 +55,15 @@ def audited(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "audited"
     train, holdout = map(str, digit_files)
-    audit(str(checkpoint), train, run, holdout, ScoreParameters(), ONE_THREAD, ShardParameters(shard_mb=40 / 512))
+    audit(
+        str(checkpoint),
+        train,
+        run,
+        holdout,
+        ScoreParameters(timestep=20),
+        ONE_THREAD,
+        ShardParameters(shard_mb=40 / 512),
+    )
     return run
 
 

@@ -28,7 +28,7 @@ def audited(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "audited"
     one_thread = ComputeParameters(devices=("cpu",), threads=1)
-    audit(str(checkpoint), str(digit_files[0]), run, str(digit_files[1]), ScoreParameters(), one_thread)
+    audit(str(checkpoint), str(digit_files[0]), run, str(digit_files[1]), ScoreParameters(timestep=20), one_thread)
     return run
 
 

@@ -70,7 +70,7 @@ def test_a_killed_child_costs_a_retry_and_not_the_run(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.score, "score_shard", die_once)
-    score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert (sharded.path / "died").exists()
     n_scored = sum(pq.read_table(part).num_rows for part in sharded.scores.glob("*.parquet"))
     assert n_scored == 60 + 40
@@ -86,13 +86,13 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(tasks.score, "score_shard", poison)
         with pytest.raises(ShardsFailed, match=reason) as failure:
-            score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+            score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert set(failure.value.reasons) == {POISON}
     assert scored_shards(sharded) == shards - {POISON}
     status = sharded.read_record()["scoring_status"]
     assert (status["state"], status["n_scored"]) == ("partial", len(shards) - 1)
     assert reason in status["failed"][POISON]
-    score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert scored_shards(sharded) == shards
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
 
@@ -102,7 +102,7 @@ def test_failed_shards_end_in_one_line_with_the_command_that_resumes(
 ) -> None:
     path = sharded.shards / POISON
     path.write_bytes(path.read_bytes()[:3000])
-    arguments = ["score", "--run", str(sharded.path), "--model", str(checkpoint), "--threads", "1"]
+    arguments = ["score", "--run", str(sharded.path), "--model", str(checkpoint), "--timestep", "20", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["latentprint", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -195,7 +195,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = RunDirectory(small_disk / "run")
-    arguments = command(run.path, checkpoint, digit_files)[3:]
+    arguments = command(run.path, checkpoint, digit_files)[3:] + ["--timestep", "20"]
     filler = small_disk / "filler"
 
     def fill() -> None:
@@ -216,7 +216,10 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
         shard(run.path, *map(str, digit_files), ShardParameters(shard_mb=0.03))
     if stage == "report":
         score(
-            run.path, str(checkpoint), ScoreParameters(), ComputeParameters(devices=("cpu",), threads=1, batch_size=8)
+            run.path,
+            str(checkpoint),
+            ScoreParameters(timestep=20),
+            ComputeParameters(devices=("cpu",), threads=1, batch_size=8),
         )
     fill()
     code, lines = latentprint(*arguments)

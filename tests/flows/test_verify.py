@@ -27,7 +27,7 @@ def scored(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "scored"
     shard(run, *map(str, digit_files), SMALL_SHARDS)
-    score(run, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(run, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     return run
 
 
@@ -107,7 +107,7 @@ def test_damaged_parts_and_deleted_shards_are_made_again(
     flip(run.part("train-000000.tar"), 200)
     (run.shards / "train-000001.tar").unlink()
     shard(run.path, *map(str, digit_files), SMALL_SHARDS)
-    score(run.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    score(run.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert found(run) == []
     assert {path: path.read_bytes() for path in before} == before
 
@@ -116,7 +116,7 @@ def test_a_damaged_shard_is_not_scored(prefect: None, run: RunDirectory, checkpo
     path = run.shards / "train-000001.tar"
     flip(path, path.read_bytes().index(b"IDAT") + 10)
     with pytest.raises(Exception, match=r"train-000001\.tar.*delete it") as failure:
-        score(run.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+        score(run.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert "train-000000" not in str(failure.value)
 
 

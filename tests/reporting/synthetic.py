@@ -16,7 +16,7 @@ from tasks.analyse import image_scores
 from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.html import ReportInputs
-from tasks.store.schemas import REJECTS, REPRODUCTIONS
+from tasks.store.schemas import REJECTS, REPRODUCTIONS, SWEEP
 from tasks.store.warehouse import SQL, Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -127,8 +127,7 @@ class Run:
 
     def scores(self) -> ImageScores:
         """What is compared: the usable images, none of them near another."""
-        usable = self.images.table().filter(pc.field("is_usable"))
-        return image_scores(usable.append_column("near_duplicate_group", pa.nulls(len(usable), pa.int64())))
+        return image_scores(self.images.table().filter(pc.field("is_usable")))
 
     def record(self) -> dict[str, Any]:
         """run.json."""
@@ -175,6 +174,7 @@ def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
         connection.register("rejects", rejects)
         connection.register("ranking", images.slice(0, 0).append_column("rank", pa.array([], pa.int64())))
         connection.register("reproductions", REPRODUCTIONS.empty_table())
+        connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()
             for name in Warehouse.relations("marts")

@@ -1,0 +1,298 @@
+"""Every score on every study model: which tells trained from held-out images, which what comes out, at what cost.
+
+    python -m tests.studies.methods demo digits memorized
+
+What is chosen (timestep, angle, weights) is chosen on one half of the images and reported on the other, both ways round;
+within each half the scores are ranked, and the ranks of the two halves put together. Prints a table and writes
+``.study/methods-NAME.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from tasks.datasets.sources import open_source
+from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from tasks.diffusion.growth import orthonormalise
+from tasks.diffusion.membership import BASELINES
+from tasks.diffusion.noise import gaussian, generator_for
+from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from tasks.diffusion.tangents import difference_quotients
+from tasks.evidence.comparison import true_positive_rate
+from tasks.evidence.matching import nearest, ratio_rule
+from tasks.evidence.statistics import Array, auc, auc_interval, spearman
+from tasks.store.files import write_json
+from tests.benchmarks.__main__ import DEMO
+from tests.studies.models import FOLDER, MODELS
+
+TIMESTEPS = (5, 20, 50, 100, 200)
+N_AXES = 30
+DELTA = 0.05
+BATCH = 16
+SAMPLES, SAMPLING_STEPS = 2_000, 50
+BASELINE_EVALUATIONS = {"loss": 1, "pia": 2, "pian": 2, "secmi": 12, "flipd": 2}
+
+Features = dict[str, Array]
+"""By name and timestep, ``eps_norm@20``; one entry an image."""
+
+
+def images_of(name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], LoadedModel]:
+    """Distinct training and held-out images, (n, H, W), the former's copies, and the model."""
+    if name == "demo":
+        train, holdout = (
+            np.stack([item.picture().pixels for item in open_source(DEMO / f"{split}.tar")])
+            for split in ("train", "holdout")
+        )
+        checkpoint = DEMO / "model"
+    else:
+        study = MODELS[name]
+        train, holdout, checkpoint = np.load(study.train), np.load(study.holdout), study.checkpoint
+    distinct, copies = np.unique(train, axis=0, return_counts=True)
+    return distinct, holdout, copies, load_denoiser(str(checkpoint), "cpu")
+
+
+def counted_hits(name: str, model: LoadedModel, train: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each training image comes out of ``SAMPLES`` samples, by the ratio rule."""
+    path = FOLDER / f"hits-{name}.npy"
+    if not path.exists():
+        samples = []
+        for begin in range(0, SAMPLES, 64):
+            names = range(begin, min(begin + 64, SAMPLES))
+            latents = gaussian([generator_for(1, f"sample {i}") for i in names], model.state_shape)
+            samples.append(to_pixels(sample_ddim(model.denoiser, latents, model.schedule, SAMPLING_STEPS)))
+        flat = [from_pixels(x.flatten(1)).numpy() for x in (torch.cat(samples), torch.from_numpy(train))]
+        neighbours = nearest(*flat, k=2)
+        hits = np.bincount(neighbours.indices[ratio_rule(neighbours), 0], minlength=len(train))
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, hits)
+    return np.asarray(np.load(path))
+
+
+def measured(model: LoadedModel, images: NDArray[np.uint8]) -> Features:
+    """All that the passes at each timestep give, and the baselines."""
+    parts: dict[str, list[Array]] = {}
+    for begin in range(0, len(images), BATCH):
+        pixels = images[begin : begin + BATCH]
+        for key, values in _measured(model, pixels).items():
+            parts.setdefault(key, []).append(values)
+        print(f"{begin + len(pixels)} of {len(images)} images", file=sys.stderr, flush=True)
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def _measured(model: LoadedModel, pixels: NDArray[np.uint8]) -> Features:
+    x = from_pixels(torch.from_numpy(pixels[:, None])).double()
+    names = [image.tobytes().hex() for image in pixels]
+    axes = gaussian([generator_for(0, name) for name in names], (N_AXES, *x.shape[1:])).double().flatten(2)
+    found: Features = {}
+    for t in TIMESTEPS:
+        step, conditioning = model.schedule.step(t, t + 1), model.schedule.conditioning(t)
+        q = orthonormalise(axes)
+        eps, tangents = difference_quotients(model.denoiser, x, conditioning, q, delta=DELTA, max_batch=256)
+        residual = eps.flatten(1)
+        _, along = difference_quotients(
+            model.denoiser, x, conditioning, orthonormalise(residual[:, None]), delta=DELTA, max_batch=256
+        )
+        moved = step.a * orthonormalise(residual[:, None]) + step.b * along
+        found[f"growth_residual@{t}"] = torch.linalg.vector_norm(moved, dim=2).log().sum(1).numpy()
+        found[f"eps_norm@{t}"] = torch.linalg.vector_norm(residual, dim=1).log().numpy()
+        found[f"eps_4@{t}"] = residual.pow(4).sum(1).log().div(4).numpy()
+        for k in (1, 10, 30):
+            j, v = tangents[:, :k], q[:, :k]
+            neighbours = torch.linalg.vector_norm(residual[:, None] + DELTA * j, dim=2)
+            lengths = torch.linalg.vector_norm(step.a * v + step.b * j, dim=2)
+            found[f"growth_{k}@{t}"] = lengths.log().sum(1).numpy()
+            found[f"tangent_{k}@{t}"] = torch.linalg.vector_norm(j, dim=2).square().mean(1).sqrt().log().numpy()
+            found[f"cosine_{k}@{t}"] = torch.cosine_similarity(j, residual[:, None], dim=2).mean(1).numpy()
+            found[f"bias_{k}@{t}"] = neighbours.mean(1).square().numpy()
+            found[f"crowding_{k}@{t}"] = x[0].numel() * (v * j).sum(2).mean(1).numpy()
+    for name in BASELINE_EVALUATIONS:
+        noise = [generator_for(0, f"{name} {identity}") for identity in names]
+        found[name] = BASELINES[name](model.denoiser, x, model.schedule, noise).numpy()
+    return found
+
+
+Fit = Callable[[Features, NDArray[np.bool_]], Callable[[Features], Array]]
+"""(features and membership of the calibration half) -> score of any half, higher: member."""
+
+
+def best_timestep(prefix: str, sign: float) -> Fit:
+    """One feature, at the timestep that separates best."""
+
+    def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+        keys = [f"{prefix}@{t}" for t in TIMESTEPS]
+        key = max(keys, key=lambda name: auc(sign * features[name][is_train], sign * features[name][~is_train]))
+        return lambda other: sign * other[key]
+
+    return fit
+
+
+def fixed(name: str) -> Fit:
+    """A baseline at its published default, lower: member."""
+    return lambda features, is_train: lambda other: -other[name]
+
+
+def dime_of(k: int) -> Fit:
+    """cos(phi) B^2 + sin(phi) V with k probes; t and phi calibrated."""
+
+    def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+        best, chosen = -1.0, (TIMESTEPS[0], 0.0)
+        for t in TIMESTEPS:
+            for phi in np.linspace(-math.pi, math.pi, 180, endpoint=False):
+                value = -(math.cos(phi) * features[f"bias_{k}@{t}"] + math.sin(phi) * features[f"crowding_{k}@{t}"])
+                if (area := auc(value[is_train], value[~is_train])) > best:
+                    best, chosen = area, (t, phi)
+        t, phi = chosen
+        return lambda other: -(math.cos(phi) * other[f"bias_{k}@{t}"] + math.sin(phi) * other[f"crowding_{k}@{t}"])
+
+    return fit
+
+
+def logistic(candidates: list[list[str]]) -> Fit:
+    """Logistic regression on the best of several sets of features, by its own fit's AUC."""
+
+    def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+        best: tuple[float, Callable[[Features], Array]] | None = None
+        for names in candidates:
+            scaler = StandardScaler().fit(np.column_stack([features[name] for name in names]))
+            model = LogisticRegression(class_weight="balanced", max_iter=2_000)
+            model.fit(scaler.transform(np.column_stack([features[name] for name in names])), is_train)
+
+            def score(other: Features, names: list[str] = names, scaler: Any = scaler, model: Any = model) -> Array:
+                columns = np.column_stack([other[name] for name in names])
+                return np.asarray(model.decision_function(scaler.transform(columns)))
+
+            area = auc(score(features)[is_train], score(features)[~is_train])
+            if best is None or area > best[0]:
+                best = area, score
+        assert best is not None
+        return best[1]
+
+    return fit
+
+
+def fused_features(k: int, t: int) -> list[str]:
+    return [f"growth_{k}@{t}", f"eps_norm@{t}", f"eps_4@{t}", f"tangent_{k}@{t}", f"cosine_{k}@{t}"]
+
+
+METHODS: dict[str, tuple[int, Fit]] = {
+    **{name: (n, fixed(name)) for name, n in BASELINE_EVALUATIONS.items()},
+    "eps_norm": (1, best_timestep("eps_norm", -1.0)),
+    "SimA (|eps|_4)": (1, best_timestep("eps_4", -1.0)),
+    "growth, K = 1": (2, best_timestep("growth_1", 1.0)),
+    "growth, along the residual": (2, best_timestep("growth_residual", 1.0)),
+    "DIME, 2": (2, dime_of(1)),
+    "fused, K = 1": (2, logistic([fused_features(1, t) for t in TIMESTEPS])),
+    "eps at two timesteps": (
+        2,
+        logistic(
+            [
+                [f"{name}@{t}" for t in (first, second) for name in ("eps_norm", "eps_4")]
+                for i, first in enumerate(TIMESTEPS)
+                for second in TIMESTEPS[i + 1 :]
+            ]
+        ),
+    ),
+    "growth, K = 10": (11, best_timestep("growth_10", 1.0)),
+    "DIME, 11": (11, dime_of(10)),
+    "fused, K = 10": (11, logistic([fused_features(10, t) for t in TIMESTEPS])),
+    "growth, K = 30": (31, best_timestep("growth_30", 1.0)),
+    "DIME, 31": (31, dime_of(30)),
+    "fused, K = 30": (31, logistic([fused_features(30, t) for t in TIMESTEPS])),
+}
+
+
+def cross_fitted(fit: Fit, features: Features, is_train: NDArray[np.bool_], seed: int = 0) -> Array:
+    """Each image's rank within its half, 0 ... 1, by what was fitted on the other half."""
+    is_first = np.zeros(len(is_train), dtype=bool)
+    generator = np.random.default_rng(seed)
+    for group in (is_train, ~is_train):
+        members = generator.permutation(np.flatnonzero(group))
+        is_first[members[: len(members) // 2]] = True
+    scores = np.empty(len(is_train))
+    for calibration, reported in ((is_first, ~is_first), (~is_first, is_first)):
+        score = fit({key: values[calibration] for key, values in features.items()}, is_train[calibration])
+        values = score({key: values[reported] for key, values in features.items()})
+        scores[reported] = rankdata(values) / reported.sum()
+    return scores
+
+
+def judged(name: str) -> list[dict[str, Any]]:
+    """A row a method."""
+    train, holdout, copies, model = images_of(name)
+    with torch.inference_mode():
+        hits = counted_hits(name, model, train)
+        cache = FOLDER / f"features-{name}.npz"
+        if not cache.exists():
+            np.savez(cache, **measured(model, np.concatenate([train, holdout])))
+    features = dict(np.load(cache))
+    is_train = np.arange(len(train) + len(holdout)) < len(train)
+    rows = []
+    for method, (n_evaluations, fit) in METHODS.items():
+        scores = cross_fitted(fit, features, is_train)
+        trained, held_out = scores[is_train], scores[~is_train]
+        area, rate = auc_interval(trained, held_out, 0), true_positive_rate(trained, held_out, 0.01)
+        repeated = copies > 1
+        rows.append(
+            {
+                "model": name,
+                "method": method,
+                "evaluations": n_evaluations,
+                "n_train": len(trained),
+                "n_holdout": len(held_out),
+                "auc": area.value,
+                "auc_interval_95": [area.low, area.high],
+                "tpr_at_1_percent": rate.value,
+                "tpr_interval_95": rate.interval_95,
+                "auc_repeated": auc(trained[repeated], trained[~repeated])
+                if 0 < repeated.sum() < len(copies)
+                else None,
+                "spearman_copies": spearman(trained, copies.astype(float), 0).value,
+                "spearman_hits": spearman(trained, hits.astype(float), 0).value,
+                "auc_came_out": auc(trained[hits > 0], trained[hits == 0])
+                if 0 < (hits > 0).sum() < len(hits)
+                else None,
+                "n_came_out": int((hits > 0).sum()),
+                "share_of_copies": float(hits.sum() / SAMPLES),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=["demo", *MODELS])
+    torch.set_num_threads(1)
+    FOLDER.mkdir(exist_ok=True)
+    for name in parser.parse_args().models:
+        rows = judged(name)
+        write_json(Path(FOLDER) / f"methods-{name}.json", {"rows": rows})
+        table = Table(*(key for key in rows[0] if key != "model"), title=name)
+        for row in rows:
+            table.add_row(*(_cell(value) for key, value in row.items() if key != "model"))
+        Console(file=sys.stderr, width=200).print(table)
+        print(json.dumps(rows))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(f"{bound:.3f}" for bound in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
