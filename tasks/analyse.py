@@ -89,7 +89,7 @@ def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:
 
 def image_scores(rows: pa.Table) -> ImageScores:
     """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
-    alone = pa.array(range(-len(rows), 0))  # an image without near duplicates is a group of its own
+    alone = pa.array(range(-len(rows), 0), pa.int64())  # an image without near duplicates is a group of its own
     groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
     present = [name for name in SCORE_NAMES if name in rows.column_names and rows[name].null_count < len(rows)]
     return ImageScores(

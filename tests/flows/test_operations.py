@@ -195,7 +195,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = RunDirectory(small_disk / "run")
-    arguments = command(run.path, checkpoint, digit_files)[3:] + ["--timestep", "20"]
+    arguments = [*command(run.path, checkpoint, digit_files)[3:], "--timestep", "20"]
     filler = small_disk / "filler"
 
     def fill() -> None:

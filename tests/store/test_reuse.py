@@ -113,7 +113,7 @@ def test_through_the_flow_a_run_of_the_same_images_has_the_same_scores_without_t
     compute = ComputeParameters(devices=("cpu",), threads=1)
     np.save(tmp_path / "x.npy", digits[:40])
     for name, shard_bytes, reuse in (("first", 2**30, None), ("second", 16 * 2048, tmp_path / "first")):
-        shard(tmp_path / name, str(tmp_path / "x.npy"), None, ShardParameters(shard_bytes=shard_bytes))
+        shard(tmp_path / name, str(tmp_path / "x.npy"), None, ShardParameters(shard_mb=shard_bytes / 2**20))
         score(tmp_path / name, str(checkpoint), PARAMETERS, compute, reuse)
     tables = [pq.read_table(tmp_path / name / "scores").sort_by("sample_id") for name in ("first", "second")]
     assert tables[0].drop_columns("shard") == tables[1].drop_columns("shard")

@@ -2,8 +2,8 @@
 
     python -m tests.studies.methods demo digits memorized
 
-What is chosen (timestep, angle, weights) is chosen on one half of the images and reported on the other, both ways round;
-within each half the scores are ranked, and the ranks of the two halves put together. Prints a table and writes
+What is chosen (timestep, angle, weights) is chosen on one half of the images and reported on the other, both ways
+round; within each half the scores are ranked, and the ranks of the two halves put together. Prints a table and writes
 ``.study/methods-NAME.json``.
 """
 
