@@ -94,8 +94,8 @@ def score_shard(job: ScoreJob, device: str) -> int:
     for batch in scored_batches(job, unknown, device):
         extend(columns, batch)
         count_done(len(batch["sample_id"]))
-    columns = in_order(columns)
-    write_part(part, joined(rows, columns, reused) if reused else columns, provenance)
+    ordered = in_order(columns)
+    write_part(part, joined(rows, ordered if columns else {}, reused) if reused else ordered, provenance)
     return len(unknown)
 
 
