@@ -65,7 +65,7 @@ def score(
         with workers_for(compute, progress) as (runner, n_workers):
             futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
             wait(futures)
-        failed = failed_shards(futures)
+            failed = failed_shards(futures)  # while the workers are there: a future of Ray's is read from its cluster
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)
