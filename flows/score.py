@@ -76,7 +76,7 @@ def score(
             jobs = [replace(job, shard=name, shard_sha256=written.get(f"shards/{name}")) for name in shards]
             futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
             wait(futures)
-        failed = failed_shards(futures)
+            failed = failed_shards(futures)  # while the workers are there: a future of Ray's is read from its cluster
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)
