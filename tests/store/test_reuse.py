@@ -102,7 +102,7 @@ def test_damaged_and_foreign_parts_are_not_reused(
 
 
 def test_other_parameters_are_refused(old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path) -> None:
-    new = make(tmp_path / "new", digits[:40], checkpoint, ScoreParameters(timestep=20, axes=2, timestep=21))
+    new = make(tmp_path / "new", digits[:40], checkpoint, ScoreParameters(axes=2, timestep=21))
     with pytest.raises(RunError, match=r"--reuse .*: its scores are of timestep: 20 there, 21 now"):
         write_reusable(new, old, scoring_of(new))
 
