@@ -1,11 +1,11 @@
 """Odds by splitting against plain counting, on the bundled model, for ten images that counting can reach too.
 
-    python -m tests.studies.odds > odds.json       # about 35 minutes of one core
+    python -m tests.studies.odds > odds.json       # about 25 minutes of one core to itself
 
 The images are spread over those that between 1 in 20 and 1 in 2,000 plain samples reproduce (ratio rule). The odds use
 samples of their own, so the two estimates are independent; but the images are chosen by the counts, so the rarest of
-them were lucky in the counting, a little. A table on standard error, JSON on standard output; the counted samples are
-kept in ``.study/odds`` (not shipped).
+them were lucky in the counting, a little. A table on standard error, JSON on standard output; the counted samples and
+each image's row are kept in ``.study/odds`` (not shipped), so that a killed study continues.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 import time
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from torch import Tensor
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.odds import Odds, along_path, draw_prior, estimate_odds, ratio_margin
+from tasks.diffusion.odds import N_REPEATS, Odds, Prior, along_path, draw_prior, estimate_odds, ratio_margin
 from tasks.diffusion.sampling import ddim_path, from_pixels
 from tasks.evidence.statistics import binomial_interval
+from tasks.store.files import read_json, write_json
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.__main__ import distinct
 from tests.studies.models import FOLDER
@@ -70,7 +72,10 @@ def spread(hits: Tensor, n: int, n_images: int) -> list[int]:
 
 
 def compared(odds: Odds, k: int, n: int, sampling_steps: int) -> dict[str, Any]:
-    """A row of the table: both estimates, and what counting would cost for the precision of the odds."""
+    """A row of the table: both estimates, and what counting would cost for the spread that the odds' repeats show.
+
+    Beyond ``n_evaluations`` the odds cost their plain samples, once for all images.
+    """
     probability, repeats = math.exp(odds.log_probability), [math.exp(value) for value in odds.log_repeats]
     relative_variance = statistics.variance(repeats) / len(repeats) / probability**2 if probability else math.nan
     return {
@@ -82,7 +87,9 @@ def compared(odds: Odds, k: int, n: int, sampling_steps: int) -> dict[str, Any]:
         "odds_interval_95": [math.exp(bound) for bound in odds.interval],
         "ratio": probability / (k / n),
         "n_evaluations": odds.n_evaluations,
-        "n_evaluations_counting": sampling_steps * (1 - probability) / probability / relative_variance,
+        "n_evaluations_counting": None
+        if not probability
+        else sampling_steps * (1 - probability) / probability / relative_variance,
         "levels": odds.levels,
         "acceptance": odds.acceptance,
         "step_sizes": odds.step_sizes,
@@ -114,20 +121,27 @@ def main() -> None:
         "generate": lambda z: sample_paths(model, z, steps),
         "counter": lambda: model.denoiser.n_evaluations,
     }
-    shape, generator = images.shape[1:], generator_for(SPLITTING_SEED, "prior")
-    prior = draw_prior(shape=shape, n=arguments.prior, generator=generator, **sampler)
+
+    @cache
+    def prior() -> Prior:
+        generator = generator_for(SPLITTING_SEED, "prior")
+        return draw_prior(shape=images.shape[1:], n=arguments.prior, generator=generator, **sampler)
+
     rows = []
     for i in spread(hits, len(counted), arguments.images):
-        begin, generator = time.process_time(), generator_for(SPLITTING_SEED, names[i])
-        odds = estimate_odds(
-            level=along_path(margins[i]), prior=prior, generator=generator, n_chains=arguments.chains, **sampler
-        )
-        row = {"image": names[i], "copies": copies[names[i]], **compared(odds, int(hits[i]), len(counted), steps)}
-        rows.append({**row, "cpu_seconds": time.process_time() - begin})
+        kept = FOLDER / "odds" / f"{names[i]}-{steps}-{arguments.prior}-{arguments.chains}.json"
+        if not kept.is_file():
+            begin, generator = time.process_time(), generator_for(SPLITTING_SEED, names[i])
+            level = along_path(margins[i])
+            odds = estimate_odds(level=level, prior=prior(), generator=generator, n_chains=arguments.chains, **sampler)
+            row = {"image": names[i], "copies": copies[names[i]], **compared(odds, int(hits[i]), len(counted), steps)}
+            write_json(kept, {**row, "cpu_seconds": time.process_time() - begin})
+        rows.append(read_json(kept))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     show(rows)
     within = sum(0.5 <= row["ratio"] <= 2.0 for row in rows)
-    summary = {"within_a_factor_of_2": within, "n_images": len(rows), "prior_n_evaluations": prior.n_evaluations}
+    n_prior = steps * arguments.prior * (1 + N_REPEATS)
+    summary = {"within_a_factor_of_2": within, "n_images": len(rows), "prior_n_evaluations": n_prior}
     print(json.dumps({**vars(arguments), **summary, "images": rows}, indent=2))
 
 
@@ -141,7 +155,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             *(row["image"][:8], str(row["copies"]), f"{row['hits']}/{row['n_counted']}"),
             *(f"{1 / row['counted']:,.0f}", " to ".join(counted)),
             *(f"{1 / row['odds']:,.0f}" if row["odds"] else "inf", " to ".join(odds)),
-            *(f"{row['ratio']:.2f}", f"{row['n_evaluations']:,}", f"{row['n_evaluations_counting']:,.0f}"),
+            *(f"{row['ratio']:.2f}", f"{row['n_evaluations']:,}", f"{row['n_evaluations_counting'] or math.nan:,.0f}"),
         )
     Console(file=sys.stderr, width=160).print(table)
 
