@@ -30,7 +30,7 @@ lint: $(INSTALLED)  ## ruff, mypy --strict, import contracts, sqlfluff
 	$(BIN)/sqlfluff lint sql
 
 test: lint browser  ## The whole suite, with lint, types and import contracts
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 browser:  # the report is opened in a real Chromium; CI has root and Debian, others are told what is missing
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

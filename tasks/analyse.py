@@ -29,6 +29,8 @@ SCORE_NAMES = (
     *(name for name in BASELINE_NAMES if name != "sima"),
 )
 """Scores that are compared, in this order."""
+ALWAYS = ("log_growth", "eps_norm")
+"""Those that are compared even if no image has one, so that the reason is stated."""
 MOST_PIXEL_IMAGES = 5_000
 MOST_PIXEL_BYTES = 2**28
 
@@ -91,7 +93,7 @@ def image_scores(rows: pa.Table) -> ImageScores:
     """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
     alone = pa.array(range(-len(rows), 0), pa.int64())  # an image without near duplicates is a group of its own
     groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
-    present = [name for name in SCORE_NAMES if name in rows.column_names and rows[name].null_count < len(rows)]
+    present = [name for name in SCORE_NAMES if name in ALWAYS or _has_values(rows, name)]
     return ImageScores(
         is_train=np.asarray(rows["split"].to_numpy() == "train"),
         is_control=rows["is_control"].to_numpy(),
@@ -99,6 +101,10 @@ def image_scores(rows: pa.Table) -> ImageScores:
         scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
         groups=groups,
     )
+
+
+def _has_values(rows: pa.Table, name: str) -> bool:
+    return name in rows.column_names and rows[name].null_count < len(rows)
 
 
 def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0) -> Pixels | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def render_report(inputs: ReportInputs) -> str:
     return template.render(
         policy=CONTENT_SECURITY_POLICY,
         run_id=record.get("run_id") or "unknown",
-        model=record.get("model") or "unknown",
+        model=_place(record.get("model") or "unknown"),
         version=(record.get("software") or {}).get("latentprint"),
         threat_model=evidence.get("threat_model"),
         facts=_facts(record),
@@ -198,15 +199,22 @@ def _further(evidence: Mapping[str, Any]) -> list[TableView]:
     return [entries_table(caption, evidence[key]) for key, caption in FURTHER_EVIDENCE.items() if evidence.get(key)]
 
 
+def _place(value: Any) -> Any:
+    """Of an absolute path its name alone, within mappings too: the page is forwarded, and folders tell of their owner."""
+    if isinstance(value, Mapping):
+        return {key: _place(item) for key, item in value.items()}
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+
+
 def _provenance(record: Mapping[str, Any]) -> list[TableView]:
     """What was run, on what, with what: whatever of it the record holds."""
     scoring = record.get("scoring", {})
     identity = {
         "run": record.get("run_id"),
-        "model": record.get("model"),
+        "model": _place(record.get("model")),
         "checkpoint SHA-256": scoring.get("checkpoint_sha256"),
         "manifest digest": record.get("manifest_digest"),
-        "data": record.get("data"),
+        "data": _place(record.get("data")),
     }
     blocks = {
         "Identity": identity,

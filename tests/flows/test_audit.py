@@ -104,7 +104,7 @@ def test_another_parameter_needs_another_directory(prefect: None, audited: Path,
 
 
 def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
-    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+    prefect: None, checkpoint: Path, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run, (train, holdout) = tmp_path / "calibrated", map(str, digit_files)
     parameters = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2)
@@ -133,6 +133,16 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     (run / "calibration.json").unlink()
     score(run, str(checkpoint), parameters, ONE_THREAD)
     assert part_bytes(run) == before
+
+    # a changed data set that reuses this run keeps its calibration, so that all of its scores hold
+    np.save(tmp_path / "fewer.npy", digits[10:60])
+    other = tmp_path / "other"
+    shard(other, str(tmp_path / "fewer.npy"), holdout)
+    score(other, str(checkpoint), parameters, ONE_THREAD, run)
+    assert json.loads((other / "run.json").read_text())["reused"]["n_images"] == 50 + 40
+    assert json.loads((other / "calibration.json").read_text())["calibration"] == calibration
+    known = scores_by_content(run)
+    assert scores_by_content(other).items() <= known.items()
 
 
 def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:

@@ -288,3 +288,13 @@ def test_page_of_a_large_run_with_large_pictures_stays_below_the_cap() -> None:
     html = render_report(inputs)
     assert Page(html).count("img") == 32
     assert 1 * MEGABYTE < len(html.encode()) < 8 * MEGABYTE
+
+
+def test_the_page_names_files_without_the_folders_of_whoever_made_it(inputs: ReportInputs) -> None:
+    record = {**inputs.record, "model": "/home/ann/secret/ddpm", "data": {"sources": {"train": "/home/ann/photos.zip"}}}
+    page = Page(render_report(replace(inputs, record=record)))
+    assert "/home" not in page.text
+    assert "ddpm" in page.text
+    assert "photos.zip" in page.text
+    named = {**inputs.record, "model": "google/ddpm-cat-256"}
+    assert "google/ddpm-cat-256" in Page(render_report(replace(inputs, record=named))).text

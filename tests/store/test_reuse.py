@@ -65,14 +65,14 @@ def test_only_new_contents_are_evaluated_and_old_scores_are_kept_to_the_bit(
     known = dict(zip(before["content_hash"].to_pylist(), before["log_growth"].to_pylist(), strict=True))
     images = np.concatenate([digits[50:57], digits[30:40], digits[10:30], digits[57:60]])
     new = make(tmp_path / "new", images, checkpoint)
-    assert write_reusable(new, old, scoring_of(new)) == 30
-    evaluated, real = [], tasks.scoring.score_batch
+    assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 30
+    evaluated, real = [], tasks.scoring.measure
 
     def counting(model: object, pixels: np.ndarray, names: list[str], *rest: object) -> dict[str, list[object]]:
         evaluated.extend(names)
         return real(model, pixels, names, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tasks.scoring, "score_batch", counting)
+    monkeypatch.setattr(tasks.scoring, "measure", counting)
     found = score_all(new, checkpoint)
     assert len(evaluated) == 10
     assert set(evaluated) == found.keys() - known.keys()
@@ -98,13 +98,13 @@ def test_damaged_and_foreign_parts_are_not_reused(
     metadata = {b"latentprint.provenance": b'{"parameters": {}}'}
     pq.write_table(table.replace_schema_metadata(metadata), second)
     new = make(tmp_path / "new", digits[:40], checkpoint)
-    assert write_reusable(new, old, scoring_of(new)) == 40 - lost
+    assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 40 - lost
 
 
 def test_other_parameters_are_refused(old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path) -> None:
     new = make(tmp_path / "new", digits[:40], checkpoint, ScoreParameters(axes=2, timestep=21))
     with pytest.raises(RunError, match=r"--reuse .*: its scores are of timestep: 20 there, 21 now"):
-        write_reusable(new, old, scoring_of(new))
+        write_reusable(new, old, scoring_of(new), scoring_of(new))
 
 
 def test_through_the_flow_a_run_of_the_same_images_has_the_same_scores_without_the_network(
