@@ -200,7 +200,7 @@ def _further(evidence: Mapping[str, Any]) -> list[TableView]:
 
 
 def _place(value: Any) -> Any:
-    """Of an absolute path its name alone, within mappings too: the page is forwarded, and folders tell of their owner."""
+    """Of an absolute path its name alone, within mappings too: the page is forwarded, and folders tell of people."""
     if isinstance(value, Mapping):
         return {key: _place(item) for key, item in value.items()}
     return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
