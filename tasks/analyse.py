@@ -72,9 +72,17 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         images = warehouse.table("images")
         rows = reported_images(images, warehouse.table("scores"))
         reproductions = judged_reproductions(warehouse, rows)
-    generated = training_record(Path(record["model"])).get("generated")
+    generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
     evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
-    write_json(directory.evidence, {"run_id": record["run_id"], **evidence, "reproductions": reproductions})
+    write_json(
+        directory.evidence,
+        {
+            "run_id": record["run_id"],
+            **evidence,
+            "reproductions": reproductions,
+            "calibration": _calibration(directory),
+        },
+    )
     return dict(evidence["verdict"])
 
 
@@ -153,6 +161,28 @@ def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any]
     judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(warehouse.run.extraction), "judgement": by_score}
+
+
+def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The share of copies that this run counted, as a training record would state it."""
+    if reproductions is None:
+        return None
+    counted, how = reproductions["ratio"], record["extraction"]["parameters"]
+    return {
+        "n_samples": reproductions["n_samples"],
+        "n_copies": counted["n_copies"],
+        "share_of_copies": counted["share"],
+        "interval_95": counted["interval_95"],
+        "rule": f"{counted['rule']}: {counted['threshold']:.3g}",
+        "sampler": f"{how['sampler']}, {how['steps']} steps, seed {how['seed']}",
+        "distinct_training_images_reproduced": counted["n_reproduced_training_images"],
+    }
+
+
+def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
+    """What was chosen, and on how many images, without the fitted numbers."""
+    known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
+    return known and {name: known[name] for name in ("timestep", "n_train", "n_control", "choices")}
 
 
 def training_record(model: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tasks.reporting import formats
 from tasks.reporting.comparisons import comparison_table, comparison_title
 from tasks.reporting.figures import Plot, roc_curves, score_histogram, scores_by_copies
+from tasks.reporting.further import further_evidence
 from tasks.reporting.gallery import gallery
 from tasks.reporting.headline import key_numbers, verdict
 from tasks.reporting.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
@@ -35,15 +36,11 @@ MARTS = {
     "scores_by_split": "Scores by group",
     "scores_by_copies": "Scores by number of copies in the training set",
     "ranking": "Ranking of the training images",
+    "reproductions_by_score": "What came out, by score",
 }
 """Printed in full width, in this order; the other marts have their own places in the page."""
 IDENTIFIERS = frozenset({"shard", "shard_index", "content_hash"})
 """Columns of the ranking that find an image rather than tell about it: left to the Parquet file."""
-FURTHER_EVIDENCE = {
-    "conformal": "Calibrated flags",
-    "blind_baseline": "Blind baseline: pixels alone, no model",
-    "confounders": "Confounders of the score",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class ReportInputs:
     tables: Mapping[str, pa.Table]
     """The marts, by name; ``unit`` and ``description`` of a column are its field's metadata."""
     images: pa.Table
-    """A row a distinct image: sample_id, split, copies, log_growth, eps_norm, is_control, is_usable."""
+    """A row a distinct image: sample_id, split, copies, log_growth, eps_norm, is_control, is_calibration, is_usable."""
     pictures: Mapping[str, NDArray[np.uint8]]
     """sample_id -> pixels, (H, W) or (H, W, 3), of training images from both ends of the ranking."""
 
@@ -75,7 +72,7 @@ def render_report(inputs: ReportInputs) -> str:
         model=_place(record.get("model") or "unknown"),
         version=(record.get("software") or {}).get("latentprint"),
         threat_model=evidence.get("threat_model"),
-        facts=_facts(record),
+        facts=_facts(record, evidence),
         verdict=verdict(evidence),
         key_numbers=key_numbers(evidence),
         limits=list(evidence.get("limits", ())),
@@ -84,7 +81,7 @@ def render_report(inputs: ReportInputs) -> str:
         generated=evidence.get("generated"),
         reproductions=_reproductions(evidence.get("generated")),
         comparisons=_comparisons(evidence.get("comparisons", {})),
-        further=_further(evidence),
+        further=further_evidence(evidence),
         summary=_summary(tables),
         marts=_marts(tables),
         rejects=_rejects(tables),
@@ -100,7 +97,8 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     copies = usable["copies"].to_numpy().astype(np.int64)
     growth, eps_norm = (usable[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
     scores = {"log growth": growth, "−‖ε‖₂": -eps_norm}
-    repeated, single = is_train & (copies > 1), is_train & (copies == 1)
+    compared = ~usable["is_calibration"].to_numpy()
+    repeated, single = compared & is_train & (copies > 1), compared & is_train & (copies == 1)
     bins = tables.get("score_histogram")
     drawn = [
         None if bins is None else score_histogram(bins, growth[is_train], growth[is_control]),
@@ -108,7 +106,7 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
         roc_curves(
             "roc-holdout",
             "ROC: trained against held out",
-            {label: (values[is_train], values[is_control]) for label, values in scores.items()},
+            {label: (values[compared & is_train], values[compared & is_control]) for label, values in scores.items()},
             "trained",
             "held-out",
         ),
@@ -143,7 +141,7 @@ def environment() -> Environment:
     return environment
 
 
-def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+def _facts(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, str]:
     """What was looked at, in a few words each."""
     counts = record.get("images", {})
     facts = {
@@ -151,6 +149,12 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
         for split, label in SPLITS.items()
         if split in counts
     }
+    calibration = evidence.get("calibration")
+    if calibration:
+        facts["Calibrated apart"] = (
+            "timestep {timestep}, chosen on {n_train:,} trained and {n_control:,} held-out images "
+            "that are in no comparison".format(**calibration)
+        )
     checksum = record.get("scoring", {}).get("checkpoint_sha256")
     return facts | ({"Checkpoint, SHA-256": f"{checksum[:16]}…"} if checksum else {})
 
@@ -193,10 +197,6 @@ def _marts(tables: Mapping[str, pa.Table]) -> list[TableView]:
 def _rejects(tables: Mapping[str, pa.Table]) -> TableView | None:
     rejects = tables.get("rejects_by_reason")
     return mart_table("rejects_by_reason", rejects, "Rejected items by reason") if rejects is not None else None
-
-
-def _further(evidence: Mapping[str, Any]) -> list[TableView]:
-    return [entries_table(caption, evidence[key]) for key, caption in FURTHER_EVIDENCE.items() if evidence.get(key)]
 
 
 def _place(value: Any) -> Any:

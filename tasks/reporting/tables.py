@@ -83,7 +83,7 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _flat(value, f"{name}: ")
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(setting, value))
-        elif value is not None:
+        elif value is not None and value != "":
             yield name, setting(value)
 
 

@@ -18,8 +18,21 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from tasks.evidence.assessment import Pixels, assess
+from tasks.evidence.judgement import judge
+from tasks.reporting.further import further_evidence
 from tasks.reporting.html import ReportInputs, render_report
-from tests.reporting.synthetic import HOSTILE, Images, Rejected, Run, few_images, marts, planted
+from tests.reporting.synthetic import (
+    HOSTILE,
+    Images,
+    Rejected,
+    Run,
+    blob,
+    few_images,
+    marts,
+    planted,
+    typical_run,
+)
 
 MEGABYTE = 10**6
 
@@ -270,6 +283,28 @@ def test_further_evidence_is_printed_where_there_is_some(inputs: ReportInputs, p
     evidence = {**without, "blind_baseline": {"auc": {"value": 0.5123, "interval_95": [0.47, 0.55]}}}
     shown = Page(render_report(replace(inputs, evidence=evidence)))
     assert {"Further evidence", "auc: value", "0.5123", "0.47, 0.55"} <= set(shown.texts)
+
+
+def test_confounders_and_judged_scores_are_tables_of_one_row_each(inputs: ReportInputs) -> None:
+    scores = typical_run().scores()
+    images = np.stack([blob((12, 12), seed) for seed in range(len(scores.copies))])
+    evidence = assess(scores, None, Pixels(np.arange(len(images)), images, images[scores.is_train]))
+    hits = np.where(scores.copies > 4, 6, 0)[scores.is_train]
+    growth = {"log_growth": scores.scores["log_growth"][scores.is_train]}
+    judged = {name: judgement.as_dict() for name, judgement in judge(growth, hits, 1_000).items()}
+    tables = further_evidence({**evidence, "reproductions": {"judgement": judged}})
+    by_caption = {table.caption: table for table in tables}
+    confounders = by_caption["Confounders of the score"].rows
+    assert [row[0] for row in confounders] == [
+        *("nearest distance", "local density", "brightness", "contrast", "total variation", "compressed size", "copies")
+    ]
+    copies = evidence["confounders"]["correlations_trained"]["copies"]
+    assert confounders[-1][2].startswith(f"{copies['value']:.3f} (")
+    assert copies["value"] > 0.3  # growth was drawn to rise with copies
+    (judgement,) = by_caption["Scores judged by what came out"].rows
+    expected = roc_auc_score(hits > 0, growth["log_growth"])
+    assert judgement[:2] == ("log growth", judgement[1])
+    assert judgement[1].startswith(f"{expected:.3f} (")
 
 
 def test_page_of_a_large_run_with_large_pictures_stays_below_the_cap() -> None:
