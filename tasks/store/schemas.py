@@ -248,7 +248,7 @@ ODDS = pa.schema(
     [
         _SAMPLE_ID,
         _CONTENT_HASH,
-        _field("rank", pa.int64(), "its rank by log_growth; 1 is the most easily reproduced"),
+        _field("rank", pa.int64(), "its rank by log_growth; 1 is the most easily reproduced", "ordinal"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
         _field(
             "log_probability",
@@ -266,9 +266,14 @@ ODDS = pa.schema(
         ),
         _field("log_probability_high", pa.float64(), "its 95% interval over repeats, upper bound", "nats"),
         _field("one_in", pa.string(), "the same in words"),
-        _field("n_levels", pa.int32(), "levels that the splitting took, the event itself included"),
+        _field("n_levels", pa.int32(), "levels that the splitting took, the event itself included", "levels"),
         _field("acceptance", pa.float64(), "mean share of accepted moves; null: no moves", "1", nullable=True),
-        _field("n_evaluations", pa.int64(), "network evaluations spent on this image, beyond the plain samples"),
+        _field(
+            "n_evaluations",
+            pa.int64(),
+            "network evaluations spent on this image, beyond the plain samples",
+            "evaluations",
+        ),
         _field("rule", pa.string(), "what counts as a reproduction: ratio (Yoon et al. 2023), l2 in pixels"),
         _field("threshold", pa.float64(), "of that rule: nearest distance / second nearest is below it", "1"),
         _field(
@@ -276,11 +281,16 @@ ODDS = pa.schema(
             pa.bool_(),
             "does the sampler give the image back from its own latent, by DDIM inversion? shows that it can happen",
         ),
-        _field("steps", pa.int32(), "DDIM steps of the sampler"),
-        _field("seed", pa.int64(), "seed of latents and chains"),
-        _field("n_repeats", pa.int32(), "independent repeats that estimate and interval come from"),
+        _field("steps", pa.int32(), "DDIM steps of the sampler", "steps"),
+        _field("seed", pa.int64(), "seed of latents and chains", "number"),
+        _field("n_repeats", pa.int32(), "independent repeats that estimate and interval come from", "repeats"),
         _field("n_prior", pa.int32(), "plain samples in each of them, shared by the images of a run", "images"),
-        _field("n_evaluations_prior", pa.int64(), "network evaluations spent on all plain samples, once a run"),
+        _field(
+            "n_evaluations_prior",
+            pa.int64(),
+            "network evaluations spent on all plain samples, once a run",
+            "evaluations",
+        ),
     ]
 )
 
@@ -288,6 +298,7 @@ TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
     "manifest": MANIFEST,
     "matches": MATCHES,
+    "odds": ODDS,
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,
     "scores": SCORES,

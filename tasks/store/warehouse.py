@@ -410,6 +410,7 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
         "calibration": [run.calibration_images],
         "manifest": [run.manifest],
         "matches": sorted(run.matches.glob("part-*.parquet")),
+        "odds": [run.odds],
         "rejects": [run.rejects],
         "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
         "scores": sorted(run.scores.glob("part-*.parquet")),
