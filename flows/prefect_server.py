@@ -58,6 +58,7 @@ def configure_environment() -> None:
 @contextmanager
 def prefect_server() -> Iterator[None]:
     """Run the block against a Prefect API, starting a server for it if none is configured."""
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     if PREFECT_API_URL.value():
@@ -68,6 +69,7 @@ def prefect_server() -> Iterator[None]:
         with temporary_settings({PREFECT_API_URL: url}):
             os.environ["PREFECT_API_URL"] = url
             yield
+            APILogWorker.drain_all(timeout=5)  # what is still queued would complain once the server is gone
             time.sleep(1.5)  # the recorder flushes its last task runs every second
     except (SystemExit, KeyboardInterrupt):
         server.kill()  # to stop by itself takes it longer than a user, or a machine that shuts down, will wait
