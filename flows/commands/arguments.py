@@ -1,0 +1,39 @@
+"""Arguments that several commands take, and how they print what they found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="latentprint",
+    help="How easily does a diffusion model give its training images back? Start with: latentprint demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SOURCE_HELP = (
+    "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
+    "MNIST idx(.gz), or an s3:// URL of these."
+)
+Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
+Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
+Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
+Out = Annotated[Path, typer.Option(help="Run directory; an interrupted run in it continues.")]
+Run = Annotated[Path, typer.Option(help="An existing run directory.")]
+Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")]
+
+
+def show(result: dict[str, Any], as_json: bool, *lines: str) -> None:
+    """The result as JSON, or in words."""
+    if as_json:
+        print(json.dumps(result, indent=2, default=str))
+    else:
+        print("\n".join(lines))

@@ -1,0 +1,171 @@
+"""The commands that run the pipeline, whole or step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, Device, Holdout, Model, Out, Reuse, Run, Threads, Train, app, show
+from flows.options import with_options
+from flows.prefect_server import prefect_server
+from tasks.parameters import (
+    ComputeParameters,
+    ExtractParameters,
+    ScoreParameters,
+    ShardParameters,
+    TrainParameters,
+)
+
+PROJECT = Path(__file__).resolve().parents[2]
+DEMO = PROJECT / "infra" / "demo"
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
+    """Audit the bundled model and images, end to end; ends with the report's path."""
+    from flows.audit import audit as flow
+
+    with prefect_server():
+        headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"))
+    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+
+
+@app.command()
+@with_options
+def doctor(
+    model: Model,
+    train: Train,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    holdout: Holdout = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Check inputs, checkpoint, device, memory and disk, and estimate the time; exit code 2 if a run would fail.
+
+    Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
+    """
+    from flows.doctor import doctor as examine
+    from flows.doctor import print_checks
+
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    result = examine(model, sources, scoring, compute, out)
+    if as_json:
+        show(result, as_json)
+    else:
+        print_checks(result["checks"])
+    if not result["ready"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+@with_options
+def audit(
+    model: Model,
+    train: Train,
+    out: Out,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    sharding: ShardParameters,
+    holdout: Holdout = None,
+    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)] = 0,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shard, score, analyse and report: everything, resumable.
+
+    Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
+    """
+    from flows.audit import audit as flow
+
+    extraction = ExtractParameters(samples=extract) if extract else None
+    with prefect_server():
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse)
+    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+
+
+@app.command()
+@with_options
+def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = None, as_json: AsJson = False) -> None:
+    """Turn images into deterministic WebDataset shards and a manifest."""
+    from flows.shard import shard as flow
+    from tasks.store.run import RunDirectory
+
+    with prefect_server():
+        flow(out, train, holdout, sharding)
+    record = RunDirectory(out).read_record()
+    counts = ", ".join(f"{name}: {n['samples']} ({n['distinct']} distinct)" for name, n in record["images"].items())
+    show({"run": str(out), **record}, as_json, f"{out}: {counts}")
+
+
+@app.command()
+@with_options
+def score(
+    run: Run,
+    model: Model,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    reuse: Reuse = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score every distinct image of a sharded run."""
+    from flows.score import score as flow
+
+    with prefect_server():
+        run_id = flow(run, model, scoring, compute, reuse)
+    show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
+
+
+@app.command()
+@with_options
+def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
+    """Generate images with the scored model and count which training images come out; resumable.
+
+    Example: latentprint extract --run runs/demo --samples 4096
+    """
+    from flows.extract import extract as flow
+
+    with prefect_server():
+        summary = flow(run, extraction, compute)
+    copies, (low, high) = summary["ratio"], summary["ratio"]["interval_95"]
+    line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
+    line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"
+    show({"run": str(run), **summary}, as_json, line)
+
+
+@app.command()
+def report(run: Run, as_json: AsJson = False) -> None:
+    """Check, analyse and report a scored run again."""
+    from flows.report import report as flow
+
+    with prefect_server():
+        headline = flow(run)
+    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+
+
+@app.command()
+@with_options
+def train(
+    data: Annotated[str, typer.Option(help="Training images, any source that audit takes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the DDPMPipeline; an interrupted training continues.")],
+    training: TrainParameters,
+    device: Device = "auto",
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train the reference model: a small diffusers UNet2DModel with DDPMScheduler, AdamW and EMA."""
+    import torch
+
+    from flows.train import train as flow
+    from tasks.devices import devices_for, threads_for
+
+    compute = ComputeParameters(devices=(device,), threads=threads)
+    devices = devices_for(compute)
+    torch.set_num_threads(threads_for(compute, devices))
+    with prefect_server():
+        record = flow(data, out, training, devices[0])
+    copies = record.get("generated", {})
+    share = f", {copies['n_copies']} of {copies['n_samples']} samples are copies" if copies else ""
+    show(record, as_json, f"{out}: trained for {training.n_steps} steps{share}")

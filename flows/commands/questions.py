@@ -1,0 +1,65 @@
+"""The commands that ask a run."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import app, show
+
+
+class OutputFormat(StrEnum):
+    """Formats of ``latentprint sql``."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+@app.command()
+def sql(
+    query: Annotated[str | None, typer.Argument(help="One SELECT; without any, a shell.", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Option(help="The run to ask.")] = None,
+    runs: Annotated[list[str], typer.Option(help="Many: 'runs/*'; each relation has a column run.")] = [],  # noqa: B006
+    file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
+    saved: Annotated[str | None, typer.Option("--query", help="A saved question, by its name.")] = None,
+    queries: Annotated[bool, typer.Option("--queries", help="List the saved questions.")] = False,
+    format: Annotated[OutputFormat, typer.Option(help="How to write the rows.")] = OutputFormat.table,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write there, not to standard output; needed for parquet.")] = None,
+    timeout: Annotated[float, typer.Option(help="Stop the query after this many seconds.", min=0.001)] = 60.0,
+    tables: Annotated[bool, typer.Option("--tables", help="List the relations and their columns.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write every relation to a DuckDB file.")] = None,
+) -> None:
+    """Ask a run, or many, in SQL (DuckDB, read-only).
+
+    Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
+    """
+    from flows.ask import ask, converse, list_relations, open_warehouse, saved_query
+    from flows.ask import export as write_export
+    from flows.shell import list_queries
+
+    if queries:
+        list_queries()
+        return
+    if sum(map(bool, (query, file, saved, tables, export))) > 1:
+        raise typer.BadParameter("one query is needed: as an argument, with --file or with --query (or see --tables)")
+    output = OutputFormat.json if as_json else format
+    with open_warehouse(run, runs, timeout) as warehouse:
+        if tables:
+            list_relations(warehouse)
+        elif export:
+            write_export(warehouse, export)
+            show({"export": str(export)}, as_json, f"{export}: written")
+        elif query or file or saved:
+            text = query or (file.read_text(encoding="utf-8") if file else saved_query(str(saved)))
+            ask(warehouse, text, output.value, out)
+        elif sys.stdin.isatty():
+            converse(warehouse, output.value)
+        else:
+            ask(warehouse, sys.stdin.read(), output.value, out)

@@ -1,0 +1,79 @@
+"""The commands that decide and check; their exit codes tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, Run, app, show
+
+
+@app.command()
+def gate(
+    run: Annotated[Path | None, typer.Option(help="The run to decide on; its evidence.json is read.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier run, for the limits on an increase.")] = None,
+    max_auc: Annotated[float | None, typer.Option(help="AUC, trained against held out; 0.5 is chance.")] = None,
+    max_flag_rate: Annotated[float | None, typer.Option(help="Flagged, of the training images [of 1].")] = None,
+    max_memorized_share: Annotated[float | None, typer.Option(help="Copies, of the generated images [of 1].")] = None,
+    max_odds: Annotated[float | None, typer.Option(help="Chance that a sample is the worst image [of 1].")] = None,
+    max_auc_increase: Annotated[float | None, typer.Option(help="AUC above the baseline's.")] = None,
+    max_flag_rate_increase: Annotated[float | None, typer.Option(help="Flag rate above the baseline's.")] = None,
+    max_memorized_share_increase: Annotated[float | None, typer.Option(help="Share above the baseline's.")] = None,
+    min_controls: Annotated[int, typer.Option(help="Fewest images of either group, 30 or more.")] = 30,
+    waivers: Annotated[Path | None, typer.Option(help="TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Verdict as JSON; default RUN/verdict.json.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML; default RUN/junit.xml.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Summary for a pull request.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Prove that a known-bad run is blocked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pass or block a checkpoint: exit 0 pass, 1 fail, 2 usage or input error, 3 inconclusive.
+
+    Limits are held against the bounds of 95% intervals. Missing, non-finite or too few numbers are inconclusive.
+
+    Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
+    """
+    from flows.gate import gate as decide
+    from flows.gate import rehearse
+    from tasks.reporting.gate import Limits
+    from tasks.reporting.gate_formats import lines
+
+    limits = Limits(
+        max_auc=max_auc,
+        max_flag_rate=max_flag_rate,
+        max_memorized_share=max_memorized_share,
+        max_odds=max_odds,
+        max_auc_increase=max_auc_increase,
+        max_flag_rate_increase=max_flag_rate_increase,
+        max_memorized_share_increase=max_memorized_share_increase,
+        min_controls=min_controls,
+    )
+    if self_test:
+        tried = [(case, verdict.outcome, verdict.outcome == case.expected) for case, verdict in rehearse(limits)]
+        rows = [
+            {"run": case.name, "expected": case.expected, "outcome": outcome, "ok": ok} for case, outcome, ok in tried
+        ]
+        shown = ["{run:<28} {outcome:<13} {expected} expected".format(**row) for row in rows]
+        show({"self_test": rows}, as_json, *shown)
+        raise typer.Exit(0 if all(row["ok"] for row in rows) else 1)
+    if run is None:
+        raise typer.BadParameter("--run is needed (or --self-test)")
+    verdict = decide(run, limits, baseline, waivers, out, junit, markdown)
+    show(verdict.as_dict(), as_json, *lines(verdict))
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Make every hash of a run again and say what differs; exit code 1 if anything does."""
+    from flows.verify import verify as work
+
+    result = work(run)
+    differences = result["differences"]
+    lines = [": ".join(filter(None, difference.values())) for difference in differences]
+    summary = f"{run}: {result['shards']} shards and {result['parts']} parts verified, {len(differences)} differences"
+    show(result, as_json, *lines, summary)
+    if differences:
+        raise typer.Exit(1)
