@@ -3,8 +3,6 @@
 check inputs -> shard (train, holdout) -> score -> (extract) -> report
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 tars of samples -> a device's worker process each -> samples/*.tar -> matches/ -> reproductions/ -> extraction.json
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 ranking, shards, checkpoint -> plain samples, shared -> multilevel splitting, image by image -> odds.parquet
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

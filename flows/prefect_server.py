@@ -56,15 +56,16 @@ def configure_environment() -> None:
 
 
 @contextmanager
-def prefect_server() -> Iterator[None]:
-    """Run the block against a Prefect API, starting a server for it if none is configured."""
+def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
+    """Run the block against a Prefect API, starting a server for it if none is configured; ``scheduler``: one that
+    starts the runs of deployments when their time has come."""
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     if PREFECT_API_URL.value():
         yield
         return
-    server, url = _start()
+    server, url = _start(scheduler)
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             os.environ["PREFECT_API_URL"] = url
@@ -84,7 +85,7 @@ def prefect_server() -> Iterator[None]:
             server.wait()
 
 
-def _start() -> tuple[subprocess.Popen[bytes], str]:
+def _start(scheduler: bool) -> tuple[subprocess.Popen[bytes], str]:
     """Start uvicorn and wait for its health; one start at a time, since all migrate the same database."""
     home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
     home.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,12 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
         port = _free_port()
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
         options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-        environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+        environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_FINAL": "1"}
+        if not scheduler:
+            environment["PREFECT__SERVER_EPHEMERAL"] = "1"
         server = subprocess.Popen(
             [*command, *options],
-            env={**environment, "PREFECT__SERVER_FINAL": "1"},
+            env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=die_with_parent,

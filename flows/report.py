@@ -3,8 +3,6 @@
 sql/checks (must find nothing) -> sql/marts -> tables/*.parquet -> evidence.json -> report.html -> Prefect artifact
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

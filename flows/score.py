@@ -3,8 +3,6 @@
 manifest -> calibration on some -> groups of shards -> a device's worker process each, or Ray's -> scores/part-*.parquet
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

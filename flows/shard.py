@@ -3,8 +3,6 @@
 source of each split -> shards/SPLIT-*.tar + rows   -> manifest.parquet, rejects.parquet
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from prefect import flow

@@ -3,8 +3,6 @@
 settings -> a device's worker process each -> sweep/part-*.parquet -> sql/marts/sweep_summary -> sweep.html
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

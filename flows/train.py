@@ -3,8 +3,6 @@
 load -> fit (resumes) -> DDPMPipeline folder -> generate -> match -> training.json
 """
 
-from __future__ import annotations
-
 import platform
 from importlib.metadata import version
 from pathlib import Path

@@ -18,6 +18,7 @@ from tasks.parameters import (
     TrainParameters,
 )
 
+Extract = Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)]
 PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
 
@@ -70,7 +71,7 @@ def audit(
     compute: ComputeParameters,
     sharding: ShardParameters,
     holdout: Holdout = None,
-    extract: Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)] = 0,
+    extract: Extract = 0,
     reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,6 +85,30 @@ def audit(
     with prefect_server():
         headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+
+
+@app.command()
+@with_options
+def serve(
+    model: Model,
+    train: Train,
+    runs: Annotated[Path, typer.Option(help="Folder for the runs; each gets a directory by its scheduled time.")],
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    sharding: ShardParameters,
+    holdout: Holdout = None,
+    extract: Extract = 0,
+    cron: Annotated[str, typer.Option(help="When, UTC: minute, hour, day, month, weekday.")] = "0 3 * * 1",
+) -> None:
+    """Audit on a schedule, until stopped; images that an earlier run has scored are not scored again.
+
+    Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
+    """
+    from flows.scheduled import serve as wait_and_run
+
+    extraction = ExtractParameters(samples=extract) if extract else None
+    with prefect_server(scheduler=True):
+        wait_and_run(cron, model, train, runs, holdout, scoring, compute, sharding, extraction)
 
 
 @app.command()

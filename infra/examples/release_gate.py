@@ -8,8 +8,6 @@ directory: ``infra/examples/verdict_automation.yaml`` notifies on those events a
     python -m infra.examples.release_gate MODEL TRAIN HOLDOUT RUN RELEASED
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -65,6 +65,21 @@ def write_reusable(
     return int(pq.read_metadata(run.reusable).num_rows)
 
 
+def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -> Path | None:
+    """The last by name of the runs in ``runs`` that were scored whole with this checkpoint and these parameters.
+
+    Args:
+        scoring: checkpoint and parameters, as claimed in a run's ``run.json``.
+        other_than: a run that is not asked for.
+    """
+    for path in sorted(runs.glob("*/run.json"), reverse=True):
+        record = RunDirectory(path.parent).read_record()
+        whole = record.get("scoring_status", {}).get("state") == "complete"
+        if whole and record.get("scoring") == scoring and path.parent != other_than:
+            return path.parent
+    return None
+
+
 def reusable_scores(run: RunDirectory, shard: str) -> dict[str, dict[str, Any]]:
     """Content hash -> score columns, of the shard's images that another run has scored; empty where none is reused."""
     if not run.reusable.exists():

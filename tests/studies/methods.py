@@ -4,7 +4,7 @@
 
 What is chosen (timestep, angle, weights) is chosen on one half of the images and reported on the other, both ways
 round; within each half the scores are ranked, and the ranks of the two halves put together. Prints a table and writes
-``.study/methods-NAME.json``.
+``tests/studies/results/methods-NAME.json``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.statistics import Array, auc, auc_interval, spearman
 from tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
-from tests.studies.models import FOLDER, MODELS
+from tests.studies.models import FOLDER, MODELS, RESULTS
 
 TIMESTEPS = (5, 20, 50, 100, 200)
 N_AXES = 30
@@ -280,7 +279,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in parser.parse_args().models:
         rows = judged(name)
-        write_json(Path(FOLDER) / f"methods-{name}.json", {"rows": rows})
+        RESULTS.mkdir(exist_ok=True)
+        write_json(RESULTS / f"methods-{name}.json", {"rows": rows})
         table = Table(*(key for key in rows[0] if key != "model"), title=name)
         for row in rows:
             table.add_row(*(_cell(value) for key, value in row.items() if key != "model"))

@@ -26,6 +26,8 @@ from tasks.train import count_copies, fit
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / ".study"
+RESULTS = Path(__file__).parent / "results"
+"""What the studies found, kept with the code; the README quotes it."""
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
 

@@ -1,0 +1,68 @@
+"""The audit on a schedule: each run in a directory of its own, only what changed is scored again.
+
+newest finished run of the same checkpoint and parameters -> audit RUNS/<scheduled time> with its scores
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.types.entrypoint import EntrypointType
+
+from flows.audit import audit, check_inputs_task
+from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from tasks.store.reuse import newest_scored
+
+
+@flow(name="scheduled-audit")
+def scheduled_audit(
+    model: str,
+    train: str,
+    runs: Path,
+    holdout: str | None = None,
+    scoring: ScoreParameters = ScoreParameters(),
+    compute: ComputeParameters = ComputeParameters(),
+    sharding: ShardParameters = ShardParameters(),
+    extraction: ExtractParameters | None = None,
+) -> dict[str, Any]:
+    """Audit into ``runs``/<scheduled time, UTC>; returns the headline. Started again, the same run continues."""
+    run = runs / f"{flow_run.scheduled_start_time:%Y-%m-%dT%H%M%SZ}"
+    parameters = scoring.model_dump(mode="json")
+    known = {"checkpoint_sha256": checkpoint_sha256(resolve(model)), "parameters": parameters}
+    reuse = newest_scored(runs, known, other_than=run)
+    return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse)
+
+
+def serve(
+    cron: str,
+    model: str,
+    train: str,
+    runs: Path,
+    holdout: str | None,
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    sharding: ShardParameters,
+    extraction: ExtractParameters | None,
+) -> None:
+    """Register the deployment ``scheduled-audit/latentprint`` and start its runs when they are due, until stopped.
+
+    Raises:
+        SourceError, CheckpointError, ParametersError: a run could not succeed.
+    """
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
+    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    check_inputs_task.fn(resolve(model), sources, scoring, extraction)
+    parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
+    options = {"scoring": scoring, "compute": compute, "sharding": sharding, "extraction": extraction}
+    scheduled_audit.serve(
+        name="latentprint",
+        cron=cron,
+        parameters=parameters | {name: value and value.model_dump(mode="json") for name, value in options.items()},
+        limit=1,
+        pause_on_shutdown=False,
+        print_starting_message=False,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
