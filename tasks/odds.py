@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from prefect import task
@@ -17,8 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from tasks.checks import ParametersError
-from tasks.datasets.shards import read_shard
-from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser, resolve
+from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.noise import generator_for
 from tasks.diffusion.odds import (
     N_REPEATS,
@@ -34,11 +32,13 @@ from tasks.diffusion.odds import (
 from tasks.diffusion.probability_flow import invert
 from tasks.diffusion.sampling import ddim_path, from_pixels
 from tasks.diffusion.schedule import spaced_timesteps
+from tasks.extract import scored_model
 from tasks.parameters import OddsParameters
 from tasks.progress import Progress
+from tasks.reproductions import TrainingImages
 from tasks.scoring import auto_batch_size
 from tasks.store.files import atomic_path
-from tasks.store.run import RunDirectory, RunError
+from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
 from tasks.store.warehouse import Warehouse
 
@@ -82,9 +82,11 @@ class Sampler:
 def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[str, Any]]:
     """Write odds.parquet; returns its rows."""
     directory = RunDirectory(run)
-    model = _scored_model(directory, device)
+    model = load_denoiser(str(scored_model(directory)[0]), device)
     _check(parameters, model.schedule.n_timesteps)
-    names, images = distinct_training_images(directory)
+    training = TrainingImages(directory, "pixel")
+    names = training.rows["content_hash"].to_pylist()
+    images = from_pixels(torch.from_numpy(np.stack(list(training.pixels()))))
     with Warehouse(directory) as warehouse:
         top = warehouse.table("ranking").slice(0, parameters.top).to_pylist()
     sampler = Sampler(model, parameters.steps)
@@ -152,28 +154,3 @@ def _columns(odds: Odds) -> dict[str, Any]:
         "acceptance": sum(odds.acceptance) / len(odds.acceptance) if odds.acceptance else None,
         "n_evaluations": odds.n_evaluations,
     }
-
-
-def _scored_model(directory: RunDirectory, device: str) -> LoadedModel:
-    record = directory.read_record()
-    if "model" not in record:
-        raise RunError(f"{directory.path} is not scored yet: run 'latentprint score' first")
-    folder = resolve(record["model"])
-    if checkpoint_sha256(folder) != record["scoring"]["checkpoint_sha256"]:
-        raise CheckpointError(f"{folder} changed since the run was scored: put it back, or start another run")
-    return load_denoiser(str(folder), device)
-
-
-def distinct_training_images(directory: RunDirectory) -> tuple[list[str], Tensor]:
-    """Content hashes and pixels, float32 (n, C, H, W) in [-1, 1], of every distinct one: all of them in memory."""
-    columns = ["shard", "shard_index", "content_hash"]
-    is_first = (pc.field("split") == "train") & (pc.field("occurrence") == 0)
-    rows = pq.read_table(directory.manifest, columns=columns, filters=is_first).to_pylist()
-    wanted = {(row["shard"], row["shard_index"]): row["content_hash"] for row in rows}
-    names, pixels = [], []
-    for shard in sorted({row["shard"] for row in rows}):
-        for index, image in enumerate(read_shard(directory.shards / shard)):
-            if (shard, index) in wanted:
-                names.append(wanted[shard, index])
-                pixels.append(np.atleast_3d(image).transpose(2, 0, 1))
-    return names, from_pixels(torch.from_numpy(np.stack(pixels)))

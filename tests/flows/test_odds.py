@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,8 +14,8 @@ import torch
 from flows.audit import audit
 from flows.odds import odds
 from tasks.diffusion.odds import N_REPEATS
-from tasks.odds import distinct_training_images
 from tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
+from tasks.reproductions import TrainingImages
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
 from tests.conftest import Latentprint
@@ -50,7 +51,11 @@ def test_odds_of_the_first_ranks_are_written_with_what_they_cost(audited: Path) 
 
 
 def test_every_distinct_training_image_is_a_reference_once(audited: Path) -> None:
-    names, images = distinct_training_images(RunDirectory(audited))
+    training = TrainingImages(RunDirectory(audited), "pixel")
+    names, images = (
+        training.rows["content_hash"].to_pylist(),
+        torch.from_numpy(np.stack(list(training.pixels()))) / 127.5,
+    )
     assert len(names) == len(set(names)) == 60  # of 80, 20 are repeats; the 40 held out are none
     assert images.shape == (60, 1, 8, 8)
     distances = torch.cdist(images.flatten(1), images.flatten(1)) + 9.0 * torch.eye(60)
