@@ -69,7 +69,7 @@ class TrainingImages:
     @cached_property
     def features(self) -> Embedded:
         """What distances are measured between, (m, d)."""
-        return Embedded(_on_disk(self.directory, self._pixels(), self.rows.num_rows), EMBEDDINGS[self.embedding])
+        return Embedded(_on_disk(self.directory, self.pixels(), self.rows.num_rows), EMBEDDINGS[self.embedding])
 
     @cached_property
     def mean_distances(self) -> NDArray[np.float64]:
@@ -90,7 +90,12 @@ class TrainingImages:
             yield str(shard), slice(begin, end)
             begin = end
 
-    def _pixels(self) -> Iterator[Pixels]:
+    def pixels(self) -> Iterator[Pixels]:
+        """Each of them, (C, H, W), in the order of the rows.
+
+        Raises:
+            SourceError: a shard lacks some.
+        """
         for shard, rows in self.by_shard():
             wanted = set(self.rows["shard_index"].slice(rows.start, rows.stop - rows.start).to_pylist())
             for index, pixels in enumerate(read_shard(self.directory.shards / shard)):
