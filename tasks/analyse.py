@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -72,8 +74,9 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         images = warehouse.table("images")
         rows = reported_images(images, warehouse.table("scores"))
         reproductions = judged_reproductions(warehouse, rows)
+        hits = counted_hits(warehouse, rows)
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
-    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
+    evidence = assess(replace(image_scores(rows), hits=hits), generated, sampled_pixels(directory.shards, rows, images))
     write_json(
         directory.evidence,
         {
@@ -108,6 +111,7 @@ def image_scores(rows: pa.Table) -> ImageScores:
         copies=rows["copies"].to_numpy().astype(np.int64),
         scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
         groups=groups,
+        names=np.asarray(rows["sample_id"].to_pylist(), dtype=object),
     )
 
 
@@ -161,6 +165,15 @@ def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any]
     judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(warehouse.run.extraction), "judgement": by_score}
+
+
+def counted_hits(warehouse: Warehouse, rows: pa.Table) -> NDArray[np.float64] | None:
+    """How often each of the rows came out, NaN for those that were not looked for; None where nothing was extracted."""
+    if not warehouse.run.extraction.exists():
+        return None
+    counted = warehouse.table("reproductions").select(["sample_id", "hits"]).to_pydict()
+    hits = dict(zip(counted["sample_id"], counted["hits"], strict=True))
+    return np.array([hits.get(name, np.nan) for name in rows["sample_id"].to_pylist()], dtype=np.float64)
 
 
 def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any] | None:
