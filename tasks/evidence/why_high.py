@@ -102,7 +102,12 @@ def why_high(
         "regression_controls": regression(is_control, {}),
         "regression_trained": regression(is_train, {"log2_copies": np.log2(copies)}),
         "top_controls": top_controls(growth, properties, is_train, is_control, groups, names, seed).as_dict(),
-        "adjusted_against_raw": _adjusted_against_raw(growth, adjusted, hits, is_train, groups, seed),
+        "adjusted_against_raw": {
+            "hits": _adjusted_against_raw(growth, adjusted, hits, is_train, groups, seed),
+            "membership": _adjusted_against_raw(
+                growth, adjusted, is_train.astype(np.float64), is_train | is_control, groups, seed
+            ),
+        },
     }
 
 
@@ -179,15 +184,15 @@ def _described(
 def _adjusted_against_raw(
     growth: Array,
     adjusted: Array | None,
-    hits: Array | None,
-    is_train: NDArray[np.bool_],
+    outcomes: Array | None,
+    chosen: NDArray[np.bool_],
     groups: NDArray[Any] | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Does the adjusted score predict the hits of the training images better? Paired, on the same resamples."""
-    if adjusted is None or hits is None:
+    """Does the adjusted score predict the outcome better than the raw one? Paired, on the same resamples."""
+    if adjusted is None or outcomes is None:
         lacking = "no model of the confounders" if adjusted is None else "nothing was generated"
         return {"status": "not computable", "reason": f"{lacking}, so there is nothing to hold the scores against"}
-    counted = is_train & np.isfinite(hits)
+    counted = chosen & np.isfinite(outcomes)
     labels = None if groups is None else groups[counted]
-    return compare_predictions(growth[counted], adjusted[counted], hits[counted], labels, seed).as_dict()
+    return compare_predictions(growth[counted], adjusted[counted], outcomes[counted], labels, seed).as_dict()

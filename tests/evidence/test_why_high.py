@@ -72,7 +72,7 @@ def test_the_regressions_find_the_coefficients_that_were_planted() -> None:
 
 
 def test_adjusting_predicts_the_hits_better_where_the_confounder_hid_them() -> None:
-    found = analysed(planted(2))["adjusted_against_raw"]
+    found = analysed(planted(2))["adjusted_against_raw"]["hits"]
     assert found["conclusion"] == "better"
     assert found["n"] == N
     assert found["auc"]["first"] < 0.75 < found["auc"]["second"]
@@ -84,14 +84,21 @@ def test_adjusting_harms_where_the_confounder_is_what_brings_images_out() -> Non
     case = planted(3)
     generator = np.random.default_rng(3)
     case["hits"] = np.where(IS_TRAIN, generator.poisson(np.exp(-1.5 * case["properties"]["distance"] - 1.0)), np.nan)
-    assert analysed(case)["adjusted_against_raw"]["conclusion"] == "worse"
+    assert analysed(case)["adjusted_against_raw"]["hits"]["conclusion"] == "worse"
+
+
+def test_adjusting_tells_trained_from_held_out_better_where_all_were_lifted_alike() -> None:
+    case = planted(8)
+    case["growth"] = case["growth"] + 1.0 * IS_TRAIN
+    found = analysed(case)["adjusted_against_raw"]["membership"]
+    assert (found["n"], found["n_positive"], found["conclusion"]) == (2 * N, N, "better")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"), [({"adjusted": None}, "no model"), ({"hits": None}, "nothing was generated")]
 )
 def test_without_model_or_hits_there_is_no_judgement(changes: dict[str, Any], reason: str) -> None:
-    found = analysed(planted(4), **changes)["adjusted_against_raw"]
+    found = analysed(planted(4), **changes)["adjusted_against_raw"]["hits"]
     assert found["status"] == "not computable"
     assert reason in found["reason"]
 
