@@ -26,6 +26,16 @@ LIMITS = (
     "reproductions show that.",
     "No flags is not the same as no memorization: the test finds what its controls and sample size can tell apart.",
 )
+CORRECTIONS = (
+    "The verdict rests on one comparison that was named beforehand: log growth, trained against held out. Every other "
+    "interval and p-value stands on its own and is not corrected for the number of scores, properties and comparisons. "
+    "The flags are corrected for the number of images: Benjamini-Hochberg. Near duplicates are resampled and permuted "
+    "whole; Welch's t and Mann-Whitney U count them as so many images."
+)
+CLEANED_SET = {
+    "status": "not computed",
+    "reason": "it takes a model trained again without some of the images, and measured again with the same seeds",
+}
 MINIMUM_CONTROLS = 30
 
 
@@ -100,6 +110,8 @@ def assess(
         "blind_baseline": blind and blind.as_dict(),
         **_explanations(images, pixels, seed),
         "generated": generated,
+        "corrections": CORRECTIONS,
+        "cleaned_set": CLEANED_SET,
         "limits": list(LIMITS),
     }
 
