@@ -71,7 +71,8 @@ class ValidityParameters(Parameters):
     images: int = Field(
         32,
         ge=0,
-        description="distinct images of each split scored again with another seed, delta and tangents; 0: none",
+        description="distinct images of each split scored again with another seed, a quarter of them with other delta "
+        "and exact tangents too; 0: none",
         json_schema_extra={"flag": "validity"},
     )
 

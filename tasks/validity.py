@@ -27,6 +27,8 @@ from tasks.store.schemas import VALIDITY
 from tasks.sweeping import sampled_rows
 
 FINITE_DIFFERENCES = ("edge", "volume")
+STEP_SHARE, FEWEST = 4, 4
+"""Errors of a step or a perturbation hardly scatter: a quarter of the images, at least 4 of each split, show them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def validity_jobs(job: ScoreJob, validity: ValidityParameters) -> list[ValidityJ
     """
     dimension = math.prod(state_shape(job.model))
     wanted = settings(job.parameters, dimension) if validity.images else {}
-    return [ValidityJob(_with(job, changed), name, validity.images) for name, changed in wanted.items()]
+    fewer = min(validity.images, max(FEWEST, validity.images // STEP_SHARE))
+    n_images = {name: validity.images if name == "other_seed" else fewer for name in wanted}
+    return [ValidityJob(_with(job, changed), name, n_images[name]) for name, changed in wanted.items()]
 
 
 def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParameters]:

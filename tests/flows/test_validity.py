@@ -37,13 +37,14 @@ def parts(run: Path) -> dict[str, list[dict[str, Any]]]:
     return {part.stem.removeprefix("part-"): pq.read_table(part).to_pylist() for part in (run / "validity").iterdir()}
 
 
-def test_each_setting_scores_the_same_images_of_either_split(audited: Path) -> None:
+def test_each_setting_scores_images_of_either_split(audited: Path) -> None:
     found = parts(audited)
     assert set(found) == {"other_seed", "other_delta", "exact_tangents"}
-    names = {setting: [row["sample_id"] for row in rows] for setting, rows in found.items()}
-    assert names["other_seed"] == names["other_delta"] == names["exact_tangents"]
+    names = {setting: {row["sample_id"] for row in rows} for setting, rows in found.items()}
+    assert names["other_seed"] > names["other_delta"] == names["exact_tangents"]
     for setting, rows in found.items():
-        assert sorted(row["split"] for row in rows) == ["holdout"] * 12 + ["train"] * 12
+        n = 12 if setting == "other_seed" else 4
+        assert sorted(row["split"] for row in rows) == ["holdout"] * n + ["train"] * n
         assert {(row["setting"], row["n_evaluations"], row["status"]) for row in rows} == {(setting, 2, "ok")}
     assert pq.read_schema(audited / "validity" / "part-other_seed.parquet").equals(VALIDITY)
 
@@ -71,9 +72,9 @@ def test_a_setting_gives_what_a_whole_run_under_it_gives(
 
 def test_the_evidence_holds_the_scores_against_each_other(audited: Path) -> None:
     found = json.loads((audited / "evidence.json").read_text())["validity"]
-    for setting in ("other_seed", "other_delta", "exact_tangents"):
+    for setting, n in (("other_seed", 12), ("other_delta", 4), ("exact_tangents", 4)):
         one = found["scored_again"][setting]
-        assert (one["status"], one["n_train"], one["n_holdout"]) == ("ok", 12, 12)
+        assert (one["status"], one["n_train"], one["n_holdout"]) == ("ok", n, n)
     before = {row["sample_id"]: row["log_growth"] for row in pq.read_table(audited / "scores").to_pylist()}
     differences = [row["log_growth"] - before[row["sample_id"]] for row in parts(audited)["other_seed"]]
     error = (sum(d * d for d in differences) / len(differences) / 2) ** 0.5
@@ -137,7 +138,7 @@ def test_a_network_that_a_setting_does_not_run_on_is_said_and_does_not_fail_the_
     exact.part.unlink()
     try:
         monkeypatch.setattr(validity, "_scored", fails)
-        assert validity.score_setting(exact, "cpu") == 24
+        assert validity.score_setting(exact, "cpu") == 8
         rows = pq.read_table(exact.part).to_pylist()
         assert {(row["log_growth"], row["status"]) for row in rows} == {
             (None, "not computed: no forward mode of this operation")
