@@ -120,7 +120,7 @@ def _why_note(found: Mapping[str, Any]) -> str:
             said += (
                 f" The adjusted score {verdict}: AUC {number(area['second'], 3)} against {number(area['first'], 3)}, "
             )
-            said += f", difference {number(low, 3)} to {number(high, 3)}, paired (n = {number(compared['n'])})."
+            said += f"difference {number(low, 3)} to {number(high, 3)}, paired (n = {number(compared['n'])})."
     return said
 
 

@@ -59,6 +59,8 @@ def test_rows_hold_the_numbers_of_the_evidence(evidence: dict[str, Any]) -> None
     assert coefficient.startswith("−0.")
     assert "nearest distance lower" in why.note
     assert "as far as these images can tell" in why.note
+    assert ", difference " in why.note
+    assert ", ," not in why.note
 
 
 def test_the_page_prints_them_and_what_was_corrected_for(evidence: dict[str, Any], inputs: ReportInputs) -> None:
