@@ -16,7 +16,13 @@ from flows.score import score
 from flows.shard import shard
 from tasks.checks import check_inputs, check_parameters, check_sampler
 from tasks.diffusion.checkpoint import resolve
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from tasks.parameters import (
+    ComputeParameters,
+    ExtractParameters,
+    ScoreParameters,
+    ShardParameters,
+    ValidityParameters,
+)
 from tasks.provenance import software
 from tasks.store.run import RunDirectory
 
@@ -43,6 +49,7 @@ def audit(
     sharding: ShardParameters = ShardParameters(),
     extraction: ExtractParameters | None = None,
     reuse: Path | None = None,
+    validity: ValidityParameters = ValidityParameters(),
 ) -> dict[str, Any]:
     """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
 
@@ -55,7 +62,7 @@ def audit(
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()
-        score(run, model, scoring, compute, reuse)
+        score(run, model, scoring, compute, reuse, validity)
         scored = time.monotonic()
         directory.update_record(
             software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}

@@ -13,13 +13,14 @@ from flows.runners import workers_for
 from tasks.calibrating import adopt_calibration, calibrated, n_calibrations
 from tasks.checks import check_manifest, check_parameters
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from tasks.parameters import ComputeParameters, ScoreParameters
+from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
 from tasks.progress import Progress
 from tasks.score import (
     ShardsFailed,
     calibrate,
     failed_shards,
     grouped,
+    score_again,
     score_group,
     scoring_status,
     shard_names,
@@ -29,6 +30,7 @@ from tasks.scoring import ScoreJob
 from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
 from tasks.store.run import RunDirectory
+from tasks.validity import n_scored_again, validity_jobs
 
 
 @flow(name="score", flow_run_name="score {run}")
@@ -38,8 +40,9 @@ def score(
     parameters: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
     reuse: Path | None = None,
+    validity: ValidityParameters = ValidityParameters(),
 ) -> str:
-    """Write a part for each shard that has no valid one yet; returns the run id.
+    """Write a part for each shard that has no valid one yet, and score some images again; returns the run id.
 
     What ``reuse``, another run, has scored with this checkpoint and these parameters is taken from there.
 
@@ -75,6 +78,9 @@ def score(
             futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
             wait(futures)
             failed = failed_shards(futures)  # while the workers are there: a future of Ray's is read from its cluster
+            if not failed and (again := validity_jobs(job, validity)):
+                progress.stage("scoring again", n_scored_again(again), "scores")
+                runner.submit(score_again, {"jobs": again}).result()
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)

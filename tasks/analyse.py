@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -16,6 +19,7 @@ from tasks.datasets.shards import read_pictures
 from tasks.diffusion.names import BASELINE_NAMES
 from tasks.evidence.assessment import ImageScores, Pixels, assess
 from tasks.evidence.judgement import judge
+from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import ChecksFailed, Warehouse
@@ -72,13 +76,17 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         images = warehouse.table("images")
         rows = reported_images(images, warehouse.table("scores"))
         reproductions = judged_reproductions(warehouse, rows)
+        hits = counted_hits(warehouse, rows)
+        validity = numerical_validity(warehouse, record["scoring"]["parameters"])
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
-    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
+    evidence = assess(replace(image_scores(rows), hits=hits), generated, sampled_pixels(directory.shards, rows, images))
     write_json(
         directory.evidence,
         {
             "run_id": record["run_id"],
+            "checkpoint_sha256": record["scoring"]["checkpoint_sha256"],
             **evidence,
+            "validity": validity,
             "reproductions": reproductions,
             "calibration": _calibration(directory),
         },
@@ -108,6 +116,7 @@ def image_scores(rows: pa.Table) -> ImageScores:
         copies=rows["copies"].to_numpy().astype(np.int64),
         scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
         groups=groups,
+        names=np.asarray(rows["sample_id"].to_pylist(), dtype=object),
     )
 
 
@@ -161,6 +170,57 @@ def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any]
     judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(warehouse.run.extraction), "judgement": by_score}
+
+
+def counted_hits(warehouse: Warehouse, rows: pa.Table) -> NDArray[np.float64] | None:
+    """How often each of the rows came out, NaN for those that were not looked for; None where nothing was extracted."""
+    if not warehouse.run.extraction.exists():
+        return None
+    counted = warehouse.table("reproductions").select(["sample_id", "hits"]).to_pydict()
+    hits = dict(zip(counted["sample_id"], counted["hits"], strict=True))
+    return np.array([hits.get(name, np.nan) for name in rows["sample_id"].to_pylist()], dtype=np.float64)
+
+
+def numerical_validity(warehouse: Warehouse, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors of the scores, and the images that were scored again held against their scores.
+
+    Args:
+        parameters: that the run was scored with.
+    """
+    scores, again = warehouse.table("scores"), warehouse.table("validity")
+    keys = ["split", "content_hash"]
+    known = warehouse.table("images").filter(pc.field("is_usable"))
+    known = known.select([*keys, "log_growth", "log_growth_se", "near_duplicate_group"])
+    beside = again.rename_columns({"log_growth": "again"}).join(known, keys, join_type="inner")
+    beside = beside.sort_by([(key, "ascending") for key in keys])
+    by_setting = {name: beside.filter(pc.field("setting") == name) for name in SETTINGS}
+    return assess_validity(
+        known["log_growth"].to_numpy(),
+        known["log_growth_se"].to_numpy().astype(np.float64),
+        {name: scored_again(rows, parameters) for name, rows in by_setting.items() if rows.num_rows},
+        scores["reversibility_rms"].to_numpy() if _has_values(scores, "reversibility_rms") else None,
+        was_tried=again.num_rows > 0,
+    )
+
+
+def scored_again(rows: pa.Table, parameters: Mapping[str, Any]) -> ScoredAgain:
+    """Images under one other setting: ``log_growth`` of the run and ``again``."""
+    here = rows.slice(0, 1).to_pylist()[0]
+    columns = {"seed": "seed", "delta": "delta", "estimator": "estimator", "steps": "n_steps", "stride": "stride"}
+    alone = pa.array(range(-len(rows), 0), pa.int64())
+    failures = [str(status) for status in rows["status"].to_pylist() if status not in ("ok", "nonfinite")]
+    return ScoredAgain(
+        scores=rows["log_growth"].to_numpy().astype(np.float64),
+        again=rows["again"].to_numpy().astype(np.float64),
+        is_train=np.asarray(rows["split"].to_numpy() == "train"),
+        groups=np.asarray(pc.coalesce(rows["near_duplicate_group"], alone)),
+        changed={
+            name: (parameters[name], here[column])
+            for name, column in columns.items()
+            if parameters[name] != here[column]
+        },
+        reason=failures[0] if failures else "",
+    )
 
 
 def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any] | None:

@@ -65,6 +65,18 @@ class ScoreParameters(Parameters):
         return self.model_copy(update={"timestep": timestep})
 
 
+class ValidityParameters(Parameters):
+    """How much is scored again to see how far the scores can be trusted; never part of a run's identity."""
+
+    images: int = Field(
+        32,
+        ge=0,
+        description="distinct images of each split scored again with another seed, a quarter of them with other delta "
+        "and exact tangents too; 0: none",
+        json_schema_extra={"flag": "validity"},
+    )
+
+
 class ExtractParameters(Parameters):
     """What is generated and how it is matched. Sample i depends on the checkpoint, sampler, steps, seed and i alone."""
 

@@ -91,10 +91,10 @@ class TrainingImages:
             begin = end
 
     def pixels(self) -> Iterator[Pixels]:
-        """Of each of the rows, (C, H, W).
+        """Each of them, (C, H, W), in the order of the rows.
 
         Raises:
-            SourceError: a shard lacks images.
+            SourceError: a shard lacks some.
         """
         for shard, rows in self.by_shard():
             wanted = set(self.rows["shard_index"].slice(rows.start, rows.stop - rows.start).to_pylist())

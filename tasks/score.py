@@ -21,6 +21,7 @@ from tasks.scoring import ScoreJob, score_shard
 from tasks.store.files import is_disk_full
 from tasks.store.reuse import write_reusable
 from tasks.store.run import RunDirectory
+from tasks.validity import ValidityJob, score_setting
 
 J = TypeVar("J")
 logger = logging.getLogger("latentprint")
@@ -58,6 +59,12 @@ def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
 def calibrate(job: ScoreJob) -> Calibration | None:
     """Choose the timestep and fit the combined scores on images set aside for it; None: too few to choose on."""
     return run_on_device(calibrate_run, job)
+
+
+@task(name="score-again", task_run_name="score again {jobs[0].shard}+", cache_policy=NO_CACHE, retries=1)
+def score_again(jobs: list[ValidityJob]) -> int:
+    """Score some images under other settings, for the numerical validity; a retry finds the finished ones valid."""
+    return sum(run_on_device(score_setting, job) for job in jobs)
 
 
 def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from tasks.parameters import (
     ScoreParameters,
     ShardParameters,
     TrainParameters,
+    ValidityParameters,
 )
 
 Extract = Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)]
@@ -70,6 +71,7 @@ def audit(
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
+    validity: ValidityParameters,
     holdout: Holdout = None,
     extract: Extract = 0,
     reuse: Reuse = None,
@@ -83,7 +85,7 @@ def audit(
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse)
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse, validity)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -132,6 +134,7 @@ def score(
     model: Model,
     scoring: ScoreParameters,
     compute: ComputeParameters,
+    validity: ValidityParameters,
     reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,7 +142,7 @@ def score(
     from flows.score import score as flow
 
     with prefect_server():
-        run_id = flow(run, model, scoring, compute, reuse)
+        run_id = flow(run, model, scoring, compute, reuse, validity)
     show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import app, show
+from flows.commands.arguments import AsJson, Run, app, show
 
 
 class OutputFormat(StrEnum):
@@ -63,3 +63,22 @@ def sql(
             converse(warehouse, output.value)
         else:
             ask(warehouse, sys.stdin.read(), output.value, out)
+
+
+@app.command()
+def explain(
+    sample_id: Annotated[str, typer.Argument(help="The image, as the tables of the run name it.", show_default=False)],
+    run: Run,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain one image: its scores and rank, what lies near it, what came out, and where it comes from.
+
+    Example: latentprint explain --run runs/demo train/train.tar/000000001.png --html why.html
+    """
+    from flows.explain import explain as look
+    from flows.explain import in_words
+
+    facts = look(run, sample_id, html)
+    lines = [*in_words(facts), *([f"page: {html}"] if html else [])]
+    show(facts, as_json, *lines)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from tasks.evidence.blind import BlindBaseline, blind_baseline
 from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.conformal import flag
-from tasks.evidence.confounders import confounders, correlations, fit_score_model
+from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
 from tasks.evidence.statistics import Array
+from tasks.evidence.why_high import why_high
 
 THREAT_MODEL = (
     "White box: whoever asks has the model's weights and the images. Two questions are kept apart. Membership: was the "
@@ -25,6 +26,16 @@ LIMITS = (
     "reproductions show that.",
     "No flags is not the same as no memorization: the test finds what its controls and sample size can tell apart.",
 )
+CORRECTIONS = (
+    "The verdict rests on one comparison that was named beforehand: log growth, trained against held out. Every other "
+    "interval and p-value stands on its own and is not corrected for the number of scores, properties and comparisons. "
+    "The flags are corrected for the number of images: Benjamini-Hochberg. Near duplicates are resampled and permuted "
+    "whole; Welch's t and Mann-Whitney U count them as so many images."
+)
+CLEANED_SET = {
+    "status": "not computed",
+    "reason": "it takes a model trained again without some of the images, and measured again with the same seeds",
+}
 MINIMUM_CONTROLS = 30
 
 
@@ -40,6 +51,10 @@ class ImageScores:
     """``log_growth``, ``eps_norm`` and whatever else was computed, by the name of the column."""
     groups: NDArray[Any] | None = None
     """Near-duplicate labels; None: not known."""
+    names: NDArray[Any] | None = None
+    """sample_id of each."""
+    hits: Array | None = None
+    """How often each came out, NaN where that was not counted; None: nothing was generated."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +108,10 @@ def assess(
         },
         "conformal": flag(growth[images.is_train], growth[images.is_control]).as_dict(),
         "blind_baseline": blind and blind.as_dict(),
-        "confounders": None if pixels is None else _confounders(images, pixels, seed),
+        **_explanations(images, pixels, seed),
         "generated": generated,
+        "corrections": CORRECTIONS,
+        "cleaned_set": CLEANED_SET,
         "limits": list(LIMITS),
     }
 
@@ -156,32 +173,66 @@ def _blind(images: ImageScores, pixels: Pixels, seed: int) -> BlindBaseline:
     return blind_baseline(pixels.images[is_train], pixels.images[is_control], groups=groups, seed=seed)
 
 
-def _confounders(images: ImageScores, pixels: Pixels, seed: int) -> dict[str, Any]:
-    """What goes with the score among the controls, and the comparison of the score that it does not explain."""
-    is_train, is_control = images.is_train[pixels.positions], images.is_control[pixels.positions]
-    growth = images.scores["log_growth"][pixels.positions]
-    groups = None if images.groups is None else images.groups[pixels.positions]
-    measured = confounders(pixels.images, pixels.training)
-    of_controls = {name: values[is_control] for name, values in measured.items()}
-    control_groups = None if groups is None else groups[is_control]
-    model = fit_score_model(growth[is_control], of_controls, seed, control_groups)
-    of_trained = {name: values[is_train] for name, values in measured.items()}
-    of_trained["copies"] = images.copies[pixels.positions][is_train].astype(np.float64)
-    found: dict[str, Any] = {
-        "correlations_controls": _as_dicts(correlations(growth[is_control], of_controls, seed, control_groups)),
-        "correlations_trained": _as_dicts(
-            correlations(growth[is_train], of_trained, seed, None if groups is None else groups[is_train])
+def _explanations(images: ImageScores, pixels: Pixels | None, seed: int) -> dict[str, Any]:
+    """What goes with the score, the comparison of the score that it does not explain, and why controls score high."""
+    if pixels is None:
+        return {"confounders": None, "why_high": None}
+    seen = _Seen(images, pixels)
+    model = fit_score_model(seen.growth[seen.is_control], seen.of(seen.is_control), seed, seen.labels(seen.is_control))
+    adjusted = model.adjust(seen.growth, seen.measured) if model.status == "ok" else None
+    return {
+        "confounders": _confounders(seen, model, adjusted, seed),
+        "why_high": why_high(
+            seen.growth,
+            {**seen.measured, "eps_norm": images.scores["eps_norm"][pixels.positions]},
+            is_train=seen.is_train,
+            is_control=seen.is_control,
+            copies=seen.copies,
+            adjusted=adjusted,
+            hits=None if images.hits is None else images.hits[pixels.positions],
+            groups=seen.groups,
+            names=None if images.names is None else images.names[pixels.positions],
+            seed=seed,
         ),
+    }
+
+
+class _Seen:
+    """The images whose pixels are there, all arrays of one length."""
+
+    def __init__(self, images: ImageScores, pixels: Pixels) -> None:
+        at = pixels.positions
+        self.is_train, self.is_control = images.is_train[at], images.is_control[at]
+        self.growth, self.copies = images.scores["log_growth"][at], images.copies[at]
+        self.groups = None if images.groups is None else images.groups[at]
+        self.measured = confounders(pixels.images, pixels.training)
+
+    def of(self, chosen: NDArray[np.bool_]) -> dict[str, Array]:
+        """The confounders of some."""
+        return {name: values[chosen] for name, values in self.measured.items()}
+
+    def labels(self, chosen: NDArray[np.bool_]) -> NDArray[Any] | None:
+        """Their near-duplicate labels."""
+        return None if self.groups is None else self.groups[chosen]
+
+
+def _confounders(seen: _Seen, model: ScoreModel, adjusted: Array | None, seed: int) -> dict[str, Any]:
+    train, control = seen.is_train, seen.is_control
+    of_trained = {**seen.of(train), "copies": seen.copies[train].astype(np.float64)}
+    found: dict[str, Any] = {
+        "correlations_controls": _as_dicts(
+            correlations(seen.growth[control], seen.of(control), seed, seen.labels(control))
+        ),
+        "correlations_trained": _as_dicts(correlations(seen.growth[train], of_trained, seed, seen.labels(train))),
         "model": model.as_dict(),
     }
-    if model.status == "ok":
-        adjusted = model.adjust(growth, measured)
+    if adjusted is not None:
         found["adjusted"] = compare(
-            adjusted[is_train],
-            adjusted[is_control],
+            adjusted[train],
+            adjusted[control],
             score="log_growth, adjusted for the confounders",
             hypothesis="training images score higher than held-out images alike in the confounders",
-            groups=None if groups is None else (groups[is_train], groups[is_control]),
+            groups=None if seen.groups is None else (seen.groups[train], seen.groups[control]),
             seed=seed,
         ).as_dict()
     return found

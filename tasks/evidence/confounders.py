@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,15 @@ class ScoreModel(Record):
     assumptions: str = ""
     status: Status = "ok"
     reason: str = ""
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The model that ``as_dict`` made the record of."""
+        coefficients = {
+            name: Coefficient(**{**fields, "interval_95": tuple(fields["interval_95"])})
+            for name, fields in record["coefficients"].items()
+        }
+        return cls(**{**record, "coefficients": coefficients, "constant": tuple(record["constant"])})
 
     def contributions(self, measured: Mapping[str, Array]) -> dict[str, Array]:
         """What each confounder adds to each image's score, in the score's unit: b_j sd (x_j - mean_j) / sd_j.

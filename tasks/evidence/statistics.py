@@ -169,7 +169,7 @@ def spearman(x: Array, y: Array, seed: int, groups: NDArray[Any] | None = None) 
     head |= {"value": value, "p_value": float(result.pvalue)}
     if abs(value) > 1.0 - 1e-12:
         return Correlation(**head, reason="no interval: in perfect order every resample agrees")
-    replicates = [_rank_correlations(x, y, counts) for counts in resampled_counts(len(x), seed, groups)]
+    replicates = [rank_correlations(x, y, counts) for counts in resampled_counts(len(x), seed, groups)]
     return Correlation(**head, interval_95=percentile_interval(np.concatenate(replicates)))
 
 
@@ -253,16 +253,24 @@ def _medians(values: Array, counts: Array) -> Array:
     return np.asarray((padded[lower] + padded[upper]) / 2.0)
 
 
-def _rank_correlations(x: Array, y: Array, counts: Array) -> Array:
+def resampled_auc(values: Array, is_positive: NDArray[np.bool_], counts: Array) -> Array:
+    """AUC of each resample, (b,): U / (m n) from midranks; NaN for one without positives or without negatives."""
+    positive = counts * is_positive
+    m, n = positive.sum(axis=1), (counts * ~is_positive).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(((positive * midranks(values, counts)).sum(axis=1) - m * (m + 1) / 2) / (m * n))
+
+
+def rank_correlations(x: Array, y: Array, counts: Array) -> Array:
     """Spearman's correlation of each resample, (b,)."""
     total = counts.sum(axis=1, keepdims=True)
-    a, b = (_midranks(values, counts) - (total + 1.0) / 2.0 for values in (x, y))
+    a, b = (midranks(values, counts) - (total + 1.0) / 2.0 for values in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample may be constant, and is then left out
         variances = (counts * a**2).sum(axis=1) * (counts * b**2).sum(axis=1)
         return np.asarray((counts * a * b).sum(axis=1) / np.sqrt(variances))
 
 
-def _midranks(values: Array, counts: Array) -> Array:
+def midranks(values: Array, counts: Array) -> Array:
     """Rank of each value within each resample, ties at their mean rank, (b, n)."""
     distinct, number_of = np.unique(values, return_inverse=True)
     order = np.argsort(number_of, kind="stable")

@@ -27,6 +27,7 @@ from tasks.reporting.further import further_evidence
 from tasks.reporting.gallery import gallery
 from tasks.reporting.headline import key_numbers, verdict
 from tasks.reporting.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
+from tasks.reporting.trust import trust_tables
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -82,6 +83,8 @@ def render_report(inputs: ReportInputs) -> str:
         reproductions=_reproductions(evidence.get("generated")),
         comparisons=_comparisons(evidence.get("comparisons", {})),
         further=further_evidence(evidence),
+        trust=trust_tables(evidence),
+        corrections=evidence.get("corrections"),
         summary=_summary(tables),
         marts=_marts(tables),
         rejects=_rejects(tables),

@@ -4,6 +4,7 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
     verdict.json, junit.xml, where the gate decided
     calibration.json, calibration.parquet, where the timestep was calibrated
     samples/  matches/  reproductions/  extraction.json, where images were generated
+    validity/, some images scored again, unless that was turned off
     sweep/  sweep.html, where parameters were studied
 """
 
@@ -75,6 +76,11 @@ class RunDirectory:
     @property
     def sweep_page(self) -> Path:
         return self.path / "sweep.html"
+
+    @property
+    def validity(self) -> Path:
+        """Some images scored again under other settings: a part a setting."""
+        return self.path / "validity"
 
     @property
     def reusable(self) -> Path:

@@ -218,6 +218,26 @@ SWEEP = pa.schema(
     ]
 )
 
+VALIDITY = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _SPLIT,
+        _field("setting", pa.string(), "what was changed: other_seed | other_delta | exact_tangents | half_step"),
+        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field("n_steps", pa.int32(), "ODE steps N", "steps"),
+        _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
+        _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
+        _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
+        _score("delta", "length of each perturbation; null where tangents are exact", "l2 in pixel values -1 ... 1"),
+        _field("seed", pa.int64(), "seed of the directions", "number"),
+        _score("log_growth", "log volume growth under this setting; null: it could not be computed", "nats"),
+        _field("n_evaluations", pa.int64(), "network evaluations spent on it", "evaluations"),
+        _field("status", pa.string(), "ok | nonfinite | why it could not be computed"),
+    ]
+)
+"""Images that were scored again, to be held against their ``scores``."""
+
 _RUN = _field("run", pa.string(), "name of the run's directory; its path, where two have one name")
 
 RUNS = pa.schema(
@@ -303,5 +323,6 @@ TABLES: dict[str, pa.Schema] = {
     "reproductions": REPRODUCTIONS,
     "scores": SCORES,
     "sweep": SWEEP,
+    "validity": VALIDITY,
 }
 """The tables that are files of a run, with the columns that they always have."""

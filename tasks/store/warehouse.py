@@ -415,6 +415,7 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
         "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
         "scores": sorted(run.scores.glob("part-*.parquet")),
         "sweep": sorted(run.sweep.glob("part-*.parquet")),
+        "validity": sorted(run.validity.glob("part-*.parquet")),
     }
     readable: list[str] = []
     try:

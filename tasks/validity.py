@@ -1,0 +1,159 @@
+"""Some images scored again under other settings, so that the evidence can say how far scores can be trusted.
+
+    other_seed      other directions: what the draw of the axes does to scores and ranks
+    other_delta     half the perturbation length (twice, where the arithmetic cannot carry half)
+    exact_tangents  forward mode in place of finite differences, where that estimates the same quantity
+    half_step       twice the ODE steps of half the stride, where a stride can be halved
+
+Runs in a device's child, once the images have their scores; the part of a setting that is there is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tasks.device_worker import count_done
+from tasks.diffusion.checkpoint import state_shape
+from tasks.diffusion.tangents import bits_of, require_bits
+from tasks.measuring import Columns
+from tasks.parameters import ScoreParameters, ValidityParameters
+from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.store.parts import is_valid_part, write_part
+from tasks.store.schemas import VALIDITY
+from tasks.sweeping import sampled_rows
+
+FINITE_DIFFERENCES = ("edge", "volume")
+STEP_SHARE, FEWEST = 4, 4
+"""Errors of a step or a perturbation hardly scatter: a quarter of the images, at least 4 of each split, show them."""
+
+
+@dataclass(frozen=True)
+class ValidityJob:
+    """One setting; plain values, so that it travels to any process."""
+
+    score: ScoreJob
+    """With the setting's parameters; its shard is not looked at."""
+    setting: str
+    images: int
+    """Distinct images of each split."""
+
+    @property
+    def shard(self) -> str:
+        """What the work is named by."""
+        return self.setting
+
+    @property
+    def part(self) -> Path:
+        return self.score.directory.validity / f"part-{self.setting}.parquet"
+
+    def provenance(self) -> dict[str, Any]:
+        """What the part depends on, written into it."""
+        return {
+            "checkpoint_sha256": self.score.checkpoint_sha256,
+            "manifest_digest": self.score.directory.read_record()["manifest_digest"],
+            "parameters": self.score.parameters.model_dump(mode="json"),
+            "images": self.images,
+        }
+
+
+def validity_jobs(job: ScoreJob, validity: ValidityParameters) -> list[ValidityJob]:
+    """What there is to score again; with 0 images nothing.
+
+    Args:
+        job: of any shard, with a timestep that is a number.
+    """
+    dimension = math.prod(state_shape(job.model))
+    wanted = settings(job.parameters, dimension) if validity.images else {}
+    fewer = min(validity.images, max(FEWEST, validity.images // STEP_SHARE))
+    n_images = {name: validity.images if name == "other_seed" else fewer for name in wanted}
+    return [ValidityJob(_with(job, changed), name, n_images[name]) for name, changed in wanted.items()]
+
+
+def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParameters]:
+    """Name -> parameters that differ from those of the scores in one thing, of those that make sense for them.
+
+    Args:
+        dimension: of what the model diffuses.
+    """
+    bare = scored.model_copy(update={"baselines": (), "reversibility": 0})
+    found: dict[str, dict[str, Any]] = {}
+    if scored.estimator != "exact":
+        found["other_seed"] = {"seed": scored.seed + 1}
+    if scored.estimator in FINITE_DIFFERENCES:
+        found["other_delta"] = {"delta": _other_delta(scored, dimension)}
+    if scored.estimator == "volume" or (scored.estimator == "edge" and scored.axes == 1):
+        found["exact_tangents"] = {"estimator": "jvp"}
+    if scored.stride % 2 == 0:
+        found["half_step"] = {"steps": 2 * scored.steps, "stride": scored.stride // 2}
+    return {name: bare.model_copy(update=changes) for name, changes in found.items()}
+
+
+def n_scored_again(jobs: list[ValidityJob]) -> int:
+    """Scores that the settings take."""
+    return sum(len(sampled_rows(job.score.directory.manifest, job.images)) for job in jobs)
+
+
+def score_setting(job: ValidityJob, device: str) -> int:
+    """Write the setting's part unless a valid one is there; returns the number of images scored now.
+
+    A network that the setting does not run on, by its operations or its memory, is no reason to fail a run whose
+    scores are there: the part then says why there are no values.
+    """
+    rows = sampled_rows(job.score.directory.manifest, job.images)
+    if is_valid_part(job.part, job.provenance(), len(rows)):
+        count_done(len(rows))
+        return 0
+    try:
+        found = _scored(job, rows, device)
+    except RuntimeError as error:  # torch: an operation without forward mode, out of memory
+        reason = f"not computed: {str(error).partition(chr(10))[0]}"
+        n = len(rows)
+        found = {"log_growth": [None] * n, "n_evaluations": [0] * n, "status": [reason] * n}
+    write_part(job.part, {**_constants(job, rows), **found}, job.provenance(), VALIDITY)
+    return len(rows)
+
+
+def _scored(job: ValidityJob, rows: list[dict[str, Any]], device: str) -> Columns:
+    """log_growth, n_evaluations and status of rows that lie in one or more shards, in their order."""
+    parameters, columns = job.score.parameters, Columns()
+    assert parameters.timestep != "auto"
+    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+        of_shard: Columns = {}
+        for batch in scored_batches(job.score.at(shard, parameters.timestep), list(members), device):
+            extend(of_shard, batch)
+            count_done(len(batch["sample_id"]))
+        extend(columns, in_order(of_shard))
+    return {name: columns[name] for name in ("log_growth", "n_evaluations", "status")}
+
+
+def _constants(job: ValidityJob, rows: list[dict[str, Any]]) -> Columns:
+    parameters = job.score.parameters
+    constant = {
+        "setting": job.setting,
+        "n_axes": parameters.axes,
+        "n_steps": parameters.steps,
+        "timestep": parameters.timestep,
+        "stride": parameters.stride,
+        "estimator": parameters.estimator,
+        "delta": parameters.delta if parameters.estimator in FINITE_DIFFERENCES else None,
+        "seed": parameters.seed,
+    }
+    identity = {name: [row[name] for row in rows] for name in ("sample_id", "content_hash", "split")}
+    return identity | {name: [value] * len(rows) for name, value in constant.items()}
+
+
+def _with(job: ScoreJob, parameters: ScoreParameters) -> ScoreJob:
+    """The job with other parameters, without what was calibrated: growth alone is scored."""
+    return ScoreJob(job.run, "", job.model, job.checkpoint_sha256, parameters, job.batch_size)
+
+
+def _other_delta(scored: ScoreParameters, dimension: int) -> float:
+    try:
+        require_bits(bits_of(scored.precision), dimension, scored.delta / 2.0)
+    except ValueError:
+        return 2.0 * scored.delta
+    return scored.delta / 2.0
