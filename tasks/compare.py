@@ -26,9 +26,9 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
     if before.resolve() == after.resolve():
         raise RunError(f"{before}: is compared with itself: name two runs")
     for run in runs.values():
-        run.read_record()
-        if not run.evidence.exists():
-            raise RunError(f"{run.path}: no evidence.json; make it with 'latentprint report --run {run.path}'")
+        record = run.read_record()
+        if not run.evidence.exists() or read_json(run.evidence).get("run_id") != record.get("run_id"):
+            raise RunError(f"{run.path}: no evidence.json of this run; make it: 'latentprint report --run {run.path}'")
     with HistoryWarehouse(runs) as warehouse:
         ranking, flags, images, trend = (warehouse.table(name) for name in ("ranking", "flags", "images", "rank_trend"))
     a, b = (

@@ -213,6 +213,7 @@ def assert_every_query_of_the_page_gives_its_number(run: Path) -> None:
 
 
 def test_a_redacted_report_lies_beside_the_other_and_pairs_pictures(extracted: Path) -> None:
+    report(extracted)
     before = (extracted / "report.html").read_bytes()
     headline = report(extracted, redact=True)
     assert headline["report"] == str(extracted / "report-redacted.html")
@@ -239,7 +240,7 @@ def test_two_runs_are_compared_in_one_page(
     assert "Compare with care" not in page
     assert "Images of both runs, furthest moved first" in page
     for arguments, says in (
-        (["--compare", str(run), str(tmp_path)], "is not a run directory"),
+        (["--compare", str(run), str(tmp_path)], "not a run directory (no run.json)"),
         (["--compare", str(run), str(run)], "is compared with itself"),
         (["--compare", str(run), str(extracted), "--out", "/proc/nowhere/page.html"], "choose another --out"),
         ([], "--run RUN or --compare RUN_A RUN_B is needed"),
@@ -250,7 +251,7 @@ def test_two_runs_are_compared_in_one_page(
         assert says in " ".join(error.replace("│", "").split())
     (run / "evidence.json").unlink()
     code, error = run_in_process(monkeypatch, capsys, "report", "--compare", str(run), str(extracted))
-    assert (code, "make it with 'latentprint report --run" in error) == (2, True)
+    assert (code, "no evidence.json of this run" in error) == (2, True)
 
 
 def planted(run: Path, digits: np.ndarray) -> list[SampleJob]:

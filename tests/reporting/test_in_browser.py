@@ -11,9 +11,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
-from tasks.reporting.html import render_report
+from tasks.reporting.compare import render_comparison
+from tasks.reporting.html import ReportInputs, render_report
 from tests.browser import headless_chromium
 from tests.reporting.synthetic import HOSTILE, Rejected, Run, few_images
+from tests.reporting.test_compare import compared, trend_of
 
 DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
 READABLE_CONTRAST = 4.5
@@ -172,6 +174,23 @@ def test_axe_finds_nothing_serious(browser: Browser, rich: Path, viewport: Viewp
     page.locator("#ranking th button").first.click()
     found = Axe().run(page).response["violations"]  # evaluated by the browser's debugger: the page's policy stays
     assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_the_page_of_two_runs_is_as_quiet_and_as_readable(
+    browser: Browser, inputs: ReportInputs, tmp_path: Path
+) -> None:
+    flags, ranking = inputs.tables["flags"], inputs.tables["ranking"]
+    trend = trend_of(ranking, ranking, (flags, flags))
+    path = tmp_path / "compare.html"
+    path.write_text(render_comparison(compared(HOSTILE[0], inputs), compared("B", inputs), trend), encoding="utf-8")
+    result = opened(browser, path, PHONE)
+    for summary in result.page.locator("summary").all():
+        summary.click()
+    assert (result.dialogs, result.console, external(result)) == ([], [], [])
+    assert result.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert result.page.get_by_role("status").inner_text() == "256 of 256 shown"
+    found = Axe().run(result.page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_the_first_screen_holds_verdict_key_numbers_and_limits(browser: Browser, report: Path) -> None:
