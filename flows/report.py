@@ -16,8 +16,8 @@ from tasks.store.run import RunDirectory
 
 
 @flow(name="report", flow_run_name="report {run}")
-def report(run: Path) -> dict[str, Any]:
-    """Check, analyse and report a scored run; returns the headline.
+def report(run: Path, redact: bool = False) -> dict[str, Any]:
+    """Check, analyse and report a scored run, with every picture blurred if asked to; returns the headline.
 
     Raises:
         ChecksFailed: a check of sql/checks found rows.
@@ -29,7 +29,7 @@ def report(run: Path) -> dict[str, Any]:
         check(run)
         export_marts(run)
         verdict = weigh_evidence(run)
-        page = write_report(run)
+        page = write_report(run, redact)
     comparisons = _headline_rows(read_json(directory.evidence))
     create_markdown_artifact(key="memorization-report", markdown=f"**{verdict['sentence']}**\n\nReport: `{page}`")
     create_table_artifact(key="memorization-comparisons", table=comparisons, description=verdict["sentence"])

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.shards import read_pictures
+from tasks.datasets.shards import pixels_of, read_pictures, read_samples
+from tasks.reporting.gallery import wanted_pictures
 from tasks.reporting.html import ReportInputs, render_report
 from tasks.store.files import atomic_open, read_json
 from tasks.store.run import RunDirectory
 from tasks.store.warehouse import Warehouse
 
-GALLERY_ROWS = 24
+Pictures = dict[str, NDArray[np.uint8]]
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
-def write_report(run: Path) -> Path:
-    """Write report.html; returns its path."""
+def write_report(run: Path, redact: bool = False) -> Path:
+    """Write report.html, or with every picture blurred report-redacted.html; returns its path."""
     directory = RunDirectory(run)
+    path = directory.redacted_report if redact else directory.report
+    with atomic_open(path) as stream:
+        stream.write(render_report(report_inputs(directory), redact).encode())
+    return path
+
+
+def report_inputs(directory: RunDirectory) -> ReportInputs:
+    """Everything that the page is made of."""
     with Warehouse(directory) as warehouse:
-        tables = {name: warehouse.table(name) for name in warehouse.marts()}
-        images = warehouse.table("images")
-    ranking = tables["ranking"].to_pylist()
-    shown = ranking[:GALLERY_ROWS] + ranking[GALLERY_ROWS:][-GALLERY_ROWS:]
-    positions = {row["sample_id"]: (row["shard"], row["shard_index"]) for row in shown}
-    pictures = read_pictures(directory.shards, set(positions.values()))
-    html = render_report(
-        ReportInputs(
-            record=directory.read_record(),
-            evidence=read_json(directory.evidence),
-            tables=tables,
-            images=images,
-            pictures={sample_id: pictures[position] for sample_id, position in positions.items()},
-        )
+        tables = {name: warehouse.table(name) for name in (*warehouse.marts(), "odds")}
+        images, matches = warehouse.table("images"), warehouse.table("matches")
+    wanted = wanted_pictures(tables, images)
+    return ReportInputs(
+        record=directory.read_record(),
+        evidence=read_json(directory.evidence),
+        tables=tables,
+        images=images,
+        pictures=pictures_of(directory, images, wanted.sample_ids),
+        generated=_generated(directory, matches, wanted.generated),
     )
-    with atomic_open(directory.report) as stream:
-        stream.write(html.encode())
-    return directory.report
+
+
+def pictures_of(directory: RunDirectory, images: pa.Table, sample_ids: Collection[str]) -> Pictures:
+    """Pixels of some rows of the relation ``images``, by sample_id."""
+    chosen = images.filter(pc.is_in(images["sample_id"], pa.array(sample_ids, pa.string())))
+    rows: list[dict[str, Any]] = chosen.select(["sample_id", "shard", "shard_index"]).to_pylist()
+    pictures = read_pictures(directory.shards, {(row["shard"], row["shard_index"]) for row in rows})
+    return {row["sample_id"]: pictures[row["shard"], row["shard_index"]] for row in rows}
+
+
+def _generated(directory: RunDirectory, matches: pa.Table, keys: Collection[str]) -> Pictures:
+    """Pixels of some generated images, by their keys."""
+    chosen = matches.filter(pc.is_in(matches["generated"], pa.array(keys, pa.string())))
+    shards = {str(shard) for shard in chosen["shard"].to_pylist()}
+    return {
+        description["generated"]: pixels_of(png)
+        for shard in sorted(shards)
+        for description, png in read_samples(directory.samples / shard)
+        if isinstance(png, bytes) and description.get("generated") in keys
+    }

@@ -164,12 +164,34 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
 
 
 @app.command()
-def report(run: Run, as_json: AsJson = False) -> None:
-    """Check, analyse and report a scored run again."""
+def report(
+    run: Annotated[Path | None, typer.Option(help="Check, analyse and report this run again.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two reported runs: a page of what changed.", metavar="RUN_A RUN_B")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --compare: the page; default RUN_B/compare.html.")] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Blur every picture, in report-redacted.html.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check, analyse and report a scored run again, or show what changed between two.
+
+    Example: latentprint report --run runs/demo --redact
+    """
+    if (run is None) == (compare is None):
+        raise typer.BadParameter("--run RUN or --compare RUN_A RUN_B is needed, one of them")
+    if run is None:
+        from flows.compare import compare as work
+
+        assert compare is not None
+        result = work(*compare, out, redact)
+        show(result, as_json, f"report: {result['report']}")
+        return
+    if out is not None:
+        raise typer.BadParameter("--out goes with --compare: a run's report lies in the run")
     from flows.report import report as flow
 
     with prefect_server():
-        headline = flow(run)
+        headline = flow(run, redact)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 

@@ -7,11 +7,13 @@
 -- column upper [nats]: upper edge of the bin
 -- column n_images [images]: distinct usable images in it
 -- column fraction [of 1]: share of the split's images
+-- column n_repeated [images]: of n_images, training images that occur more than once
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
 WITH members AS (
     SELECT
         split,
-        log_growth
+        log_growth,
+        split = 'train' AND copies > 1 AS is_repeated
     FROM images
     WHERE is_usable AND (split = 'train' OR is_control)
 ),
@@ -26,6 +28,7 @@ bounds AS (
 binned AS (
     SELECT
         members.split,
+        members.is_repeated,
         bounds.low,
         bounds.width,
         least(floor((members.log_growth - bounds.low) / bounds.width), 29)::INTEGER AS bin
@@ -39,7 +42,8 @@ SELECT
     any_value(low + bin * width) AS lower,
     any_value(low + (bin + 1) * width) AS upper,
     count(*) AS n_images,
-    count(*) / sum(count(*)) OVER (PARTITION BY split) AS fraction
+    count(*) / sum(count(*)) OVER (PARTITION BY split) AS fraction,
+    count(*) FILTER (is_repeated) AS n_repeated
 FROM binned
 GROUP BY split, bin
 ORDER BY split DESC, bin ASC

@@ -16,6 +16,7 @@ SCORE_TITLES = {
     "log_growth": "Log growth: higher is more easily reproduced",
     "eps_norm": "‖ε‖₂: lower is more easily reproduced",
 }
+SOURCE = "comparisons"
 SCORE_UNITS = {"log_growth": " nats"}
 EFFECTS = {"auc": "AUC", "cliffs_delta": "Cliff's δ", "median_difference": "Difference of medians"}
 TESTS = {"welch_t": "Welch's t", "mann_whitney_u": "Mann–Whitney U", "permutation": "Permutation, difference of means"}
@@ -41,7 +42,9 @@ def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
     """
     caption = SCORE_TITLES.get(score, score.replace("_", " "))
     if comparison.get("status") != "ok":
-        return TableView(caption, COLUMNS, (), f"Not computable: {comparison.get('reason') or 'no reason given'}.")
+        return TableView(
+            caption, COLUMNS, (), f"Not computable: {comparison.get('reason') or 'no reason given'}.", SOURCE
+        )
     n = f"{number(comparison['n_positive'])} / {number(comparison['n_negative'])}"
     unit = SCORE_UNITS.get(score, "")
     effects = [_effect(key, comparison[key], n, unit) for key in EFFECTS if comparison.get(key)]
@@ -49,7 +52,7 @@ def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
     tests = [_test(key, comparison[key], n) for key in TESTS if comparison.get(key)]
     excluded = comparison.get("n_excluded", 0)
     note = f"{number(excluded)} images without a finite score are not in it." if excluded else ""
-    return TableView(caption, COLUMNS, tuple(effects + rates + tests), note)
+    return TableView(caption, COLUMNS, tuple(effects + rates + tests), note, SOURCE)
 
 
 def _effect(key: str, effect: Mapping[str, Any], n: str, unit: str) -> tuple[str, ...]:

@@ -13,55 +13,62 @@ PLAIN = {"conformal": "Calibrated flags", "blind_baseline": "Blind baseline: pix
 
 def further_evidence(evidence: Mapping[str, Any]) -> list[TableView]:
     """What there is of it, in the order of the page."""
-    tables = [entries_table(caption, evidence[key]) for key, caption in PLAIN.items() if evidence.get(key)]
-    if evidence.get("confounders"):
-        tables.append(_confounders(evidence["confounders"]))
-    judgement = (evidence.get("reproductions") or {}).get("judgement")
-    return [*tables, _judgement(judgement)] if judgement else tables
+    return [entries_table(caption, evidence[key], key) for key, caption in PLAIN.items() if evidence.get(key)]
 
 
-def _confounders(found: Mapping[str, Any]) -> TableView:
-    """A row a confounder: rank correlations with the growth, and its coefficient in the linear model."""
+def confounder_table(found: Mapping[str, Any]) -> TableView:
+    """A row a confounder: rank correlations with the growth, and its coefficient in the linear model.
+
+    Args:
+        found: ``confounders`` of ``evidence.json``.
+    """
     controls, trained = found["correlations_controls"], found["correlations_trained"]
     coefficients = found["model"].get("coefficients") or {}
     columns = ["Spearman, held out", "Spearman, trained", "coefficient, held out"]
     rows = tuple(
         (
             name.replace("_", " "),
-            _estimate(controls.get(name)),
-            _estimate(trained.get(name)),
-            _estimate(coefficients.get(name)),
+            estimate(controls.get(name)),
+            estimate(trained.get(name)),
+            estimate(coefficients.get(name)),
         )
         for name in trained
     )
     note = "Rank correlation with log growth; coefficients in standard deviations, all together. 95% intervals."
-    adjusted = (found.get("adjusted") or {}).get("auc")
-    if adjusted:
-        note += f" Adjusted for them, trained against held out: AUC {_estimate(adjusted)}."
     return TableView(
-        "Confounders of the score", (Column("property"), *(Column(c, is_number=True) for c in columns)), rows, note
+        "Confounders of the score",
+        (Column("property"), *(Column(c, is_number=True) for c in columns)),
+        rows,
+        note,
+        "confounders",
     )
 
 
-def _judgement(judged: Mapping[str, Any]) -> TableView:
-    """A row a score: how well it predicts the counted reproductions."""
+def judgement_table(evidence: Mapping[str, Any]) -> TableView | None:
+    """A row a score: how well it predicts the counted reproductions; None where nothing was counted."""
+    judged = (evidence.get("reproductions") or {}).get("judgement")
+    if not judged:
+        return None
     columns = ["AUC, came out", "AUC, came out often", "Spearman with hits", "n"]
     rows = tuple(
         (
             name.replace("_", " "),
-            _estimate(one["at_least_once"].get("auc")),
-            _estimate(one["often"].get("auc")),
-            _estimate(one["spearman_with_hits"]),
+            estimate(one["at_least_once"].get("auc")),
+            estimate(one["often"].get("auc")),
+            estimate(one["spearman_with_hits"]),
             number(one["n"]),
         )
         for name, one in judged.items()
     )
     return TableView(
-        "Scores judged by what came out", (Column("score"), *(Column(c, is_number=True) for c in columns)), rows
+        "Scores judged by what came out",
+        (Column("score"), *(Column(c, is_number=True) for c in columns)),
+        rows,
+        source="judgement",
     )
 
 
-def _estimate(found: Mapping[str, Any] | None) -> str:
+def estimate(found: Mapping[str, Any] | None) -> str:
     """``0.512 (0.470 to 0.554)``."""
     if not found or not is_finite(found.get("value")):
         return ABSENT

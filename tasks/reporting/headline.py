@@ -28,6 +28,8 @@ class KeyNumber:
     high: float | None = None
     chance: float | None = None
     """Where pure chance lies on the scale 0 ... 1, if anywhere."""
+    sources: tuple[str, ...] = ()
+    """Names of tasks/reporting/queries.py that give the value, and the interval."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def key_numbers(evidence: Mapping[str, Any]) -> tuple[KeyNumber, ...]:
             "Repeated against single, AUC",
             "of random pairs, the image repeated in the training set scores higher than the one that occurs once",
         ),
-        _share_of_copies(evidence.get("generated")),
+        _share_of_copies(evidence.get("generated"), bool(evidence.get("reproductions"))),
     )
 
 
@@ -86,10 +88,11 @@ def _auc(evidence: Mapping[str, Any], comparison: str, label: str, meaning: str)
         low,
         high,
         0.5,
+        ("group_auc", "comparisons"),
     )
 
 
-def _share_of_copies(generated: Mapping[str, Any] | None) -> KeyNumber:
+def _share_of_copies(generated: Mapping[str, Any] | None, is_of_run: bool) -> KeyNumber:
     label = "Generated images that are copies"
     if not generated or not is_finite(generated.get("share_of_copies")):
         return KeyNumber(label, "not measured", "", "No generated images were counted for this checkpoint.")
@@ -98,8 +101,10 @@ def _share_of_copies(generated: Mapping[str, Any] | None) -> KeyNumber:
         label,
         percent(generated["share_of_copies"]),
         f"95% interval {percent(low)} to {percent(high)}",
-        f"{number(generated['n_copies'])} of {number(generated['n_samples'])} generated images copy a training image.",
+        f"{number(generated['n_copies'])} of {number(generated['n_samples'])} generated images copy a training image"
+        f"{'' if is_of_run else ', by the count of its training'}.",
         generated["share_of_copies"],
         low,
         high,
+        sources=("generated_copies", "generated") if is_of_run else ("generated",),
     )

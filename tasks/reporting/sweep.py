@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.reporting.figures import Plot, line_plot
+from tasks.reporting.drawing import Plot
+from tasks.reporting.figures import line_plot
 from tasks.reporting.formats import number
-from tasks.reporting.html import CONTENT_SECURITY_POLICY, environment
+from tasks.reporting.page import render
 from tasks.reporting.tables import Column, mart_table, numbers_table
 
 FACTORS = {
@@ -31,16 +32,12 @@ def render_sweep(record: Mapping[str, Any], summary: pa.Table) -> str:
     """
     rows = summary.to_pylist()
     drawn = [_plot(rows, factor, measure) for measure in MEASURES for factor in FACTORS]
-    return (
-        environment()
-        .get_template("sweep.html.j2")
-        .render(
-            policy=CONTENT_SECURITY_POLICY,
-            run_id=record.get("run_id") or "unknown",
-            sentence=_sentence(rows),
-            plots=[plot for plot in drawn if plot is not None],
-            table=mart_table("sweep_summary", summary, "Every setting, cheapest first", most_rows=MOST_ROWS),
-        )
+    return render(
+        "sweep.html.j2",
+        run_id=record.get("run_id") or "unknown",
+        sentence=_sentence(rows),
+        plots=[plot for plot in drawn if plot is not None],
+        table=mart_table("sweep_summary", summary, "Every setting, cheapest first", most_rows=MOST_ROWS),
     )
 
 

@@ -32,13 +32,15 @@ class TableView:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     source: str = ""
-    """The query that made it."""
+    """What made it: a name of tasks/reporting/queries.py."""
 
 
-def numbers_table(caption: str, headings: Sequence[Column | str], rows: Sequence[Sequence[Any]]) -> TableView:
+def numbers_table(
+    caption: str, headings: Sequence[Column | str], rows: Sequence[Sequence[Any]], source: str = ""
+) -> TableView:
     """A table made in Python, say of the data behind a plot; a heading that is only text is a column of numbers."""
     columns = tuple(Column(item, is_number=True) if isinstance(item, str) else item for item in headings)
-    return TableView(caption, columns, tuple(tuple(map(_cell, row, columns)) for row in rows))
+    return TableView(caption, columns, tuple(tuple(map(_cell, row, columns)) for row in rows), source=source)
 
 
 def mart_table(
@@ -56,7 +58,7 @@ def mart_table(
     is_cut = len(head) < table.num_rows
     note = f"{most_rows} of {number(table.num_rows)} rows; all in tables/{name}.parquet." if is_cut else ""
     rows = tuple(tuple(map(_cell, row.values(), columns)) for row in head)
-    return TableView(caption, columns, rows, note, _query(name))
+    return TableView(caption, columns, rows, note, name)
 
 
 def single_row_table(name: str, table: pa.Table, caption: str) -> TableView:
@@ -67,20 +69,21 @@ def single_row_table(name: str, table: pa.Table, caption: str) -> TableView:
         (column.description or column.label, f"{_cell(value, column)} {column.unit}".strip())
         for column, value in zip(columns, values, strict=bool(values))
     )
-    return TableView(caption, (Column("quantity"), Column("value", is_number=True)), rows, source=_query(name))
+    return TableView(caption, (Column("quantity"), Column("value", is_number=True)), rows, source=name)
 
 
-def entries_table(caption: str, entries: Mapping[str, Any]) -> TableView:
+def entries_table(caption: str, entries: Mapping[str, Any], source: str = "") -> TableView:
     """A mapping, nested or not, as names and values; what is None or empty is left out."""
-    rows = tuple((visible(name), value) for name, value in _flat(entries))
-    return TableView(caption, (Column("name"), Column("value")), rows)
+    rows = tuple((visible(name), value) for name, value in flat(entries))
+    return TableView(caption, (Column("name"), Column("value")), rows, source=source)
 
 
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values as text, those of nested mappings behind their own name; None and empty text are left out."""
     for key, value in entries.items():
         name = f"{prefix}{str(key).replace('_', ' ')}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}: ")
+            yield from flat(value, f"{name}: ")
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(setting, value))
         elif value is not None and value != "":
@@ -103,7 +106,3 @@ def _cell(value: Any, column: Column) -> str:
     if column.unit == "percent":
         return percent(None if value is None else value / 100)
     return number(value)
-
-
-def _query(mart: str) -> str:
-    return f"sql/marts/{mart}.sql"

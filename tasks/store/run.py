@@ -2,6 +2,7 @@
 
 RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  evidence.json  report.html
     verdict.json, junit.xml, where the gate decided
+    report-redacted.html, compare.html, where those were asked for
     calibration.json, calibration.parquet, where the timestep was calibrated
     samples/  matches/  reproductions/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
@@ -98,6 +99,16 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def redacted_report(self) -> Path:
+        """The same with every picture blurred."""
+        return self.path / "report-redacted.html"
+
+    @property
+    def comparison(self) -> Path:
+        """This run beside an earlier one."""
+        return self.path / "compare.html"
 
     @property
     def samples(self) -> Path:

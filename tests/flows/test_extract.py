@@ -3,7 +3,10 @@ show."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from scipy.stats import beta
 
 from flows.audit import audit
+from flows.compare import compare
 from flows.extract import extract
 from flows.report import report
 from flows.shard import shard
@@ -29,8 +34,10 @@ from tasks.diffusion.checkpoint import CheckpointError, load_denoiser
 from tasks.extraction import SampleJob, is_valid_tar, read_generated, sample_jobs, sample_key, sample_pixels
 from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 from tasks.progress import Progress
+from tasks.reporting.queries import statements
 from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
 from tasks.store.run import RunDirectory, RunError
+from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1, batch_size=8)
@@ -185,6 +192,66 @@ def test_the_report_needs_no_extraction_and_judges_one_that_is_there(extracted: 
         assert comparison["n_positive"] == evidence["ratio"]["n_reproduced_training_images"]
         assert comparison["n_positive"] + comparison["n_negative"] == judgement["n"] == 60
     assert pq.read_table(extracted / "tables" / "reproductions_by_score.parquet").num_rows == 60
+    assert_every_query_of_the_page_gives_its_number(extracted)
+
+
+def assert_every_query_of_the_page_gives_its_number(run: Path) -> None:
+    evidence = json.loads((run / "evidence.json").read_text())
+    with Warehouse(RunDirectory(run)) as warehouse:
+        found = {name: warehouse.query(sql).to_pylist() for name, sql in statements().items()}
+    for row in found["group_auc"]:
+        expected = evidence["comparisons"][row["comparison"]]["log_growth"]
+        assert (row["n_positive"], row["n_negative"]) == (expected["n_positive"], expected["n_negative"])
+        assert row["auc"] == pytest.approx(expected["auc"]["value"], abs=1e-12)
+    assert len(found["group_auc"]) == 2
+    assert sum(row["is_flagged"] for row in found["flags"]) == evidence["conformal"]["n_flagged"]
+    assert len(found["flags"]) == evidence["conformal"]["n_images"]
+    (copies,) = found["generated_copies"]
+    generated = evidence["generated"]
+    assert (copies["n_samples"], copies["n_copies"]) == (generated["n_samples"], generated["n_copies"])
+    assert copies["n_reproduced"] == generated["distinct_training_images_reproduced"]
+
+
+def test_a_redacted_report_lies_beside_the_other_and_pairs_pictures(extracted: Path) -> None:
+    report(extracted)
+    before = (extracted / "report.html").read_bytes()
+    headline = report(extracted, redact=True)
+    assert headline["report"] == str(extracted / "report-redacted.html")
+    assert (extracted / "report.html").read_bytes() == before
+    pages = [page.decode() for page in (before, (extracted / "report-redacted.html").read_bytes())]
+    shown = [re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page) for page in pages]
+    assert [alt for _, alt in shown[0]] == [alt for _, alt in shown[1]]
+    assert sum(alt.startswith("Generated image nearest to") for _, alt in shown[0]) == 32
+    for page, size in zip(shown, ((8, 8), (2, 2)), strict=True):
+        assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture, _ in page} == {size}
+
+
+def test_two_runs_are_compared_in_one_page(
+    extracted: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "pages" / "compare.html"
+    found = compare(run, extracted, out)
+    assert (found["report"], set(found["levels"])) == (str(out), {str(run), str(extracted)})
+    page = out.read_text()
+    assert "Compare with care" not in page
+    assert "Images of both runs, furthest moved first" in page
+    for arguments, says in (
+        (["--compare", str(run), str(tmp_path)], "not a run directory (no run.json)"),
+        (["--compare", str(run), str(run)], "is compared with itself"),
+        (["--compare", str(run), str(extracted), "--out", "/proc/nowhere/page.html"], "choose another --out"),
+        ([], "--run RUN or --compare RUN_A RUN_B is needed"),
+        (["--run", str(run), "--out", "x.html"], "--out goes with --compare"),
+    ):
+        code, error = run_in_process(monkeypatch, capsys, "report", *arguments)
+        assert code == 2
+        assert says in " ".join(error.replace("│", "").split())
+    (run / "evidence.json").unlink()
+    code, error = run_in_process(monkeypatch, capsys, "report", "--compare", str(run), str(extracted))
+    assert (code, "no evidence.json of this run" in error) == (2, True)
 
 
 def planted(run: Path, digits: np.ndarray) -> list[SampleJob]:

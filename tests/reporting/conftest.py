@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.reporting.html import ReportInputs, render_report
-from tests.reporting.synthetic import typical_run
+from tests.reporting.synthetic import extracted_run, typical_run
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,14 @@ def inputs() -> ReportInputs:
 @pytest.fixture(scope="session")
 def html(inputs: ReportInputs) -> str:
     return render_report(inputs)
+
+
+@pytest.fixture(scope="session")
+def extracted() -> ReportInputs:
+    """The same with generated images, odds and near duplicates."""
+    return extracted_run().inputs()
+
+
+@pytest.fixture(scope="session")
+def extracted_html(extracted: ReportInputs) -> str:
+    return render_report(extracted)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import duckdb
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tasks.analyse import image_scores
 from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
+from tasks.reporting.gallery import wanted_pictures
 from tasks.reporting.html import ReportInputs
-from tasks.store.schemas import REJECTS, REPRODUCTIONS, SWEEP
+from tasks.store.schemas import MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
 from tasks.store.warehouse import SQL, Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -42,11 +43,14 @@ class Images:
     copies: Sequence[int]
     log_growth: NDArray[np.float64]
     eps_norm: NDArray[np.float64]
+    near_duplicate_groups: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Number -> images."""
 
     def table(self) -> pa.Table:
         """The columns of sql/staging/images.sql."""
         usable = np.isfinite(self.log_growth) & np.isfinite(self.eps_norm)
         n = len(self.names)
+        group_of = {i: number for number, members in self.near_duplicate_groups.items() for i in members}
         return pa.table(
             {
                 "sample_id": [f"{split}/{name}" for split, name in zip(self.splits, self.names, strict=True)],
@@ -56,7 +60,7 @@ class Images:
                 "shard_index": pa.array(range(n), pa.int32()),
                 "label": pa.nulls(n, pa.string()),
                 "copies": pa.array(self.copies, pa.int32()),
-                "near_duplicate_group": pa.nulls(n, pa.int64()),
+                "near_duplicate_group": pa.array([group_of.get(i) for i in range(n)], pa.int64()),
                 "log_growth": self.log_growth,
                 "log_growth_se": pa.nulls(n, pa.float64()),
                 "eps_norm": self.eps_norm,
@@ -114,16 +118,50 @@ class Run:
     generated: dict[str, Any] | None = None
     picture_shape: tuple[int, ...] = (28, 28)
     model: str = "infra/demo/model"
+    n_generated: int = 0
+    """Images generated: of the training images, those of more copies came out more often."""
 
     def inputs(self) -> ReportInputs:
         table = self.images.table()
+        tables = marts(table, self.rejected.table(), self.reproductions())
+        wanted = wanted_pictures(tables, table)
+        positions = {sample_id: i for i, sample_id in enumerate(table["sample_id"].to_pylist())}
         return ReportInputs(
             record=self.record(),
             evidence={"run_id": self.record()["run_id"], **assess(self.scores(), self.generated)},
-            tables=marts(table, self.rejected.table()),
+            tables={**tables, "odds": self.odds(tables["ranking"])},
             images=table,
-            pictures=self.pictures(),
+            pictures={name: blob(self.picture_shape, seed=positions[name]) for name in wanted.sample_ids},
+            generated={key: blob(self.picture_shape, seed=int(key)) for key in wanted.generated},
         )
+
+    def reproductions(self) -> pa.Table:
+        """As many hits as copies, in 1,000 parts of what was generated; none of the images that occur once."""
+        table = self.images.table().filter(pc.field("split") == "train")
+        rows = []
+        for i, row in enumerate(table.to_pylist() if self.n_generated else []):
+            hits = 0 if row["copies"] == 1 else row["copies"] * self.n_generated // 1000
+            low, high = binomial_interval(hits, self.n_generated)
+            rows.append(
+                {
+                    **{name: row[name] for name in ("sample_id", "content_hash")},
+                    **dict(n_generated=self.n_generated, rule="ratio", threshold=1 / 3, embedding="pixel"),
+                    **dict(hits=hits, rate_low=low, rate_high=high),
+                    **dict(hits_adaptive=hits, rate_adaptive_low=low, rate_adaptive_high=high),
+                    **dict(nearest_generated=f"{i:09d}", nearest_distance=2.0, nearest_ratio=0.2 if hits else 0.8),
+                }
+            )
+        return pa.Table.from_pylist(rows, schema=REPRODUCTIONS)
+
+    def odds(self, ranking: pa.Table) -> pa.Table:
+        """Of the two images ranked highest, where any were generated."""
+        top = ranking.slice(0, 2 if self.n_generated else 0).to_pylist()
+        zeros = {f.name: False if pa.types.is_boolean(f.type) else 0 for f in ODDS if not pa.types.is_string(f.type)}
+        rows = [
+            zeros | row | dict(log_probability=-3.0 - i, one_in=f"about one in {20 * (i + 1)}", rule="ratio")
+            for i, row in enumerate(top)
+        ]
+        return pa.Table.from_pylist([{name: row[name] for name in ODDS.names} for row in rows], schema=ODDS)
 
     def scores(self) -> ImageScores:
         """What is compared: the usable images, none of them near another."""
@@ -148,13 +186,6 @@ class Run:
             "timings": {"shard_seconds": 1.25, "score_seconds": 8.5},
         }
 
-    def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Of the 24 highest and the 24 lowest training images: blobs, a different one each."""
-        trained = [i for i, split in enumerate(self.images.splits) if split == "train"]
-        ranked = sorted(trained, key=lambda i: -np.nan_to_num(self.images.log_growth[i], nan=-1e9))
-        ids = [f"{split}/{name}" for split, name in zip(self.images.splits, self.images.names, strict=True)]
-        return {ids[i]: blob(self.picture_shape, seed=i) for i in ranked[:24] + ranked[24:][-24:]}
-
 
 def blob(shape: tuple[int, ...], seed: int) -> NDArray[np.uint8]:
     """A soft spot of random place and size, uint8 (H, W) or (H, W, 3)."""
@@ -167,13 +198,14 @@ def blob(shape: tuple[int, ...], seed: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
-    """Every query of sql/marts over these images and rejects."""
+def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = None) -> dict[str, pa.Table]:
+    """Every query of sql/marts over these images, rejects and reproductions."""
     with duckdb.connect() as connection:
         connection.register("images", images)
         connection.register("rejects", rejects)
-        connection.register("ranking", images.slice(0, 0).append_column("rank", pa.array([], pa.int64())))
-        connection.register("reproductions", REPRODUCTIONS.empty_table())
+        connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
+        connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
+        connection.register("matches", MATCHES.empty_table())
         connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()
@@ -199,3 +231,9 @@ def typical_run() -> Run:
     """The bundled data set's plan, two unreadable items, and a count of generated copies."""
     rejected = Rejected([("train", f"{name}.png", "truncated", "OSError") for name in "ab"])
     return Run(rejected=rejected, generated=counted())
+
+
+def extracted_run() -> Run:
+    """The same with 4,096 generated images and the odds of two; some images nearly equal each other."""
+    images = replace(planted(), near_duplicate_groups={0: (0, 1, 256), 3: (5, 6)})
+    return replace(typical_run(), images=images, n_generated=4096)

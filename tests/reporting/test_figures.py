@@ -6,18 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_curve
 
-from tasks.reporting.figures import (
-    POINTS_PER_GROUP,
-    VARIABLES,
-    Plot,
-    roc_curves,
-    score_histogram,
-    scores_by_copies,
-    thinned,
-)
+from tasks.reporting.drawing import VARIABLES, Plot, thinned
+from tasks.reporting.figures import POINTS_PER_GROUP, roc_curves, score_histogram, scores_by_copies
 from tasks.reporting.html import ReportInputs, plots
+from tasks.reporting.relations import percentile_shift, score_against_hits
 from tests.reporting.synthetic import Rejected, marts, planted
 
 NAMES = ["distribution", "copies", "roc-holdout", "roc-repeated"]
@@ -52,12 +47,13 @@ def test_histogram_table_counts_every_image_once(drawn: dict[str, Plot]) -> None
     rows = [dict(zip(labels, row, strict=True)) for row in table.rows]
     for split in ("train", "holdout"):
         assert sum(int(row["n images"]) for row in rows if row["split"] == split) == 256
+    assert sum(int(row["n repeated"]) for row in rows) == 104
 
 
 def test_histogram_without_holdout_draws_the_trained_alone(inputs: ReportInputs) -> None:
     is_train = np.array(planted().splits) == "train"
     bins = marts(inputs.images.filter(is_train), Rejected().table())["score_histogram"]
-    plot = score_histogram(bins, planted().log_growth[is_train], np.array([]))
+    plot = score_histogram(bins, planted().log_growth[is_train], np.array([]), np.array([]))
     assert plot is not None
     assert "--train" in plot.svg
     assert "--holdout" not in plot.svg
@@ -124,3 +120,26 @@ def test_there_is_no_roc_without_two_groups() -> None:
     both = roc_curves("a", "t", {"s": (some, none), "r": (some, some)}, "p", "n")
     assert both is not None
     assert [column.label for column in both.table.columns] == ["false positives", "r"]
+
+
+def test_hits_are_counted_in_bands_of_the_score(extracted: ReportInputs) -> None:
+    rows = extracted.tables["reproductions_by_score"]
+    plot = score_against_hits(rows)
+    assert plot is not None
+    hits = rows["hits"].to_numpy()
+    assert sum(int(row[5].replace(",", "")) for row in plot.table.rows) == hits.sum()
+    assert sum(int(row[3]) for row in plot.table.rows) == (hits > 0).sum() == 104
+    assert (
+        f"104 of 256 came out; Spearman correlation {stats.spearmanr(rows['log_growth'], hits).statistic:.3f}"
+        in plot.alt
+    )
+    assert plot.svg.count("fill-opacity: 0.6") == 256 + 2  # and those of the legend
+    assert score_against_hits(rows.slice(0, 0)) is None
+
+
+def test_a_shift_says_how_far_images_moved() -> None:
+    plot = percentile_shift(np.array([0.0, 50.0, 100.0]), np.array([0.0, 100.0, 50.0]), ("A", "B"))
+    assert plot is not None
+    assert [row[1] for row in plot.table.rows][3:] == ["0", "25.00", "45.00", "50.00"]
+    assert "Spearman correlation 0.500" in plot.caption
+    assert percentile_shift(np.array([]), np.array([]), ("A", "B")) is None

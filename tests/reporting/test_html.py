@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -11,17 +13,20 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from tasks.evidence.assessment import Pixels, assess
 from tasks.evidence.judgement import judge
-from tasks.reporting.further import further_evidence
+from tasks.reporting.further import confounder_table, judgement_table
 from tasks.reporting.html import ReportInputs, render_report
+from tasks.reporting.queries import queries, statements
 from tests.reporting.synthetic import (
     HOSTILE,
     Images,
@@ -38,24 +43,27 @@ MEGABYTE = 10**6
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, in order, and the text outside of style."""
+    """Tags with their attributes, in order, and the text outside of style and script."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self._is_style = False
+        self.scripts: list[str] = []
+        self._inside = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._is_style = tag == "style"
+        self._inside = tag
 
     def handle_endtag(self, tag: str) -> None:
-        self._is_style = False
+        self._inside = ""
 
     def handle_data(self, data: str) -> None:
-        if not self._is_style and data.strip():
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside != "style" and data.strip():
             self.texts.append(data)
 
     @property
@@ -84,7 +92,7 @@ def test_key_numbers_are_those_of_independent_computations(inputs: ReportInputs,
     exact = stats.binomtest(1638, 4096).proportion_ci(method="exact")
     assert f"95% interval {100 * exact.low:.1f}% to {100 * exact.high:.1f}%" in shown
     assert "40.0%" in shown
-    assert "1,638 of 4,096 generated images copy a training image." in page.text
+    assert "1,638 of 4,096 generated images copy a training image, by the count of its training." in page.text
 
 
 def test_statistics_tables_hold_the_papers_test_and_an_exact_rate(inputs: ReportInputs, page: Page) -> None:
@@ -107,11 +115,12 @@ def test_first_ranked_image_is_the_one_with_the_highest_growth(page: Page) -> No
     images = planted()
     growth = np.where(np.array(images.splits) == "train", images.log_growth, -np.inf)
     best, worst = int(growth.argmax()), int(np.where(np.isfinite(growth), growth, np.inf).argmin())
-    named = [place for place, data in enumerate(page.texts) if data.startswith("train/")]
-    for place, image, rank in ((named[0], best, 1), (named[16], worst, 256)):
-        shown = [data.strip() for data in page.texts[place - 3 : place + 1]]
-        copies = f"{images.copies[image]} {'copy' if images.copies[image] == 1 else 'copies'}"
-        assert shown == [str(rank), f"{growth[image]:.3f}", copies, f"train/{images.names[image]}"]
+    for heading, image, rank in (("Highest scores", best, 1), ("Lowest scores", worst, 256)):
+        begin = page.texts.index(heading)
+        shown = [data.strip() for data in page.texts[begin + 1 : begin + 10]]
+        end = shown.index(f"train/{images.names[image]}")
+        assert shown[0] == str(rank)
+        assert shown[end - 4 : end] == ["log growth", f"{growth[image]:.3f} nats", "copies", str(images.copies[image])]
 
 
 def test_pictures_of_both_ends_are_embedded_once_each(page: Page) -> None:
@@ -119,11 +128,12 @@ def test_pictures_of_both_ends_are_embedded_once_each(page: Page) -> None:
     assert len(pictures) == len(set(pictures)) == 32
 
 
-def test_page_asks_for_nothing_and_runs_nothing(html: str, page: Page) -> None:
+def test_page_asks_for_nothing_and_runs_nothing_but_its_own_script(html: str, page: Page) -> None:
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
     for tag, attributes in page.tags:
-        assert tag not in {"script", "iframe", "object", "embed", "form", "link", "base"}
+        assert tag not in {"iframe", "object", "embed", "form", "link", "base"}
         assert not [name for name in attributes if name.startswith("on")]
+        assert tag != "script" or attributes == {}
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
         assert (attributes.get("href") or "#").startswith("#")
         assert (attributes.get("xlink:href") or "#").startswith("#")
@@ -136,8 +146,10 @@ def test_content_security_policy_comes_before_what_it_governs(page: Page) -> Non
     directives = dict(
         directive.strip().split(" ", 1) for directive in (page.tags[policy][1]["content"] or "").split(";")
     )
+    (script,) = page.scripts
     assert directives == {
         "default-src": "'none'",
+        "script-src": f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         "style-src": "'unsafe-inline'",
         "img-src": "data:",
         "base-uri": "'none'",
@@ -240,7 +252,7 @@ def test_nothing_but_empty_inputs_still_makes_a_page(inputs: ReportInputs) -> No
         "There is no finite score to draw.",
         "There is no ranked training image to show.",
         "No two groups of images could be compared.",
-        "This run has no tables.",
+        "This run has no ranking.",
         "This run holds no record of rejected items.",
     ):
         assert said in page.text
@@ -285,26 +297,39 @@ def test_further_evidence_is_printed_where_there_is_some(inputs: ReportInputs, p
     assert {"Further evidence", "auc: value", "0.5123", "0.47, 0.55"} <= set(shown.texts)
 
 
-def test_confounders_and_judged_scores_are_tables_of_one_row_each(inputs: ReportInputs) -> None:
+def with_pixels() -> dict[str, Any]:
+    """Evidence of the typical run, of whose images pixels were seen."""
     scores = typical_run().scores()
     images = np.stack([blob((12, 12), seed) for seed in range(len(scores.copies))])
-    evidence = assess(scores, None, Pixels(np.arange(len(images)), images, images[scores.is_train]))
-    hits = np.where(scores.copies > 4, 6, 0)[scores.is_train]
-    growth = {"log_growth": scores.scores["log_growth"][scores.is_train]}
-    judged = {name: judgement.as_dict() for name, judgement in judge(growth, hits, 1_000).items()}
-    tables = further_evidence({**evidence, "reproductions": {"judgement": judged}})
-    by_caption = {table.caption: table for table in tables}
-    confounders = by_caption["Confounders of the score"].rows
-    assert [row[0] for row in confounders] == [
+    return assess(scores, None, Pixels(np.arange(len(images)), images, images[scores.is_train]))
+
+
+def test_confounders_are_a_plot_with_a_table_of_one_row_each(inputs: ReportInputs) -> None:
+    evidence = with_pixels()
+    page = Page(render_report(replace(inputs, evidence=evidence)))
+    assert page.count("figure") == 5
+    adjusted = evidence["confounders"]["adjusted"]["auc"]["value"]
+    assert f"Trained against held out, AUC {adjusted:.3f} (" in page.text
+    rows = confounder_table(evidence["confounders"]).rows
+    assert [row[0] for row in rows] == [
         *("nearest distance", "local density", "brightness", "contrast", "total variation", "compressed size", "copies")
     ]
     copies = evidence["confounders"]["correlations_trained"]["copies"]
-    assert confounders[-1][2].startswith(f"{copies['value']:.3f} (")
+    assert rows[-1][2].startswith(f"{copies['value']:.3f} (")
     assert copies["value"] > 0.3  # growth was drawn to rise with copies
-    (judgement,) = by_caption["Scores judged by what came out"].rows
+
+
+def test_judged_scores_are_a_table_of_one_row_each() -> None:
+    scores = typical_run().scores()
+    hits = np.where(scores.copies > 4, 6, 0)[scores.is_train]
+    growth = {"log_growth": scores.scores["log_growth"][scores.is_train]}
+    judged = {name: judgement.as_dict() for name, judgement in judge(growth, hits, 1_000).items()}
+    table = judgement_table({"reproductions": {"judgement": judged}})
+    assert table is not None
     expected = roc_auc_score(hits > 0, growth["log_growth"])
-    assert judgement[:2] == ("log growth", judgement[1])
-    assert judgement[1].startswith(f"{expected:.3f} (")
+    assert table.rows[0][0] == "log growth"
+    assert table.rows[0][1].startswith(f"{expected:.3f} (")
+    assert judgement_table({}) is None
 
 
 def test_page_of_a_large_run_with_large_pictures_stays_below_the_cap() -> None:
@@ -317,12 +342,45 @@ def test_page_of_a_large_run_with_large_pictures_stays_below_the_cap() -> None:
         generator.normal(size=n),
     )
     run = Run(images=images, rejected=Rejected([("train", "y" * 5000, f"reason {i}", "E") for i in range(3000)]))
-    inputs = replace(
-        run.inputs(), pictures={key: generator.integers(0, 256, (512, 384, 3), np.uint8) for key in run.pictures()}
-    )
-    html = render_report(inputs)
+    inputs = run.inputs()
+    pictures = {key: generator.integers(0, 256, (512, 384, 3), np.uint8) for key in inputs.pictures}
+    html = render_report(replace(inputs, pictures=pictures))
     assert Page(html).count("img") == 32
     assert 1 * MEGABYTE < len(html.encode()) < 8 * MEGABYTE
+
+
+def test_a_page_full_of_incompressible_pictures_stays_below_the_cap(extracted: ReportInputs) -> None:
+    generator = np.random.default_rng(0)
+    noise = {
+        key: generator.integers(0, 256, (300, 300, 3), np.uint8) for key in (*extracted.pictures, *extracted.generated)
+    }
+    html = render_report(replace(extracted, pictures=noise, generated=noise))
+    assert Page(html).count("img") == 2 * 32 + 5
+    assert 4 * MEGABYTE < len(html.encode()) < 8 * MEGABYTE
+
+
+def test_a_redacted_page_holds_no_picture(extracted: ReportInputs, extracted_html: str) -> None:
+    redacted = Page(render_report(extracted, redact=True))
+    assert "Pictures are blurred in this copy" in redacted.text
+    uris = [attributes["src"] or "" for tag, attributes in redacted.tags if tag == "img"]
+    assert len(uris) == 2 * 32 + 5
+    assert {Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size for uri in uris} == {(4, 4)}
+    assert not {attributes["src"] for tag, attributes in Page(extracted_html).tags if tag == "img"} & set(uris)
+
+
+def test_every_number_says_what_it_was_made_by(extracted_html: str) -> None:
+    page = Page(extracted_html)
+    cited = {
+        (attributes["href"] or "").removeprefix("#query-")
+        for _, attributes in page.tags
+        if attributes.get("class") == "cite"
+    }
+    assert {"summary", "group_auc", "generated", "ranking", "flags", "reproductions_by_score", "odds", "run"} <= cited
+    listed = {(attributes.get("id") or "").removeprefix("query-") for tag, attributes in page.tags if tag == "div"}
+    assert cited <= listed
+    for block in re.findall(r'<li class="key-number">.*?</li>|<figure>.*?</figure>', extracted_html, re.DOTALL):
+        assert 'class="cite"' in block or "not measured" in block
+    assert set(statements()) <= {query.name for query in queries()}
 
 
 def test_the_page_names_files_without_the_folders_of_whoever_made_it(inputs: ReportInputs) -> None:

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: nothing leaves it, nothing runs in it, everybody can read it."""
+"""The page in a real Chromium: nothing leaves it, nothing foreign runs in it, everybody can read and use it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
-from tasks.reporting.html import render_report
+from tasks.reporting.compare import render_comparison
+from tasks.reporting.html import ReportInputs, render_report
 from tests.browser import headless_chromium
 from tests.reporting.synthetic import HOSTILE, Rejected, Run, few_images
+from tests.reporting.test_compare import compared, trend_of
 
 DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
 READABLE_CONTRAST = 4.5
@@ -39,6 +42,14 @@ def browser() -> Iterator[Browser]:
 def report(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def rich(extracted_html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with generated images, odds and near duplicates."""
+    path = tmp_path_factory.mktemp("rich") / "report.html"
+    path.write_text(extracted_html, encoding="utf-8")
     return path
 
 
@@ -103,6 +114,83 @@ def test_everything_can_be_read_without_javascript(browser: Browser, report: Pat
     assert not table.is_visible()
     page.locator("figure summary").first.click()
     assert table.is_visible()
+    assert page.locator(".sortable tbody tr").count() == 256
+    assert not page.locator(".controls").is_visible()
+    assert page.locator("th button").count() == 0
+
+
+def ranking_of(page: Page) -> Locator:
+    """The rows of the ranking that are shown."""
+    return page.locator("#ranking tbody tr:visible")
+
+
+def test_the_ranking_is_sorted_by_its_headings_with_mouse_and_keyboard(browser: Browser, rich: Path) -> None:
+    result = opened(browser, rich)
+    page = result.page
+    copies = page.locator("#ranking th button", has_text="copies")
+    copies.click()
+    shown = [int(row.split("\t")[4]) for row in ranking_of(page).all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
+    assert page.locator("#ranking th[aria-sort=descending]").inner_text().startswith("copies")
+    copies.press("Enter")
+    shown = [int(row.split("\t")[4]) for row in ranking_of(page).all_inner_texts()]
+    assert shown == sorted(shown)
+    odds = page.locator("#ranking th button", has_text="odds")
+    for _ in range(2):  # whichever the direction, images without odds come last
+        odds.click()
+        assert [row.split("\t")[7] != "–" for row in ranking_of(page).all_inner_texts()] == [True] * 2 + [False] * 254
+    assert page.locator("#ranking th[aria-sort]").count() == 1
+    assert result.console == []
+
+
+def test_the_ranking_is_filtered_by_words_and_traits(browser: Browser, rich: Path) -> None:
+    page = opened(browser, rich).page
+    page.get_by_role("searchbox").fill("TRAIN/0000")
+    assert ranking_of(page).count() == 10
+    assert page.get_by_role("status").inner_text() == "10 of 256 shown"
+    page.get_by_role("searchbox").fill("")
+    page.get_by_role("checkbox", name="repeated").check()
+    page.get_by_role("checkbox", name="came out").check()
+    assert page.get_by_role("status").inner_text() == "104 of 256 shown"
+    assert all(int(row.split("\t")[4]) > 1 for row in ranking_of(page).all_inner_texts())
+    page.get_by_role("searchbox").fill("nothing of that name")
+    assert ranking_of(page).count() == 0
+
+
+def test_a_number_leads_to_its_query(browser: Browser, rich: Path) -> None:
+    page = opened(browser, rich).page
+    page.locator(".key-number .cite").first.click()
+    assert page.locator(":target dt").inner_text() == "group_auc"
+    page.locator(":target summary").click()
+    assert "U / (m n) from mid-ranks" in page.locator(":target pre").inner_text()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, rich: Path, viewport: ViewportSize, scheme: str) -> None:
+    page = opened(browser, rich, viewport, color_scheme=scheme).page
+    for summary in page.locator("summary").all():
+        summary.click()
+    page.locator("#ranking th button").first.click()
+    found = Axe().run(page).response["violations"]  # evaluated by the browser's debugger: the page's policy stays
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_the_page_of_two_runs_is_as_quiet_and_as_readable(
+    browser: Browser, inputs: ReportInputs, tmp_path: Path
+) -> None:
+    flags, ranking = inputs.tables["flags"], inputs.tables["ranking"]
+    trend = trend_of(ranking, ranking, (flags, flags))
+    path = tmp_path / "compare.html"
+    path.write_text(render_comparison(compared(HOSTILE[0], inputs), compared("B", inputs), trend), encoding="utf-8")
+    result = opened(browser, path, PHONE)
+    for summary in result.page.locator("summary").all():
+        summary.click()
+    assert (result.dialogs, result.console, external(result)) == ([], [], [])
+    assert result.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert result.page.get_by_role("status").inner_text() == "256 of 256 shown"
+    found = Axe().run(result.page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_the_first_screen_holds_verdict_key_numbers_and_limits(browser: Browser, report: Path) -> None:
@@ -114,8 +202,8 @@ def test_the_first_screen_holds_verdict_key_numbers_and_limits(browser: Browser,
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_only_tables_scroll_sideways(browser: Browser, report: Path, viewport: ViewportSize) -> None:
-    page = opened(browser, report, viewport).page
+def test_only_tables_scroll_sideways(browser: Browser, rich: Path, viewport: ViewportSize) -> None:
+    page = opened(browser, rich, viewport).page
     for summary in page.locator("summary").all():
         summary.click()
     assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
@@ -151,7 +239,7 @@ def test_keyboard_reaches_the_report_its_sections_and_its_tables(browser: Browse
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "report"
     focused = []
-    for _ in range(30):
+    for _ in range(50):
         page.keyboard.press("Tab")
         focused.append(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
     assert {"A.", "SUMMARY.", "DIV.scroll"} <= set(focused)

@@ -14,10 +14,12 @@ from PIL import Image
 
 from tasks.reporting import formats, headline
 from tasks.reporting.comparisons import comparison_table
-from tasks.reporting.gallery import gallery
+from tasks.reporting.gallery import gallery, near_duplicates
 from tasks.reporting.html import ReportInputs
+from tasks.reporting.ranking import MOST_ROWS, ranking_table
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
-from tasks.reporting.thumbnails import LONGEST_SIDE, data_uri
+from tasks.reporting.thumbnails import LONGEST_SIDE, MOST_BYTES, Album, data_uri
+from tests.reporting.synthetic import Rejected, few_images, marts
 
 
 def test_the_examples_in_the_docstrings_of_formats_hold() -> None:
@@ -37,7 +39,7 @@ def test_mart_is_cut_and_says_so() -> None:
     assert [column.label for column in view.columns] == ["rank"]
     assert (len(view.rows), view.rows[-1]) == (25, ("25",))
     assert view.note == "25 of 100 rows; all in tables/ranking.parquet."
-    assert view.source == "sql/marts/ranking.sql"
+    assert view.source == "ranking"
 
 
 def test_percent_columns_are_percent_and_one_row_stands_upright() -> None:
@@ -88,12 +90,72 @@ def test_key_number_without_finite_value_is_not_computable() -> None:
 
 def test_gallery_shows_nothing_twice_and_ranks_by_growth(inputs: ReportInputs) -> None:
     ranking = inputs.tables["ranking"].to_pylist()
-    five = {row["sample_id"]: np.zeros((4, 4), np.uint8) for row in (*ranking[:3], *ranking[-2:])}
-    shown = gallery(inputs.images, five)
-    assert [exhibit.rank for exhibit in shown.highest] == ["1", "2", "3"]
-    assert [exhibit.rank for exhibit in shown.lowest] == ["256", "255"]
+    shown = gallery({**inputs.tables, "ranking": inputs.tables["ranking"].slice(0, 27)}, Album({}, {}))
+    assert [exhibit.rank for exhibit in shown.highest] == [str(rank) for rank in range(1, 25)]
+    assert [exhibit.rank for exhibit in shown.lowest] == ["27", "26", "25"]
     assert shown.highest[0].name == ranking[0]["sample_id"]
-    assert shown.n_ranked == 256
+    assert shown.n_ranked == 27
+
+
+def test_gallery_pairs_each_image_with_what_was_generated_nearest(extracted: ReportInputs) -> None:
+    shown = gallery(extracted.tables, Album(extracted.pictures, extracted.generated))
+    first, row = shown.highest[0], extracted.tables["reproductions_by_score"].slice(0, 1).to_pylist()[0]
+    assert (first.facts["odds"], "odds" in shown.highest[2].facts) == ("about one in 20", False)
+    assert first.facts["hits"].startswith(f"{row['hits']} (")
+    assert first.generated == "0.20"
+    assert _decoded(first.generated_uri).tobytes() == extracted.generated[row["nearest_generated"]].tobytes()
+    assert first.traits == ("is_flagged", "is_reproduced")
+
+
+def test_near_duplicates_are_shown_group_by_group(extracted: ReportInputs) -> None:
+    groups = near_duplicates(extracted.tables, extracted.images, Album(extracted.pictures, {}))
+    assert sorted(group.title for group in groups) == [
+        "Group 0: 3 distinct images, 2 training, 1 held out",
+        "Group 3: 2 distinct images, 2 training, 0 held out",
+    ]
+    assert sorted(member.name for group in groups for member in group.members) == [
+        "holdout/00256",
+        *(f"train/0000{i}" for i in (0, 1, 5, 6)),
+    ]
+    assert all(member.uri for group in groups for member in group.members)
+
+
+def test_ranking_holds_all_that_is_known_of_an_image(extracted: ReportInputs) -> None:
+    table = ranking_table(extracted.tables)
+    assert table is not None
+    labels = [column.label for column in table.columns]
+    assert labels == ["rank", "image", "log growth", "‖ε‖₂", "copies", "p", "hits", "odds"]
+    assert table.traits == {"is_flagged": "flagged", "is_repeated": "repeated", "is_reproduced": "came out"}
+    first, last = table.rows[0], table.rows[-1]
+    assert (first.cells[7].text, first.cells[7].key) == ("about one in 20", "-3.0")
+    assert (last.cells[7].text, last.cells[7].key) == ("–", "")
+    assert float(first.cells[2].key) == extracted.tables["ranking"]["log_growth"][0].as_py()
+    assert sum("is_reproduced" in row.traits for row in table.rows) == 104
+
+
+def test_the_page_shows_the_beginning_of_a_long_ranking() -> None:
+    images = few_images([f"{i:05d}" for i in range(MOST_ROWS + 1)])
+    table = ranking_table({"ranking": marts(images.table(), Rejected().table())["ranking"]})
+    assert table is not None
+    assert len(table.rows) == MOST_ROWS
+    assert table.note == "500 of 501 rows; all in tables/ranking.parquet."
+
+
+def test_pictures_that_exceed_the_budget_are_left_out() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    album = Album({str(i): noise for i in range(200)}, {})
+    uris = [album.training(str(i)) for i in range(200)]
+    assert 0.9 * MOST_BYTES < sum(map(len, uris)) <= MOST_BYTES
+    assert uris[-1] == album.training("unknown") == ""
+
+
+@pytest.mark.parametrize(("shape", "size"), [((28, 28), 4), ((1000, 500, 3), 4), ((9, 30), 2), ((3, 3), 1)])
+def test_all_that_is_left_of_a_redacted_picture_is_a_few_mean_colours(shape: tuple[int, ...], size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    left = np.asarray(_decoded(Album({"a": pixels}, {}, redact=True).training("a")))
+    assert left.shape[:2] == (size, size)
+    block = pixels[: shape[0] // size, : shape[1] // size]
+    np.testing.assert_allclose(left[0, 0], block.mean(axis=(0, 1)), atol=2.0 if shape[0] % size == 0 else 40.0)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8, 3), (1, 1)])

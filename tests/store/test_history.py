@@ -92,6 +92,21 @@ def test_every_relation_describes_each_of_its_columns(history: HistoryWarehouse)
         assert undescribed(table) == [], name
 
 
+def test_ranks_are_followed_through_other_parameters_and_growth_is_not(history: HistoryWarehouse) -> None:
+    names = ("run", "previous_run", "sample_id", "previous_rank", "rank", "previous_copies", "copies", "growth_change")
+    assert sorted(tuple(row[name] for name in names) for row in rows(history, "rank_trend")) == sorted(
+        [
+            ("step-300", "step-200", "train/a", 3, 1, 1, 2, None),
+            ("step-300", "step-200", "train/b", 2, 3, 1, 1, None),
+            ("step-1000", "step-300", "train/a", 1, 1, 2, 2, None),
+            ("step-1000", "step-300", "train/b", 3, 3, 1, 1, None),
+            ("step-1000", "step-300", "train/x", 2, 2, 1, 1, None),
+            ("step-9000", "step-1000", "train/b", 3, 2, 1, 1, 0.5),
+            ("step-9000", "step-200", "train/c", 1, 1, 1, 1, 0.0),
+        ]
+    )
+
+
 def test_trend_compares_an_image_with_its_last_score_under_the_same_parameters(history: HistoryWarehouse) -> None:
     trend = [
         (row["run"], row["previous_run"], row["sample_id"], row["growth_change"], row["percentile_change"])
@@ -172,7 +187,7 @@ def test_history_is_exported_with_its_runs(folder: Path, history: HistoryWarehou
 
 def test_headers_of_the_history_name_grain_and_relation() -> None:
     files = sorted((SQL / HISTORY).glob("*.sql"))
-    assert [file.stem for file in files] == ["run_history", "score_trend"]
+    assert [file.stem for file in files] == ["rank_trend", "run_history", "score_trend"]
     for file in files:
         text = file.read_text()
         assert text.startswith(f"-- {file.stem}: ")

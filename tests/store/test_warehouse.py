@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.evidence.conformal import flag
 from tasks.store.files import write_json
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory, RunError
@@ -330,6 +332,37 @@ def test_no_check_is_without_a_case_that_fails_it() -> None:
 def test_rounding_of_another_batch_is_not_another_score(run: RunDirectory) -> None:
     write_scores(run, "holdout", [("holdout/c", "C", "holdout", 1, 0, 1.0 + 1e-6), *IMAGES[5:]])
     assert rows(run, "same_image_other_score") == []
+
+
+def test_group_auc_is_the_share_of_pairs_in_which_the_first_is_higher(tmp_path: Path) -> None:
+    growth = {"a": 3.0, "b": 2.0, "c": 1.0}
+    trained: list[Image] = [(f"train/{n}", n, "train", 2 if n == "b" else 1, 0, value) for n, value in growth.items()]
+    held_out: list[Image] = [(f"holdout/{n}", n, "holdout", 1, 0, value) for n, value in (("d", 2.0), ("e", 0.0))]
+    found = rows(write_run(tmp_path / "run", trained + held_out), "group_auc")
+    assert [tuple(row.values()) for row in found] == [
+        ("train_vs_holdout", 3, 2, (2 + 1.5 + 1) / 6),
+        ("repeated_vs_single", 1, 2, 0.5),
+    ]
+
+
+def test_flags_are_the_conformal_ones_with_ties_and_all(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    trained, controls = generator.integers(20, 60, 90) / 10, generator.integers(0, 40, 80) / 10
+    images: list[Image] = [(f"train/{i}", f"t{i}", "train", 1, 0, float(x)) for i, x in enumerate(trained)]
+    images += [(f"holdout/{i}", f"h{i}", "holdout", 1, 0, float(x)) for i, x in enumerate(controls)]
+    found = {row["sample_id"]: row for row in rows(write_run(tmp_path / "run", images), "flags")}
+    expected = flag(trained, controls)
+    shown = [found[f"train/{i}"] for i in range(len(trained))]
+    assert 20 < expected.n_flagged < 80
+    np.testing.assert_allclose([row["p_value"] for row in shown], expected.p_values, rtol=1e-12)
+    np.testing.assert_allclose([row["adjusted"] for row in shown], expected.adjusted, rtol=1e-12)
+    assert [row["is_flagged"] for row in shown] == expected.flagged.tolist()
+
+
+def test_without_controls_nothing_is_flagged_and_without_samples_nothing_is_a_copy(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", IMAGES[:4])
+    assert rows(run, "flags") == []
+    assert rows(run, "generated_copies") == [{"n_samples": 0, "n_copies": 0, "fraction": None, "n_reproduced": 0}]
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -1,0 +1,63 @@
+"""Gather what the page of two runs needs, render it, publish it whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.report import pictures_of
+from tasks.reporting.compare import MOST_EXHIBITS, ComparedRun, changed_flags, render_comparison
+from tasks.reporting.gate_evidence import identity
+from tasks.store.files import atomic_open, read_json
+from tasks.store.history import HistoryWarehouse
+from tasks.store.run import RunDirectory, RunError
+
+
+def write_comparison(before: Path, after: Path, out: Path, redact: bool = False) -> None:
+    """Write the page that shows what changed from one run to another.
+
+    Raises:
+        RunError: one is no run directory, or has no evidence yet, or both are the same; or the page cannot be written.
+    """
+    runs = {"A": RunDirectory(before), "B": RunDirectory(after)}
+    if before.resolve() == after.resolve():
+        raise RunError(f"{before}: is compared with itself: name two runs")
+    for run in runs.values():
+        record = run.read_record()
+        if not run.evidence.exists() or read_json(run.evidence).get("run_id") != record.get("run_id"):
+            raise RunError(f"{run.path}: no evidence.json of this run; make it: 'latentprint report --run {run.path}'")
+    with HistoryWarehouse(runs) as warehouse:
+        ranking, flags, images, trend = (warehouse.table(name) for name in ("ranking", "flags", "images", "rank_trend"))
+    a, b = (
+        ComparedRun(
+            directory.path.resolve().name,
+            directory.read_record(),
+            read_json(directory.evidence),
+            identity(directory, directory.read_record()),
+            _of_run(ranking, name),
+            _of_run(flags, name),
+        )
+        for name, directory in runs.items()
+    )
+    changed = changed_flags(a, b, trend)
+    a, b = (
+        replace(run, pictures=pictures_of(runs[name], _of_run(images, name), _shown(rows)))
+        for name, run, rows in (("A", a, changed.gone), ("B", b, changed.new))
+    )
+    page = render_comparison(a, b, trend, redact)
+    try:
+        with atomic_open(out) as stream:
+            stream.write(page.encode())
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _of_run(table: pa.Table, name: str) -> pa.Table:
+    return table.filter(pc.field("run") == name)
+
+
+def _shown(rows: list[dict[str, object]]) -> list[str]:
+    return [str(row["sample_id"]) for row in rows[:MOST_EXHIBITS]]

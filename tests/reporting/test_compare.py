@@ -1,0 +1,172 @@
+"""Two runs side by side: what moved, what is flagged anew, and when their numbers must not be compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks.reporting.compare import ComparedRun, changed_flags, incomparable, render_comparison
+from tasks.reporting.html import ReportInputs
+from tests.reporting.synthetic import HOSTILE, Run, blob
+from tests.reporting.test_html import Page
+
+IDENTITY = {"held-out images": "d"}
+
+
+def trend_of(
+    before: pa.Table, after: pa.Table, flagged: tuple[pa.Table, pa.Table], comparable: bool = True
+) -> pa.Table:
+    """The relation ``rank_trend`` of two rankings, by plain loops."""
+    was, now = ({row["content_hash"]: row["is_flagged"] for row in table.to_pylist()} for table in flagged)
+    earlier = {row["content_hash"]: row for row in before.to_pylist()}
+    rows = [
+        {
+            **{name: row[name] for name in ("content_hash", "sample_id", "copies", "rank", "percentile", "log_growth")},
+            **{f"previous_{name}": old[name] for name in ("copies", "rank", "percentile", "log_growth")},
+            "percentile_change": row["percentile"] - old["percentile"],
+            "growth_change": row["log_growth"] - old["log_growth"],
+            "was_flagged": was.get(row["content_hash"]),
+            "is_flagged": now.get(row["content_hash"]),
+        }
+        for row in after.to_pylist()
+        if (old := earlier.get(row["content_hash"]))
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def compared(name: str, inputs: ReportInputs, **changes: Any) -> ComparedRun:
+    run = ComparedRun(
+        name,
+        inputs.record,
+        inputs.evidence,
+        IDENTITY,
+        inputs.tables["ranking"],
+        inputs.tables["flags"],
+        inputs.pictures,
+    )
+    return replace(run, **changes)
+
+
+@pytest.fixture(scope="module")
+def later(inputs: ReportInputs) -> ReportInputs:
+    """The same images after the ten highest fell to the bottom, and two of the lowest rose to the top."""
+    run = Run(generated=inputs.evidence["generated"])
+    order = np.argsort(-np.where(np.array(run.images.splits) == "train", run.images.log_growth, -np.inf))
+    growth = run.images.log_growth.copy()
+    growth[order[:10]], growth[order[250:252]] = -9.0 - np.arange(10), 20.0 + np.arange(2)
+    return replace(run, images=replace(run.images, log_growth=growth)).inputs()
+
+
+@pytest.fixture(scope="module")
+def trend(inputs: ReportInputs, later: ReportInputs) -> pa.Table:
+    flags = inputs.tables["flags"], later.tables["flags"]
+    return trend_of(inputs.tables["ranking"], later.tables["ranking"], flags)
+
+
+def test_headline_numbers_stand_side_by_side(inputs: ReportInputs, later: ReportInputs, trend: pa.Table) -> None:
+    page = Page(render_comparison(compared("first", inputs), compared("second", later), trend))
+    a, b = (run.evidence["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["value"] for run in (inputs, later))
+    assert {f"{a:.3f}", f"{b:.3f}"} <= set(page.texts)
+    change = f"{b - a:.3f}".replace("-", "−")
+    assert f"{change}; the intervals overlap." in page.text
+    assert "Compare with care" not in page.text
+    assert page.count("figure") == 1
+
+
+def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
+    inputs: ReportInputs, later: ReportInputs, trend: pa.Table
+) -> None:
+    was, now = (
+        {row["content_hash"] for row in run.tables["flags"].to_pylist() if row["is_flagged"]} for run in (inputs, later)
+    )
+    found = changed_flags(compared("A", inputs), compared("B", later), trend)
+    assert {row["content_hash"] for row in found.new} == now - was
+    assert {row["content_hash"] for row in found.gone} == was - now
+    assert len(found.gone) >= 10
+    assert len(found.new) >= 2
+    assert [row["log_growth"] for row in found.new[:2]] == [21.0, 20.0]
+
+
+def test_an_image_of_one_run_alone_that_is_flagged_is_new(inputs: ReportInputs) -> None:
+    before = compared("A", inputs, ranking=inputs.tables["ranking"].slice(1), flags=inputs.tables["flags"].slice(1))
+    flags = before.flags, inputs.tables["flags"]
+    trend = trend_of(before.ranking, inputs.tables["ranking"], flags)
+    found = changed_flags(before, compared("B", inputs), trend)
+    first = inputs.tables["ranking"].slice(0, 1).to_pylist()[0]
+    assert [row["sample_id"] for row in found.new] == [first["sample_id"]]
+    page = Page(render_comparison(before, compared("B", inputs), trend))
+    assert "in this run alone" in page.texts
+
+
+def with_parameters(run: ComparedRun, **parameters: Any) -> ComparedRun:
+    scoring = run.record["scoring"]
+    changed = {**scoring, "parameters": {**scoring["parameters"], **parameters}}
+    return replace(run, record={**run.record, "scoring": changed})
+
+
+def test_other_parameters_forbid_the_comparison_of_scores(inputs: ReportInputs, trend: pa.Table) -> None:
+    before, after = compared("A", inputs), with_parameters(compared("B", inputs), timestep=30)
+    (warning,) = incomparable(before, after)
+    assert "timestep 20 in A, 30 in B" in warning
+    page = Page(render_comparison(before, after, trend))
+    assert "Compare with care" in page.texts
+    assert warning in page.text
+    assert [data for data in page.texts if data == "rank in A"]
+    headings = "".join(page.texts)[: "".join(page.texts).index("Newly flagged:")]
+    assert "percentage points" in headings
+    assert headings.count("nats") == 2  # the scores stand there, their difference does not
+
+
+def test_timesteps_that_were_calibrated_apart_are_other_parameters(inputs: ReportInputs) -> None:
+    runs = [
+        with_parameters(
+            compared(name, inputs, evidence={**inputs.evidence, "calibration": {"timestep": at}}), timestep="auto"
+        )
+        for name, at in (("A", 50), ("B", 100))
+    ]
+    (warning,) = incomparable(*runs)
+    assert "timestep 50 in A, 100 in B" in warning
+
+
+def test_other_controls_and_other_ways_of_counting_are_warned_of(inputs: ReportInputs) -> None:
+    before = compared("A", inputs)
+    assert incomparable(before, before) == []
+    (controls,) = incomparable(before, replace(before, identity={"held-out images": "e"}))
+    assert "other controls" in controls
+    counted = {**inputs.evidence["generated"], "sampler": "ancestral"}
+    (copies,) = incomparable(before, replace(before, evidence={**inputs.evidence, "generated": counted}))
+    assert "shares do not compare" in copies
+    (nothing,) = incomparable(before, replace(before, ranking=before.ranking.slice(0, 0)))
+    assert "no training image in common" in nothing
+
+
+def test_runs_without_anything_in_common_still_make_a_page(inputs: ReportInputs, trend: pa.Table) -> None:
+    empty = ComparedRun("A", {}, {}, {}, inputs.tables["ranking"].slice(0, 0), inputs.tables["flags"].slice(0, 0))
+    page = Page(render_comparison(empty, replace(empty, name=HOSTILE[0]), trend.slice(0, 0)))
+    assert "Inconclusive in both." in page.text
+    assert any(HOSTILE[0] in text for text in page.texts)
+    assert page.count("figure") == 0
+
+
+def test_pictures_of_a_comparison_can_be_redacted(inputs: ReportInputs, later: ReportInputs, trend: pa.Table) -> None:
+    found = changed_flags(compared("A", inputs), compared("B", later), trend)
+    pictures = {row["sample_id"]: blob((28, 28), i) for i, row in enumerate((*found.new, *found.gone))}
+    runs = compared("A", inputs, pictures=pictures), compared("B", later, pictures=pictures)
+    open_, redacted = (Page(render_comparison(*runs, trend, redact)) for redact in (False, True))
+    shown = [{a["src"] for tag, a in page.tags if tag == "img"} for page in (open_, redacted)]
+    assert len(shown[0]) == min(16, len(found.new)) + min(16, len(found.gone))
+    assert not shown[0] & shown[1]
+    assert "Pictures are blurred in this copy" in redacted.text
+
+
+def test_what_differs_is_listed_and_the_rest_counted(inputs: ReportInputs, trend: pa.Table) -> None:
+    before = compared("A", inputs)
+    software = {**inputs.record["software"], "torch": "9.9"}
+    page = Page(render_comparison(before, replace(before, record={**inputs.record, "software": software}), trend))
+    begin = page.texts.index("software: torch")
+    assert page.texts[begin : begin + 3] == ["software: torch", "2.13.0", "9.9"]
+    assert "further entries are the same." in page.text
