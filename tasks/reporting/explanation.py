@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.reporting.formats import number, percent, visible
-from tasks.reporting.html import CONTENT_SECURITY_POLICY, environment
+from tasks.reporting.page import render
 from tasks.reporting.tables import Column, TableView, entries_table
 from tasks.reporting.thumbnails import data_uri
 
@@ -43,21 +43,17 @@ def render_explanation(
         pictures: sample_id -> pixels (H, W) or (H, W, 3): of the image and of those named as near.
         generated: the nearest generated image.
     """
-    return (
-        environment()
-        .get_template("explain.html.j2")
-        .render(
-            policy=CONTENT_SECURITY_POLICY,
-            run_id=facts["provenance"].get("run_id") or "unknown",
-            name=facts["sample_id"],
-            sentence=sentence(facts),
-            itself=_itself(facts, pictures),
-            generated=_generated(facts["reproduction"], generated),
-            neighbours=list(_near(facts["nearest_training"]["neighbours"], pictures, "Near training image")),
-            near_duplicates=list(_near(facts["near_duplicates"]["others"], pictures, "Near duplicate")),
-            contributions=_contributions(facts["contributions"]),
-            tables=list(_tables(facts)),
-        )
+    return render(
+        "explain.html.j2",
+        run_id=facts["provenance"].get("run_id") or "unknown",
+        name=facts["sample_id"],
+        sentence=sentence(facts),
+        itself=_itself(facts, pictures),
+        generated=_generated(facts["reproduction"], generated),
+        neighbours=list(_near(facts["nearest_training"]["neighbours"], pictures, "Near training image")),
+        near_duplicates=list(_near(facts["near_duplicates"]["others"], pictures, "Near duplicate")),
+        contributions=_contributions(facts["contributions"]),
+        tables=list(_tables(facts)),
     )
 
 
