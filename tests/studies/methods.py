@@ -34,6 +34,7 @@ from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
 from tasks.evidence.comparison import true_positive_rate
 from tasks.evidence.matching import nearest, ratio_rule
+from tasks.evidence.paired import compare_predictions
 from tasks.evidence.statistics import Array, auc, auc_interval, spearman
 from tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
@@ -44,6 +45,8 @@ N_AXES = 30
 DELTA = 0.05
 BATCH = 16
 SAMPLES, SAMPLING_STEPS = 2_000, 50
+REFERENCE = "DIME, 2"
+"""What the others' AUCs are held against, on the same images."""
 BASELINE_EVALUATIONS = {"loss": 1, "pia": 2, "pian": 2, "secmi": 12, "flipd": 2}
 
 Features = dict[str, Array]
@@ -241,8 +244,10 @@ def judged(name: str) -> list[dict[str, Any]]:
     features = dict(np.load(cache))
     is_train = np.arange(len(train) + len(holdout)) < len(train)
     rows = []
+    at_equal_cost = cross_fitted(METHODS[REFERENCE][1], features, is_train)
     for method, (n_evaluations, fit) in METHODS.items():
         scores = cross_fitted(fit, features, is_train)
+        against = compare_predictions(at_equal_cost, scores, is_train.astype(float))
         trained, held_out = scores[is_train], scores[~is_train]
         area, rate = auc_interval(trained, held_out, 0), true_positive_rate(trained, held_out, 0.01)
         repeated = copies > 1
@@ -255,6 +260,8 @@ def judged(name: str) -> list[dict[str, Any]]:
                 "n_holdout": len(held_out),
                 "auc": area.value,
                 "auc_interval_95": [area.low, area.high],
+                "auc_minus_dime_2": against.auc and against.auc.difference,
+                "minus_dime_2_interval_95": against.auc and against.auc.interval_95,
                 "tpr_at_1_percent": rate.value,
                 "tpr_interval_95": rate.interval_95,
                 "auc_repeated": auc(trained[repeated], trained[~repeated])
