@@ -86,8 +86,9 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.extract import ExtractionFailed
     from tasks.reporting.gate_evidence import GateError
+    from tasks.store.queries import QueryError
     from tasks.store.run import RunError
-    from tasks.store.warehouse import ChecksFailed, QueryError
+    from tasks.store.warehouse import ChecksFailed
 
     return (
         SourceError,

@@ -17,9 +17,11 @@ import pytest
 from flows import cli
 from flows.ask import list_relations
 from flows.shell import CONTINUED, PROMPT, Shell
+from tasks.store.dictionary import saved_queries
+from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import QueryError, Warehouse, saved_queries
-from tests.store.test_warehouse import write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import write_run
 
 Sql = Callable[..., tuple[int, str, str]]
 

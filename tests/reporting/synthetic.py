@@ -16,8 +16,9 @@ from tasks.analyse import image_scores
 from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.html import ReportInputs
+from tasks.store.dictionary import SQL
 from tasks.store.schemas import REJECTS, REPRODUCTIONS, SWEEP
-from tasks.store.warehouse import SQL, Warehouse
+from tasks.store.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
 N_HOLDOUT = 256

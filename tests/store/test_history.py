@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tasks.store.dictionary import SQL
 from tasks.store.files import write_json
 from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
+from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import OPTIONAL_SCORES
-from tasks.store.warehouse import SQL, QueryError, Warehouse
-from tests.store.test_warehouse import IMAGES, Image, undescribed, write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import IMAGES, Image, assert_described, write_run
 
 EARLY: list[Image] = [
     ("train/a", "A", "train", 1, 0, 1.0),
@@ -85,11 +86,7 @@ def test_every_relation_of_every_run_is_what_the_run_alone_has(folder: Path, his
 
 
 def test_every_relation_describes_each_of_its_columns(history: HistoryWarehouse) -> None:
-    for name in (name for layer in history.layers for name in history.relations(layer)):
-        table = history.table(name)
-        described = [column for column in history.describe(name) if column not in OPTIONAL_SCORES.names]
-        assert described == table.column_names, name
-        assert undescribed(table) == [], name
+    assert_described(history)
 
 
 def test_trend_compares_an_image_with_its_last_score_under_the_same_parameters(history: HistoryWarehouse) -> None:

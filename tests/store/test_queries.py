@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.store.dictionary import describe_columns, describe_relation, saved_queries
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import REJECTS
-from tasks.store.warehouse import Warehouse, describe_columns, describe_relation, saved_queries
-from tests.store.test_warehouse import IMAGES, Image, is_numeric, write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import IMAGES, Image, is_numeric, write_run
 
 MORE: list[Image] = [*IMAGES, ("train/f", "F", "train", 1, 0, 6.0), ("train/g", "G", "train", 1, 0, -1.0)]
 
