@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
 from tasks.diffusion.names import BASELINE_NAMES
-from tasks.evidence.assessment import ImageScores, Pixels, assess
+from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
-from tasks.store.files import read_json, write_json
+from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
+from tasks.store.schemas import FLAGS
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
 SCORE_NAMES = (
@@ -65,7 +67,7 @@ def export_marts(run: Path) -> None:
 
 @task(name="weigh-evidence", cache_policy=NO_CACHE)
 def weigh_evidence(run: Path) -> dict[str, Any]:
-    """Write evidence.json; returns its verdict."""
+    """Write evidence.json and flags.parquet; returns the verdict."""
     directory = RunDirectory(run)
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
@@ -73,6 +75,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         rows = reported_images(images, warehouse.table("scores"))
         reproductions = judged_reproductions(warehouse, rows)
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
+    write_flags(directory, rows)
     evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
     write_json(
         directory.evidence,
@@ -84,6 +87,23 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         },
     )
     return dict(evidence["verdict"])
+
+
+def write_flags(directory: RunDirectory, rows: pa.Table) -> None:
+    """Write flags.parquet: a row a training image of :func:`reported_images`; none without controls."""
+    flags, trained = flag_trained(image_scores(rows)), rows.filter(pc.field("split") == "train")
+    columns = {
+        "sample_id": trained["sample_id"],
+        "content_hash": trained["content_hash"],
+        "p_value": flags.p_values,
+        "q_value": flags.adjusted,
+        "is_flagged": flags.flagged,
+        "alpha": [flags.alpha] * len(trained),
+        "n_controls": [flags.n_controls] * len(trained),
+    }
+    table = pa.table(columns, schema=FLAGS)
+    with atomic_path(directory.flags) as temporary:
+        pq.write_table(table if flags.n_controls else table.slice(0, 0), temporary)
 
 
 def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:

@@ -52,6 +52,7 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     """
     tables = {
         "calibration": [run.calibration_images],
+        "flags": [run.flags],
         "manifest": [run.manifest],
         "matches": sorted(run.matches.glob("part-*.parquet")),
         "odds": [run.odds],

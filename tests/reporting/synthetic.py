@@ -17,7 +17,7 @@ from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.html import ReportInputs
 from tasks.store.dictionary import SQL
-from tasks.store.schemas import REJECTS, REPRODUCTIONS, SWEEP
+from tasks.store.schemas import FLAGS, REJECTS, REPRODUCTIONS, SWEEP
 from tasks.store.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -175,6 +175,7 @@ def marts(images: pa.Table, rejects: pa.Table) -> dict[str, pa.Table]:
         connection.register("rejects", rejects)
         connection.register("ranking", images.slice(0, 0).append_column("rank", pa.array([], pa.int64())))
         connection.register("reproductions", REPRODUCTIONS.empty_table())
+        connection.register("flags", FLAGS.empty_table())
         connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tasks.store.files import write_json
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory
-from tasks.store.schemas import MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
+from tasks.store.schemas import FLAGS, MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
 from tasks.store.warehouse import Warehouse
 
 Image = tuple[str, str, str, int, int, float]
@@ -81,6 +81,16 @@ def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> 
     write_part(part, {name: [row[name] for row in rows] for name in REPRODUCTIONS.names}, {}, REPRODUCTIONS)
 
 
+def write_flags(run: RunDirectory, q_values: dict[tuple[str, str], float], alpha: float = 0.05, **changes: Any) -> None:
+    """Flags against 39 controls: (sample, content) -> q-value; ``changes`` are made to the first."""
+    rows = [
+        {"sample_id": sample_id, "content_hash": content, "p_value": q / 2, "q_value": q, "is_flagged": q <= alpha}
+        for (sample_id, content), q in q_values.items()
+    ]
+    rows[0].update(changes)
+    pq.write_table(pa.Table.from_pylist([{**row, "alpha": alpha, "n_controls": 39} for row in rows], FLAGS), run.flags)
+
+
 def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
     """A run directory with these images, as the pipeline leaves it."""
     run = RunDirectory(path)
@@ -92,6 +102,7 @@ def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
     return run
 
 
+FLAGGED = {("train/a", "A"): 0.04, ("train/b", "B"): 0.5, ("train/c", "C"): 1.0}
 CAME_OUT = {("train/a", "A"): 4, ("train/b", "B"): 0, ("train/c", "C"): 1}
 
 

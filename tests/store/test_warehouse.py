@@ -18,11 +18,13 @@ from tasks.store.schemas import MANIFEST, REJECTS, SCORES
 from tasks.store.warehouse import Warehouse
 from tests.store.runs import (
     CAME_OUT,
+    FLAGGED,
     IMAGES,
     Image,
     assert_described,
     manifest_row,
     undescribed,
+    write_flags,
     write_manifest,
     write_reproductions,
     write_run,
@@ -245,6 +247,10 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("holdout/d", "D"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/a2", "A"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, dict(list(CAME_OUT.items())[:2]))),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("holdout/d", "D"): 1.0})),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, p_value=0.05)),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, q_value=math.nan)),
     ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
     ("mixed_parameters", lambda run: spoil_part(run, "delta", None)),
 ]
