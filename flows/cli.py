@@ -89,6 +89,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.store.queries import QueryError
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed
+    from tasks.tracking import TrackingError
 
     return (
         SourceError,
@@ -100,6 +101,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         QueryError,
         ChecksFailed,
         GateError,
+        TrackingError,
     )
 
 
