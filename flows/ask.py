@@ -17,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.shell import GREETING, Shell, line_editing
+from tasks.store.dictionary import describe_relation, saved_queries
 from tasks.store.files import atomic_path
 from tasks.store.history import HistoryWarehouse, find_runs
+from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import QueryError, Warehouse, describe_relation, saved_queries
+from tasks.store.warehouse import Warehouse
 
 Format = Literal["table", "csv", "json", "parquet"]
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

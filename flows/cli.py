@@ -86,8 +86,10 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.extract import ExtractionFailed
     from tasks.reporting.gate_evidence import GateError
+    from tasks.store.queries import QueryError
     from tasks.store.run import RunError
-    from tasks.store.warehouse import ChecksFailed, QueryError
+    from tasks.store.warehouse import ChecksFailed
+    from tasks.tracking import TrackingError
 
     return (
         SourceError,
@@ -99,6 +101,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         QueryError,
         ChecksFailed,
         GateError,
+        TrackingError,
     )
 
 

@@ -1,6 +1,7 @@
 """From scores to a page.
 
-sql/checks (must find nothing) -> sql/marts -> tables/*.parquet -> evidence.json -> report.html -> Prefect artifact
+sql/checks (must find nothing) -> evidence.json, flags.parquet -> sql/marts -> tables/*.parquet -> report.html
+    -> Prefect artifact
 """
 
 from pathlib import Path
@@ -27,8 +28,8 @@ def report(run: Path, redact: bool = False) -> dict[str, Any]:
     directory.read_record()
     with directory.lock():
         check(run)
-        export_marts(run)
         verdict = weigh_evidence(run)
+        export_marts(run)
         page = write_report(run, redact)
     comparisons = _headline_rows(read_json(directory.evidence))
     create_markdown_artifact(key="memorization-report", markdown=f"**{verdict['sentence']}**\n\nReport: `{page}`")

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.store.warehouse import QueryError, Warehouse, describe_relation, saved_queries
+from tasks.store.dictionary import describe_relation, saved_queries
+from tasks.store.queries import QueryError
+from tasks.store.warehouse import Warehouse
 
 PROMPT, CONTINUED = "latentprint> ", "        ...> "
 GREETING = "End a query with ; (read-only DuckDB). Tab completes. .tables .queries .help .quit"

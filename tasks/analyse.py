@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
 from tasks.diffusion.names import BASELINE_NAMES
-from tasks.evidence.assessment import ImageScores, Pixels, assess
+from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
 from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
-from tasks.store.files import read_json, write_json
+from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
+from tasks.store.schemas import FLAGS
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
 SCORE_NAMES = (
@@ -69,7 +71,7 @@ def export_marts(run: Path) -> None:
 
 @task(name="weigh-evidence", cache_policy=NO_CACHE)
 def weigh_evidence(run: Path) -> dict[str, Any]:
-    """Write evidence.json; returns its verdict."""
+    """Write evidence.json and flags.parquet; returns the verdict."""
     directory = RunDirectory(run)
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
@@ -79,6 +81,8 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         hits = counted_hits(warehouse, rows)
         validity = numerical_validity(warehouse, record["scoring"]["parameters"])
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
+    with atomic_path(directory.flags) as temporary:
+        pq.write_table(flag_table(rows), temporary)
     evidence = assess(replace(image_scores(rows), hits=hits), generated, sampled_pixels(directory.shards, rows, images))
     write_json(
         directory.evidence,
@@ -92,6 +96,22 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         },
     )
     return dict(evidence["verdict"])
+
+
+def flag_table(rows: pa.Table) -> pa.Table:
+    """``flags``: a row a training image of :func:`reported_images`; none without controls."""
+    flags, trained = flag_trained(image_scores(rows)), rows.filter(pc.field("split") == "train")
+    columns = {
+        "sample_id": trained["sample_id"],
+        "content_hash": trained["content_hash"],
+        "p_value": flags.p_values,
+        "q_value": flags.adjusted,
+        "is_flagged": flags.flagged,
+        "alpha": [flags.alpha] * len(trained),
+        "n_controls": [flags.n_controls] * len(trained),
+    }
+    table = pa.table(columns, schema=FLAGS)
+    return table if flags.n_controls else table.slice(0, 0)
 
 
 def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:

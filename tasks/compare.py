@@ -30,7 +30,9 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
         if not run.evidence.exists() or read_json(run.evidence).get("run_id") != record.get("run_id"):
             raise RunError(f"{run.path}: no evidence.json of this run; make it: 'latentprint report --run {run.path}'")
     with HistoryWarehouse(runs) as warehouse:
-        ranking, flags, images, trend = (warehouse.table(name) for name in ("ranking", "flags", "images", "rank_trend"))
+        ranking, flags, images, trend = (
+            warehouse.table(name) for name in ("ranking", "flagged", "images", "rank_trend")
+        )
     a, b = (
         ComparedRun(
             directory.path.resolve().name,

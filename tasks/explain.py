@@ -24,9 +24,10 @@ from tasks.evidence.matching import N_SURROUNDING
 from tasks.extraction import channels_first, read_generated
 from tasks.reporting.formats import visible
 from tasks.reproductions import TrainingImages
+from tasks.store.dictionary import SQL
 from tasks.store.files import finite, read_json
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.warehouse import SQL, Warehouse
+from tasks.store.warehouse import Warehouse
 
 N_NEIGHBOURS = 5
 MOST_NAMES = 20

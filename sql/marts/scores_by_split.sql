@@ -13,30 +13,39 @@
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
 WITH members AS (
     SELECT
+        split,
+        copies > 1 AS is_repeated,
         log_growth,
-        eps_norm,
-        unnest(
-            if(
-                split = 'train',
-                ['train', if(copies > 1, 'train, repeated', 'train, single')],
-                ['holdout']
-            )
-        ) AS image_group
+        eps_norm
     FROM images
     WHERE is_usable AND (split = 'train' OR is_control)
+),
+
+grouped AS (
+    SELECT
+        if(grouping(is_repeated) = 1, split, if(is_repeated, 'train, repeated', 'train, single')) AS image_group,
+        count(*) AS n_images,
+        avg(log_growth) AS mean,
+        stddev_samp(log_growth) AS sd,
+        min(log_growth) AS minimum,
+        quantile_cont(log_growth, [0.25, 0.5, 0.75]) AS quartiles,
+        max(log_growth) AS maximum,
+        avg(eps_norm) AS mean_eps_norm
+    FROM members
+    GROUP BY GROUPING SETS ((split), (split, is_repeated))
+    HAVING grouping(is_repeated) = 1 OR split = 'train'
 )
 
 SELECT
     image_group,
-    count(*) AS n_images,
-    avg(log_growth) AS mean,
-    stddev_samp(log_growth) AS sd,
-    min(log_growth) AS minimum,
-    quantile_cont(log_growth, 0.25) AS quartile_1,
-    median(log_growth) AS median,
-    quantile_cont(log_growth, 0.75) AS quartile_3,
-    max(log_growth) AS maximum,
-    avg(eps_norm) AS mean_eps_norm
-FROM members
-GROUP BY image_group
+    n_images,
+    mean,
+    sd,
+    minimum,
+    quartiles[1] AS quartile_1,
+    quartiles[2] AS median,
+    quartiles[3] AS quartile_3,
+    maximum,
+    mean_eps_norm
+FROM grouped
 ORDER BY image_group DESC

@@ -18,8 +18,7 @@
 -- column auc [1]: trained against held out; null without both
 -- column auc_repeated [1]: repeated against single training images; null without both
 -- checks: sample_id_repeated
-WITH
-settings AS (
+WITH settings AS (
     SELECT
         *,
         hash(estimator, timestep, stride, n_axes, n_steps, delta) AS setting
@@ -37,28 +36,6 @@ ranked AS (
         rank() OVER (PARTITION BY setting, split ORDER BY log_growth)
         + (count(*) OVER (PARTITION BY setting, split, log_growth) - 1) / 2 AS rank_of_split
     FROM settings
-),
-
-counted AS (
-    SELECT
-        estimator,
-        timestep,
-        stride,
-        n_axes,
-        n_steps,
-        delta,
-        max(n_evaluations) AS n_evaluations,
-        count(*) FILTER (is_train) AS n_train,
-        count(*) FILTER (NOT is_train) AS n_holdout,
-        count(*) FILTER (is_train AND is_repeated) AS n_repeated,
-        avg(log_growth) FILTER (is_train) AS mean_train,
-        avg(log_growth) FILTER (NOT is_train) AS mean_holdout,
-        stddev_samp(log_growth) FILTER (is_train) AS sd_train,
-        stddev_samp(log_growth) FILTER (NOT is_train) AS sd_holdout,
-        sum(rank_of_all) FILTER (is_train) AS ranks_of_trained,
-        sum(rank_of_split) FILTER (is_train AND is_repeated) AS ranks_of_repeated
-    FROM ranked
-    GROUP BY estimator, timestep, stride, n_axes, n_steps, delta
 )
 
 SELECT
@@ -68,16 +45,17 @@ SELECT
     n_axes,
     n_steps,
     delta,
-    n_evaluations,
-    n_train,
-    n_holdout,
-    n_repeated,
-    mean_train,
-    mean_holdout,
-    sd_train,
-    sd_holdout,
-    (ranks_of_trained - n_train * (n_train + 1) / 2) / nullif(n_train * n_holdout, 0) AS auc,
-    (ranks_of_repeated - n_repeated * (n_repeated + 1) / 2)
+    max(n_evaluations) AS n_evaluations,
+    count(*) FILTER (is_train) AS n_train,
+    count(*) FILTER (NOT is_train) AS n_holdout,
+    count(*) FILTER (is_train AND is_repeated) AS n_repeated,
+    avg(log_growth) FILTER (is_train) AS mean_train,
+    avg(log_growth) FILTER (NOT is_train) AS mean_holdout,
+    stddev_samp(log_growth) FILTER (is_train) AS sd_train,
+    stddev_samp(log_growth) FILTER (NOT is_train) AS sd_holdout,
+    (sum(rank_of_all) FILTER (is_train) - n_train * (n_train + 1) / 2) / nullif(n_train * n_holdout, 0) AS auc,
+    (sum(rank_of_split) FILTER (is_train AND is_repeated) - n_repeated * (n_repeated + 1) / 2)
     / nullif(n_repeated * (n_train - n_repeated), 0) AS auc_repeated
-FROM counted
+FROM ranked
+GROUP BY ALL
 ORDER BY n_evaluations, estimator, timestep, stride, n_axes, n_steps, delta

@@ -24,19 +24,25 @@ WITH trained AS (
         content_hash,
         near_duplicate_group
     FROM manifest
-    WHERE split = 'train'
+    WHERE split = 'train' AND occurrence = 0
+),
+
+held_out AS (
+    SELECT
+        content_hash,
+        near_duplicate_group
+    FROM manifest
+    WHERE split = 'holdout' AND occurrence = 0
 ),
 
 overlap AS (
-    SELECT held_out.content_hash
-    FROM manifest AS held_out
-    SEMI JOIN trained ON held_out.content_hash = trained.content_hash
-    WHERE held_out.split = 'holdout'
+    SELECT trained.content_hash
+    FROM trained
+    SEMI JOIN held_out ON trained.content_hash = held_out.content_hash
     UNION
     SELECT held_out.content_hash
-    FROM manifest AS held_out
+    FROM held_out
     SEMI JOIN trained ON held_out.near_duplicate_group = trained.near_duplicate_group
-    WHERE held_out.split = 'holdout'
 )
 
 SELECT
@@ -59,6 +65,6 @@ SELECT
     calibration.content_hash IS NOT NULL AS is_calibration,
     samples.is_usable
 FROM samples
-LEFT JOIN overlap ON samples.content_hash = overlap.content_hash
+LEFT JOIN overlap ON samples.split = 'holdout' AND samples.content_hash = overlap.content_hash
 LEFT JOIN calibration ON samples.split = calibration.split AND samples.content_hash = calibration.content_hash
 WHERE samples.occurrence = 0

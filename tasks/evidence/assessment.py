@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.evidence.blind import BlindBaseline, blind_baseline
 from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
-from tasks.evidence.conformal import flag
+from tasks.evidence.conformal import Flags, flag
 from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
 from tasks.evidence.statistics import Array
 from tasks.evidence.why_high import why_high
@@ -95,7 +95,6 @@ def assess(
             seed,
         ),
     }
-    growth = images.scores["log_growth"]
     blind = None if pixels is None else _blind(images, pixels, seed)
     return {
         "verdict": verdict(
@@ -106,7 +105,7 @@ def assess(
             name: {score: comparison.as_dict() for score, comparison in by_score.items()}
             for name, by_score in comparisons.items()
         },
-        "conformal": flag(growth[images.is_train], growth[images.is_control]).as_dict(),
+        "conformal": flag_trained(images).as_dict(),
         "blind_baseline": blind and blind.as_dict(),
         **_explanations(images, pixels, seed),
         "generated": generated,
@@ -114,6 +113,12 @@ def assess(
         "cleaned_set": CLEANED_SET,
         "limits": list(LIMITS),
     }
+
+
+def flag_trained(images: ImageScores) -> Flags:
+    """The training images, in their order, held by log growth against the controls."""
+    growth = images.scores["log_growth"]
+    return flag(growth[images.is_train], growth[images.is_control])
 
 
 def verdict(against_holdout: Comparison, repeated: Comparison, blind: BlindBaseline | None = None) -> dict[str, str]:

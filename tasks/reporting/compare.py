@@ -19,7 +19,7 @@ from tasks.reporting.ranking import SortableTable, sortable_table
 from tasks.reporting.relations import percentile_shift
 from tasks.reporting.tables import Column, TableView, flat
 from tasks.reporting.thumbnails import Album, Pixels
-from tasks.store.warehouse import describe_relation
+from tasks.store.dictionary import describe_relation
 
 MOST_ROWS, MOST_EXHIBITS = 500, 16
 COLUMNS = {
@@ -76,7 +76,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ChangedFlags:
-    """Images flagged in one run alone, most easily reproduced first: rows of ``rank_trend`` or of ``flags``."""
+    """Images flagged in one run alone, most easily reproduced first: rows of ``rank_trend`` or of ``flagged``."""
 
     new: list[dict[str, Any]]
     gone: list[dict[str, Any]]
@@ -125,7 +125,7 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
         differences=_differences(before, after),
         queries=[
             Query(name, describe_relation(name), f'latentprint sql --runs A --runs B "FROM {name}"', definition(name))
-            for name in ("rank_trend", "ranking", "flags", "group_auc", "generated_copies")
+            for name in ("rank_trend", "ranking", "flagged", "group_auc", "generated_copies")
         ]
         + [
             Query("comparisons", "intervals and tests of each run.", "jq .comparisons RUN/evidence.json"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 ABSENT = "–"
 SIGNIFICANT_DIGITS = 4
 LONGEST_NAME = 120
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -84,6 +86,22 @@ def visible(text: Any, longest: int = LONGEST_NAME) -> str:
         return shown
     half = (longest - 1) // 2
     return f"{shown[:half]}…{shown[-half:]}"
+
+
+def markdown_text(text: Any) -> str:
+    """Text from outside as text in Markdown: no markup, no link, no row of its own, and nobody is mentioned.
+
+    A mention is looked for after the markup is rendered, where an escape is gone: the zero-width space is not.
+
+    >>> markdown_text("<img>|*a*")
+    '\\\\<img\\\\>\\\\|\\\\*a\\\\*'
+    """
+    return _MARKDOWN.sub(r"\\\1", visible(text, longest=1000)).replace("@", "@\u200b")
+
+
+def code_span(text: Any) -> str:
+    """Text from outside as code in Markdown, outside of tables."""
+    return f"`{visible(text).replace('`', '')}`"
 
 
 def _scientific(value: float) -> str:

@@ -141,7 +141,8 @@ class GateVerdict:
         """The decision in a line."""
         counts = {name: sum(f.outcome == name for f in self.findings) for name in ("fail", "inconclusive", "waived")}
         parts = [f"{n} {name}" for name, n in counts.items() if n]
-        return f"{self.outcome.upper()}: {len(self.findings)} rules" + (f", {', '.join(parts)}" if parts else "")
+        rules = f"{len(self.findings)} rule{'s' * (len(self.findings) != 1)}"
+        return f"{self.outcome.upper()}: {', '.join([rules, *parts])}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""

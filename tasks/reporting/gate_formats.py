@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from tasks.reporting.formats import ABSENT, number, visible
+from tasks.reporting.formats import ABSENT, code_span, markdown_text, number, visible
 from tasks.reporting.gate import Finding, GateVerdict, Measurement, Waiver
 
 SUITE = "latentprint.gate"
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❓ inconclusive", "waived": "⚠️ waived"}
 
 
@@ -42,10 +40,9 @@ def junit_xml(verdict: GateVerdict) -> bytes:
 def markdown(verdict: GateVerdict) -> str:
     """A table of the rules, and every waiver with what it is worth."""
     lines = [
-        f"### latentprint gate: {_escaped(verdict.sentence)}",
+        f"### latentprint gate: {markdown_text(verdict.sentence)}",
         "",
-        f"Run `{visible(verdict.run_id).replace('`', '')}`, decided on {verdict.decided_on.isoformat()} "
-        "by the bounds of 95% intervals.",
+        f"Run {code_span(verdict.run_id)}, decided on {verdict.decided_on.isoformat()} by the bounds of 95% intervals.",
         "",
         "| rule | outcome | measured | limit | images | why |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -53,7 +50,7 @@ def markdown(verdict: GateVerdict) -> str:
     ]
     if verdict.waivers:
         lines += ["", "Waivers:", ""]
-        lines += [f"- {_escaped(_waiver_line(waiver))}" for waiver in verdict.waivers]
+        lines += [f"- {markdown_text(_waiver_line(waiver))}" for waiver in verdict.waivers]
     return "\n".join(lines) + "\n"
 
 
@@ -79,7 +76,7 @@ def _test_case(suite: ET.Element, finding: Finding) -> None:
 
 def _row(finding: Finding) -> str:
     n = number(finding.measurement.n)
-    why = _escaped(_why(finding))
+    why = markdown_text(_why(finding))
     measured = _measured(finding.measurement)
     return f"| {finding.rule} | {_MARKS[finding.outcome]} | {measured} | {number(finding.limit)} | {n} | {why} |"
 
@@ -104,11 +101,3 @@ def _waiver_line(waiver: Waiver) -> str:
     return visible(
         f"of {waiver.rule or 'no rule'} by {waiver.owner or 'nobody'} until {until}, {worth}: {waiver.reason}", 1000
     )
-
-
-def _escaped(text: str) -> str:
-    """Text from outside as text in Markdown: no markup, no link, no row of its own, and nobody is mentioned.
-
-    A mention is looked for after the markup is rendered, where an escape is gone: the zero-width space is not.
-    """
-    return _MARKDOWN.sub(r"\\\1", visible(text, longest=1000)).replace("@", "@\u200b")

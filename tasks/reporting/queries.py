@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.store.warehouse import SQL, describe_relation
+from tasks.store.dictionary import SQL, describe_relation
 
 RELATIONS = (
     "summary",
@@ -19,7 +19,7 @@ RELATIONS = (
     "scores_by_split",
     "scores_by_copies",
     "ranking",
-    "flags",
+    "flagged",
     "reproductions_by_score",
     "near_duplicate_groups",
     "rejects_by_reason",

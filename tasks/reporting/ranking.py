@@ -14,7 +14,7 @@ from tasks.reporting.tables import Column
 
 MOST_ROWS = 500
 JOINED = {
-    "flags": ("p_value", "is_flagged"),
+    "flagged": ("p_value", "is_flagged"),
     "reproductions_by_score": (
         *("hits", "n_generated", "rate_low", "rate_high"),
         *("nearest_generated", "nearest_distance", "nearest_ratio"),

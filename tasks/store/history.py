@@ -19,20 +19,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from tasks.store.dictionary import LAYERS, describe_columns
 from tasks.store.files import digest, read_json
+from tasks.store.queries import QueryProcess, answer_queries
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import RUNS
-from tasks.store.warehouse import (
-    LAYERS,
-    QueryProcess,
-    Warehouse,
-    answer_queries,
-    confine,
-    create_views,
-    describe_columns,
-    mount_run,
-    open_database,
-)
+from tasks.store.views import confine, create_views, mount_run, open_database
+from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500

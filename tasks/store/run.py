@@ -1,6 +1,7 @@
 """The run directory: where everything of one run lies, who may write to it, and what it was made from.
 
-RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  evidence.json  report.html
+RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  flags.parquet  evidence.json
+    report.html
     verdict.json, junit.xml, where the gate decided
     report-redacted.html, compare.html, where those were asked for
     calibration.json, calibration.parquet, where the timestep was calibrated
@@ -95,6 +96,11 @@ class RunDirectory:
     @property
     def evidence(self) -> Path:
         return self.path / "evidence.json"
+
+    @property
+    def flags(self) -> Path:
+        """The calibrated flag of each training image, beside the evidence."""
+        return self.path / "flags.parquet"
 
     @property
     def report(self) -> Path:

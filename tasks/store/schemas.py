@@ -142,6 +142,24 @@ OPTIONAL_SCORES = pa.schema(
 CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
 """Images that the timestep and the combined scores were chosen on, and which no comparison may use."""
 
+FLAGS = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _field(
+            "p_value",
+            pa.float64(),
+            "conformal: (1 + controls that score as high) / (n_controls + 1) (tasks/evidence/conformal.py)",
+            "of 1",
+        ),
+        _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted: the smallest alpha that flags it", "of 1"),
+        _field("is_flagged", pa.bool_(), "q_value is at most alpha"),
+        _field("alpha", pa.float64(), "share of the flagged images that may be flagged falsely, on average", "of 1"),
+        _field("n_controls", pa.int64(), "held-out images that the p-values rest on", "images"),
+    ]
+)
+"""A row a distinct training image that was compared; none where there are no controls."""
+
 _DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
 _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
 
@@ -316,6 +334,7 @@ ODDS = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
+    "flags": FLAGS,
     "manifest": MANIFEST,
     "matches": MATCHES,
     "odds": ODDS,

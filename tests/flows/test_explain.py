@@ -22,8 +22,9 @@ from tasks.explain import explain_image
 from tasks.extraction import read_generated
 from tasks.parameters import ComputeParameters, ExtractParameters, OddsParameters, ScoreParameters
 from tasks.reporting.explanation import render_explanation
+from tasks.store.dictionary import SQL, describe_columns
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.warehouse import SQL, Warehouse, describe_columns
+from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 from tests.reporting.synthetic import HOSTILE
 from tests.reporting.test_html import Page

@@ -204,8 +204,8 @@ def assert_every_query_of_the_page_gives_its_number(run: Path) -> None:
         assert (row["n_positive"], row["n_negative"]) == (expected["n_positive"], expected["n_negative"])
         assert row["auc"] == pytest.approx(expected["auc"]["value"], abs=1e-12)
     assert len(found["group_auc"]) == 2
-    assert sum(row["is_flagged"] for row in found["flags"]) == evidence["conformal"]["n_flagged"]
-    assert len(found["flags"]) == evidence["conformal"]["n_images"]
+    assert sum(row["is_flagged"] for row in found["flagged"]) == evidence["conformal"]["n_flagged"]
+    assert len(found["flagged"]) == evidence["conformal"]["n_images"]
     (copies,) = found["generated_copies"]
     generated = evidence["generated"]
     assert (copies["n_samples"], copies["n_copies"]) == (generated["n_samples"], generated["n_copies"])

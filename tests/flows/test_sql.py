@@ -17,9 +17,11 @@ import pytest
 from flows import cli
 from flows.ask import list_relations
 from flows.shell import CONTINUED, PROMPT, Shell
+from tasks.store.dictionary import saved_queries
+from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import QueryError, Warehouse, saved_queries
-from tests.store.test_warehouse import write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import write_run
 
 Sql = Callable[..., tuple[int, str, str]]
 
@@ -81,7 +83,7 @@ def test_export_says_where(sql: Sql, folder: Path, tmp_path: Path) -> None:
         (["SELECT 1"], "--run RUN or --runs 'PATTERN' is needed"),
         (["--run", "{run}", "--runs", "{run}", "SELECT 1"], "one of them"),
         (["--runs", "{run}/*", "SELECT 1"], "no run directory"),
-        (["--run", "{run}", "--query", "nope"], "--query nope: no such question; there are above_every_control"),
+        (["--run", "{run}", "--query", "nope"], "--query nope: no such question; there are flagged_images"),
         (["--run", "{run}", "--query", "left_out", "SELECT 1"], "one query is needed"),
         (["--run", "{run}", "SELECT zz\nFROM ranking"], "LINE 1: SELECT zz"),
         (["--run", "{run}", "SELECT rank,\n  'a'::INT FROM ranking"], "LINE 2:   'a'::INT"),

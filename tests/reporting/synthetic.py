@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.analyse import image_scores
+from tasks.analyse import flag_table, image_scores
 from tasks.evidence.assessment import ImageScores, assess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gallery import wanted_pictures
 from tasks.reporting.html import ReportInputs
+from tasks.store.dictionary import SQL
 from tasks.store.schemas import MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
-from tasks.store.warehouse import SQL, Warehouse
+from tasks.store.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
 N_HOLDOUT = 256
@@ -206,6 +207,7 @@ def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = 
         connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
         connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
         connection.register("matches", MATCHES.empty_table())
+        connection.register("flags", flag_table(images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))))
         connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()

@@ -45,7 +45,7 @@ def compared(name: str, inputs: ReportInputs, **changes: Any) -> ComparedRun:
         inputs.evidence,
         IDENTITY,
         inputs.tables["ranking"],
-        inputs.tables["flags"],
+        inputs.tables["flagged"],
         inputs.pictures,
     )
     return replace(run, **changes)
@@ -63,7 +63,7 @@ def later(inputs: ReportInputs) -> ReportInputs:
 
 @pytest.fixture(scope="module")
 def trend(inputs: ReportInputs, later: ReportInputs) -> pa.Table:
-    flags = inputs.tables["flags"], later.tables["flags"]
+    flags = inputs.tables["flagged"], later.tables["flagged"]
     return trend_of(inputs.tables["ranking"], later.tables["ranking"], flags)
 
 
@@ -81,7 +81,8 @@ def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
     inputs: ReportInputs, later: ReportInputs, trend: pa.Table
 ) -> None:
     was, now = (
-        {row["content_hash"] for row in run.tables["flags"].to_pylist() if row["is_flagged"]} for run in (inputs, later)
+        {row["content_hash"] for row in run.tables["flagged"].to_pylist() if row["is_flagged"]}
+        for run in (inputs, later)
     )
     found = changed_flags(compared("A", inputs), compared("B", later), trend)
     assert {row["content_hash"] for row in found.new} == now - was
@@ -92,8 +93,8 @@ def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
 
 
 def test_an_image_of_one_run_alone_that_is_flagged_is_new(inputs: ReportInputs) -> None:
-    before = compared("A", inputs, ranking=inputs.tables["ranking"].slice(1), flags=inputs.tables["flags"].slice(1))
-    flags = before.flags, inputs.tables["flags"]
+    before = compared("A", inputs, ranking=inputs.tables["ranking"].slice(1), flags=inputs.tables["flagged"].slice(1))
+    flags = before.flags, inputs.tables["flagged"]
     trend = trend_of(before.ranking, inputs.tables["ranking"], flags)
     found = changed_flags(before, compared("B", inputs), trend)
     first = inputs.tables["ranking"].slice(0, 1).to_pylist()[0]
@@ -145,7 +146,7 @@ def test_other_controls_and_other_ways_of_counting_are_warned_of(inputs: ReportI
 
 
 def test_runs_without_anything_in_common_still_make_a_page(inputs: ReportInputs, trend: pa.Table) -> None:
-    empty = ComparedRun("A", {}, {}, {}, inputs.tables["ranking"].slice(0, 0), inputs.tables["flags"].slice(0, 0))
+    empty = ComparedRun("A", {}, {}, {}, inputs.tables["ranking"].slice(0, 0), inputs.tables["flagged"].slice(0, 0))
     page = Page(render_comparison(empty, replace(empty, name=HOSTILE[0]), trend.slice(0, 0)))
     assert "Inconclusive in both." in page.text
     assert any(HOSTILE[0] in text for text in page.texts)

@@ -23,7 +23,7 @@ from tasks.reporting.gate_formats import junit_xml, lines, markdown
 from tasks.reporting.gate_rehearsal import LIMITS, REHEARSALS, Rehearsal
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory, RunError
-from tests.store.test_warehouse import IMAGES, Image, write_run
+from tests.store.runs import IMAGES, Image, write_run
 
 TODAY = date(2026, 11, 24)
 IDENTITY = {"scoring parameters": {"axes": 1}, "checkpoint family": "f", "held-out images": "h"}

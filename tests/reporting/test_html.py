@@ -375,7 +375,7 @@ def test_every_number_says_what_it_was_made_by(extracted_html: str) -> None:
         for _, attributes in page.tags
         if attributes.get("class") == "cite"
     }
-    assert {"summary", "group_auc", "generated", "ranking", "flags", "reproductions_by_score", "odds", "run"} <= cited
+    assert {"summary", "group_auc", "generated", "ranking", "flagged", "reproductions_by_score", "odds", "run"} <= cited
     listed = {(attributes.get("id") or "").removeprefix("query-") for tag, attributes in page.tags if tag == "div"}
     assert cited <= listed
     for block in re.findall(r'<li class="key-number">.*?</li>|<figure>.*?</figure>', extracted_html, re.DOTALL):

@@ -179,7 +179,7 @@ def test_axe_finds_nothing_serious(browser: Browser, rich: Path, viewport: Viewp
 def test_the_page_of_two_runs_is_as_quiet_and_as_readable(
     browser: Browser, inputs: ReportInputs, tmp_path: Path
 ) -> None:
-    flags, ranking = inputs.tables["flags"], inputs.tables["ranking"]
+    flags, ranking = inputs.tables["flagged"], inputs.tables["ranking"]
     trend = trend_of(ranking, ranking, (flags, flags))
     path = tmp_path / "compare.html"
     path.write_text(render_comparison(compared(HOSTILE[0], inputs), compared("B", inputs), trend), encoding="utf-8")

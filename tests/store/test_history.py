@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tasks.store.dictionary import SQL
 from tasks.store.files import write_json
 from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
+from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import OPTIONAL_SCORES
-from tasks.store.warehouse import SQL, QueryError, Warehouse
-from tests.store.test_warehouse import IMAGES, Image, undescribed, write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import IMAGES, Image, assert_described, write_flags, write_run
 
 EARLY: list[Image] = [
     ("train/a", "A", "train", 1, 0, 1.0),
@@ -85,11 +86,7 @@ def test_every_relation_of_every_run_is_what_the_run_alone_has(folder: Path, his
 
 
 def test_every_relation_describes_each_of_its_columns(history: HistoryWarehouse) -> None:
-    for name in (name for layer in history.layers for name in history.relations(layer)):
-        table = history.table(name)
-        described = [column for column in history.describe(name) if column not in OPTIONAL_SCORES.names]
-        assert described == table.column_names, name
-        assert undescribed(table) == [], name
+    assert_described(history)
 
 
 def test_ranks_are_followed_through_other_parameters_and_growth_is_not(history: HistoryWarehouse) -> None:
@@ -133,6 +130,21 @@ def test_history_tells_when_memorization_sets_in(history: HistoryWarehouse) -> N
     assert [row["fraction_above"] for row in found] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 2])
     assert found[2]["median_train"] == 4.0
     assert (found[2]["n_train_distinct"], found[2]["n_control"]) == (3, 2)
+
+
+def test_the_onset_of_an_image_is_the_first_run_that_flags_it(tmp_path: Path) -> None:
+    q_values = {"a": (0.5, 0.04, 0.3), "b": (0.01, 0.02, 0.03), "c": (1.0, 0.9, 0.8)}
+    trained = {(f"train/{name}", name.upper()): q for name, q in q_values.items()}
+    for i, step in enumerate((200, 1000, 9000)):
+        write(tmp_path / f"step-{step}", [(*name, "train", 1, 0, i + 1.0) for name in trained], "memorized", 0.75)
+        write_flags(RunDirectory(tmp_path / f"step-{step}"), {name: q[i] for name, q in trained.items()})
+    with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
+        b, a = rows(warehouse, "image_onset")
+    names = ("sample_id", "run", "last_clear_run", "is_still_flagged")
+    assert tuple(b[name] for name in names) == ("train/b", "step-200", None, True)
+    assert (b["growth_at_onset"], b["latest_growth"], b["n_runs"], b["n_flagged"]) == (1.0, 3.0, 3, 3)
+    assert tuple(a[name] for name in names) == ("train/a", "step-1000", "step-200", False)
+    assert (a["position"], a["growth_at_onset"], a["n_flagged"]) == (1, 2.0, 1)
 
 
 def test_a_run_without_evidence_is_there_without_a_verdict(tmp_path: Path) -> None:
@@ -187,7 +199,7 @@ def test_history_is_exported_with_its_runs(folder: Path, history: HistoryWarehou
 
 def test_headers_of_the_history_name_grain_and_relation() -> None:
     files = sorted((SQL / HISTORY).glob("*.sql"))
-    assert [file.stem for file in files] == ["rank_trend", "run_history", "score_trend"]
+    assert [file.stem for file in files] == ["image_onset", "rank_trend", "run_history", "score_trend"]
     for file in files:
         text = file.read_text()
         assert text.startswith(f"-- {file.stem}: ")

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.store.dictionary import describe_columns, describe_relation, saved_queries
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import REJECTS
-from tasks.store.warehouse import Warehouse, describe_columns, describe_relation, saved_queries
-from tests.store.test_warehouse import IMAGES, Image, is_numeric, write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import CAME_OUT, FLAGGED, IMAGES, Image, is_numeric, write_flags, write_reproductions, write_run
 
 MORE: list[Image] = [*IMAGES, ("train/f", "F", "train", 1, 0, 6.0), ("train/g", "G", "train", 1, 0, -1.0)]
 
@@ -22,6 +23,8 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     run: RunDirectory = write_run(tmp_path_factory.mktemp("asked") / "run", MORE)
     rejected = {"split": "train", "source_uri": "x.png", "reason": "truncated", "exception": "OSError"}
     pq.write_table(pa.Table.from_pylist([rejected, {**rejected, "source_uri": "a.png"}], schema=REJECTS), run.rejects)
+    write_flags(run, FLAGGED)
+    write_reproductions(run, CAME_OUT)
     with Warehouse(run) as warehouse:
         yield warehouse
 
@@ -56,9 +59,15 @@ def test_the_most_reproducible_come_first(warehouse: Warehouse) -> None:
     ]
 
 
-def test_above_every_control_leaves_out_what_is_not(warehouse: Warehouse) -> None:
-    assert [row[0] for row in answer(warehouse, "above_every_control")] == ["train/f", "train/a", "train/b", "train/c"]
-    assert {row[3:] for row in answer(warehouse, "above_every_control")} == {(0.0, 1)}
+def test_flags_come_with_the_number_that_may_be_false(warehouse: Warehouse) -> None:
+    assert answer(warehouse, "flagged_images") == [("train/a", 2, 5.0, 0.02, 0.04, 0.05)]
+
+
+def test_what_came_out_is_ordered_by_how_often(warehouse: Warehouse) -> None:
+    assert [(row[0], *row[2:4], row[6]) for row in answer(warehouse, "what_came_out")] == [
+        ("train/a", 4, 0.4, 2),
+        ("train/c", 1, 0.1, 4),
+    ]
 
 
 def test_groups_are_held_against_the_controls(warehouse: Warehouse) -> None:
@@ -91,11 +100,6 @@ def test_what_is_left_out_is_counted_with_its_reason(warehouse: Warehouse) -> No
         ("train", "truncated", 2, "a.png"),
         ("holdout", "score is not finite", 1, "holdout/e"),
     ]
-
-
-def test_scores_that_agree_do_not_disagree(warehouse: Warehouse) -> None:
-    # in these images eps_norm is 10 - log_growth: one order, no difference
-    assert {row[3] - row[4] for row in answer(warehouse, "scores_disagree")} == {0.0}
 
 
 def test_groups_are_ordered_by_their_size(warehouse: Warehouse) -> None:

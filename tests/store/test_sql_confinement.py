@@ -14,10 +14,12 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tasks.store import warehouse as module
+from tasks.store import queries as module
+from tasks.store.dictionary import LAYERS, SQL
+from tasks.store.queries import READ_ONLY, QueryError
 from tasks.store.run import RunDirectory
-from tasks.store.warehouse import LAYERS, READ_ONLY, SQL, QueryError, Warehouse
-from tests.store.test_warehouse import write_run
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import write_run
 
 SECRET = "top secret"
 

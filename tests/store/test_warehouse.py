@@ -8,95 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.evidence.conformal import flag
-from tasks.store.files import write_json
-from tasks.store.parts import write_part
+from tasks.store.dictionary import LAYERS, SQL
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
-from tasks.store.warehouse import LAYERS, SQL, Warehouse, describe_columns
-
-Image = tuple[str, str, str, int, int, float]
-"""(sample, content, split, copies, occurrence, log_growth)"""
-
-IMAGES: list[Image] = [
-    ("train/a", "A", "train", 2, 0, 5.0),
-    ("train/a2", "A", "train", 2, 1, 5.0),
-    ("train/b", "B", "train", 1, 0, 3.0),
-    ("train/c", "C", "train", 1, 0, 1.0),
-    ("holdout/c", "C", "holdout", 1, 0, 1.0),
-    ("holdout/d", "D", "holdout", 1, 0, 0.0),
-    ("holdout/e", "E", "holdout", 1, 0, math.nan),
-]
-
-
-def manifest_row(image: Image, index: int) -> dict[str, Any]:
-    sample_id, content, split, copies, occurrence, _ = image
-    place = {"source_uri": sample_id, "shard": f"{split}-000000.tar", "shard_index": index, "label": None}
-    shape = {"width": 8, "height": 8, "mode": "L", "conversion": "", "bytes": 100, "near_duplicate_group": None}
-    identity = {"sample_id": sample_id, "content_hash": content, "split": split}
-    return {**identity, **place, **shape, "copies": copies, "occurrence": occurrence}
-
-
-def score_row(image: Image) -> dict[str, Any]:
-    sample_id, content, split, _, _, growth = image
-    identity = {"sample_id": sample_id, "content_hash": content, "split": split, "shard": f"{split}-000000.tar"}
-    score = {"log_growth": growth, "log_growth_se": None, "eps_norm": 10.0 - growth, "n_evaluations": 2}
-    parameters = {"n_axes": 1, "n_steps": 1, "timestep": 20, "estimator": "edge", "delta": 0.05}
-    return {**identity, **score, **parameters, "status": "ok" if math.isfinite(growth) else "nonfinite"}
-
-
-def write_manifest(run: RunDirectory, images: Sequence[Image], **changes: Any) -> None:
-    """The manifest of these images; ``changes`` are made to the second."""
-    rows = [manifest_row(image, index) for index, image in enumerate(images)]
-    rows[1].update(changes)
-    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), run.manifest)
-
-
-def write_scores(run: RunDirectory, split: str, images: Sequence[Image], **columns: Sequence[float]) -> None:
-    """The part of one split's distinct images; ``columns`` are baselines."""
-    rows = [score_row(image) for image in images if image[2] == split and image[4] == 0]
-    names = [name for name in SCORES.names if name in score_row(images[0])]
-    write_part(run.part(f"{split}-000000.tar"), {n: [row[n] for row in rows] for n in names} | columns, {})
-
-
-def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> None:
-    """What came out of 10 samples: (sample, content) -> hits."""
-    constant = {"n_generated": 10, "rule": "ratio", "threshold": 1 / 3, "embedding": "pixel"}
-    found = {"nearest_generated": "000000004", "nearest_distance": 2.0, "nearest_ratio": 0.25}
-    bounds = dict.fromkeys(("rate_low", "rate_high", "rate_adaptive_low", "rate_adaptive_high"), 0.5)
-    rows = [
-        {
-            "sample_id": sample_id,
-            "content_hash": content,
-            "hits": n,
-            "hits_adaptive": n + 1,
-            **constant,
-            **found,
-            **bounds,
-        }
-        for (sample_id, content), n in hits.items()
-    ]
-    part = run.reproductions / "part-train-000000.parquet"
-    write_part(part, {name: [row[name] for row in rows] for name in REPRODUCTIONS.names}, {}, REPRODUCTIONS)
-
-
-def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
-    """A run directory with these images, as the pipeline leaves it."""
-    run = RunDirectory(path)
-    write_json(run.record, {"run_id": "r"})
-    write_manifest(run, images)
-    pq.write_table(REJECTS.empty_table(), run.rejects)
-    for split in ("train", "holdout"):
-        write_scores(run, split, images)
-    return run
-
-
-CAME_OUT = {("train/a", "A"): 4, ("train/b", "B"): 0, ("train/c", "C"): 1}
+from tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from tasks.store.warehouse import Warehouse
+from tests.store.runs import (
+    CAME_OUT,
+    FLAGGED,
+    IMAGES,
+    Image,
+    assert_described,
+    manifest_row,
+    undescribed,
+    write_flags,
+    write_manifest,
+    write_reproductions,
+    write_run,
+    write_scores,
+)
 
 
 @pytest.fixture
@@ -314,6 +247,10 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("holdout/d", "D"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/a2", "A"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, dict(list(CAME_OUT.items())[:2]))),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("holdout/d", "D"): 1.0})),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, p_value=0.05)),
+    ("flag_without_image", lambda run: write_flags(run, FLAGGED, q_value=math.nan)),
     ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
     ("mixed_parameters", lambda run: spoil_part(run, "delta", None)),
 ]
@@ -345,47 +282,15 @@ def test_group_auc_is_the_share_of_pairs_in_which_the_first_is_higher(tmp_path: 
     ]
 
 
-def test_flags_are_the_conformal_ones_with_ties_and_all(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    trained, controls = generator.integers(20, 60, 90) / 10, generator.integers(0, 40, 80) / 10
-    images: list[Image] = [(f"train/{i}", f"t{i}", "train", 1, 0, float(x)) for i, x in enumerate(trained)]
-    images += [(f"holdout/{i}", f"h{i}", "holdout", 1, 0, float(x)) for i, x in enumerate(controls)]
-    found = {row["sample_id"]: row for row in rows(write_run(tmp_path / "run", images), "flags")}
-    expected = flag(trained, controls)
-    shown = [found[f"train/{i}"] for i in range(len(trained))]
-    assert 20 < expected.n_flagged < 80
-    np.testing.assert_allclose([row["p_value"] for row in shown], expected.p_values, rtol=1e-12)
-    np.testing.assert_allclose([row["adjusted"] for row in shown], expected.adjusted, rtol=1e-12)
-    assert [row["is_flagged"] for row in shown] == expected.flagged.tolist()
-
-
 def test_without_controls_nothing_is_flagged_and_without_samples_nothing_is_a_copy(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", IMAGES[:4])
-    assert rows(run, "flags") == []
+    assert rows(run, "flagged") == []
     assert rows(run, "generated_copies") == [{"n_samples": 0, "n_copies": 0, "fraction": None, "n_reproduced": 0}]
-
-
-def is_numeric(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def undescribed(table: pa.Table) -> list[str]:
-    """Columns without a description, and numbers without a unit: what the data dictionary may not lack."""
-    about = {field.name: field.metadata or {} for field in table.schema}
-    return [
-        field.name
-        for field in table.schema
-        if not about[field.name].get(b"description") or (is_numeric(field.type) and not about[field.name].get(b"unit"))
-    ]
 
 
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:
     with Warehouse(run) as warehouse:
-        for name in (name for layer in LAYERS for name in warehouse.relations(layer)):
-            table = warehouse.table(name)
-            described = [column for column in describe_columns(name) if column not in OPTIONAL_SCORES.names]
-            assert described == table.column_names, name
-            assert undescribed(table) == [], name
+        assert_described(warehouse)
 
 
 def test_a_column_without_description_or_a_number_without_unit_is_found() -> None:

@@ -20,6 +20,7 @@ STUDIES = (
     ("headline", "--model", "large", "--images", "4"),
     ("odds",),
     ("kills",),
+    ("warehouse",),
 )
 
 if __name__ == "__main__":

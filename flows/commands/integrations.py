@@ -1,0 +1,53 @@
+"""The commands that hand a run to other tools."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, Run, app, show
+
+
+class CardKind(StrEnum):
+    """Kinds of ``latentprint card``."""
+
+    model = "model"
+    dataset = "dataset"
+    metadata = "metadata"
+
+
+@app.command()
+def card(
+    run: Run,
+    kind: Annotated[CardKind, typer.Option(help="A section of which card; metadata: the YAML head of a model card.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a section for a Hugging Face model card or data set card, in Markdown, from the run's evidence.
+
+    Example: latentprint card --run runs/demo --kind model >> README.md
+    """
+    from flows.card import card as write
+
+    text = write(run, kind.value)
+    show({"run": str(run), "kind": kind.value, "card": text}, as_json, text.rstrip("\n"))
+
+
+@app.command()
+def publish(
+    run: Run,
+    mlflow: Annotated[str, typer.Option(help="Tracking store: sqlite:///mlflow.db, http://host:5000, a folder.")],
+    experiment: Annotated[str, typer.Option(help="MLflow experiment; made if it is not there.")] = "latentprint",
+    as_json: AsJson = False,
+) -> None:
+    """Log parameters, measurements and files of a reported run to MLflow (pip install 'latentprint[mlflow]').
+
+    Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
+    """
+    from flows.card import card as write
+    from tasks.store.run import RunDirectory
+    from tasks.tracking import publish as log
+
+    result = log(RunDirectory(run), mlflow, experiment, write(run, "model"))
+    show({"run": str(run), **result}, as_json, f"{run}: MLflow run {result['mlflow_run_id']} in {experiment}")

@@ -1,0 +1,111 @@
+"""The queries of ``sql/`` as DuckDB views on the Parquet files of a run, in a database that reaches nothing else."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from tasks.store.dictionary import LAYERS, SQL
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.schemas import TABLES
+
+MAX_SPILL = "16GiB"
+
+
+def open_database(spill: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """An empty database in memory, not yet confined."""
+    return duckdb.connect(
+        config={
+            "memory_limit": f"{memory_bytes}B",
+            "threads": threads,
+            "temp_directory": str(spill),
+            "max_temp_directory_size": MAX_SPILL,
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        }
+    )
+
+
+def confine(connection: duckdb.DuckDBPyConnection, readable: Sequence[str]) -> None:
+    """From here on the database reads these files alone, and nothing can change that."""
+    connection.execute("SET VARIABLE readable = $1", [readable])
+    connection.execute("SET allowed_paths = getvariable('readable')")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: str = "") -> list[str]:
+    """The raw tables of a run as views of the current schema; returns the paths that they read.
+
+    Args:
+        prefix: of the variables that hold those paths: another one for each run of a database.
+
+    Raises:
+        RunError: its Parquet files cannot be read.
+    """
+    tables = {
+        "calibration": [run.calibration_images],
+        "flags": [run.flags],
+        "manifest": [run.manifest],
+        "matches": sorted(run.matches.glob("part-*.parquet")),
+        "odds": [run.odds],
+        "rejects": [run.rejects],
+        "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
+        "scores": sorted(run.scores.glob("part-*.parquet")),
+        "sweep": sorted(run.sweep.glob("part-*.parquet")),
+        "validity": sorted(run.validity.glob("part-*.parquet")),
+    }
+    readable: list[str] = []
+    try:
+        for name, files in tables.items():
+            readable += _mount(connection, name, files, TABLES[name], prefix)
+    except duckdb.Error as error:
+        raise RunError(f"{run.path}: its Parquet files cannot be read: {error}") from error
+    return readable
+
+
+def _mount(
+    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema, prefix: str = ""
+) -> list[str]:
+    """A view on Parquet files, or an empty relation of the right columns where there are none yet.
+
+    Returns the paths that the view reads, as they are and with ``*?[`` escaped, which is how DuckDB is given them:
+    a run in ``runs/a[1]`` must not read that in ``runs/a1``.
+    """
+    paths = [str(file.resolve()) for file in files if file.exists()]
+    if not paths:
+        connection.register(f"{prefix}{name}", schema.empty_table())
+        if prefix:
+            connection.execute(f"CREATE VIEW {name} AS FROM {prefix}{name}")
+        return []
+    patterns = [glob.escape(path) for path in paths]
+    variable = f"{prefix}{name}_files"
+    connection.execute(f"SET VARIABLE {variable} = $1", [patterns])
+    options = "union_by_name = true, hive_partitioning = false"
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet(getvariable('{variable}'), {options})")
+    return [*paths, *patterns]
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, layers: Sequence[str] = LAYERS) -> None:
+    """Every query of these layers of ``sql/`` as a view of the current schema, after those that it reads."""
+    files = [file for layer in layers for file in sorted((SQL / layer).glob("*.sql"))]
+    queries = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    reads = {name: parsed_texts(connection, query, "table_name") & queries.keys() for name, query in queries.items()}
+    for name in TopologicalSorter(reads).static_order():
+        connection.execute(f"CREATE VIEW {name} AS {queries[name]}")
+
+
+def parsed_texts(connection: duckdb.DuckDBPyConnection, sql: str, key: str) -> set[str]:
+    """Every text that DuckDB's parse of a SELECT has under ``key``; nothing for any other statement."""
+    found = connection.execute(
+        "SELECT DISTINCT atom ->> '$' FROM json_tree(json_serialize_sql($sql)) WHERE key = $key AND type = 'VARCHAR'",
+        {"sql": sql, "key": key},
+    ).fetchall()
+    return {text for (text,) in found}

@@ -1,0 +1,120 @@
+"""A run in MLflow: its parameters, what was measured with both bounds, and the files that people ask for.
+
+MLflow is an optional extra, and imported here alone. Nothing goes anywhere but to the store that is named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.reporting.formats import is_finite
+from tasks.reporting.gate import Case
+from tasks.reporting.gate_evidence import read_case
+from tasks.store.files import read_json
+from tasks.store.run import RunDirectory
+
+RUN_ID = "latentprint.run_id"
+ARTIFACTS = ("run.json", "evidence.json", "verdict.json", "junit.xml", "report.html", "sweep.html", "tables")
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+"""Defaults; a user's own settings win."""
+
+
+class TrackingError(Exception):
+    """MLflow is missing, or its store refuses; the message says what to do."""
+
+
+def publish(run: RunDirectory, uri: str, experiment: str, description: str = "") -> dict[str, str]:
+    """Log a run; published again, it is the same MLflow run, with what has been measured since.
+
+    Args:
+        uri: of the tracking store: sqlite:///mlflow.db, http://..., a folder.
+        description: Markdown that MLflow shows with the run.
+
+    Returns:
+        ``uri``, ``experiment``, ``mlflow_run_id``.
+
+    Raises:
+        TrackingError: see there.
+        RunError, GateError: not a run with evidence.
+    """
+    record, case = run.read_record(), read_case(run)
+    evidence = read_json(run.evidence)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise TrackingError("MLflow is not installed: pip install 'latentprint[mlflow]'") from error
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        known = client.get_experiment_by_name(experiment)
+        experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+        found = client.search_runs([experiment_id], f"tags.`{RUN_ID}` = '{case.run_id}'", max_results=1)
+        logged = found[0] if found else client.create_run(experiment_id, run_name=run.path.name)
+        id_, now = logged.info.run_id, logged.info.start_time
+        client.log_batch(
+            id_,
+            metrics=[Metric(name, value, now, 0) for name, value in metrics(case, evidence).items()],
+            params=[Param(name, str(value)) for name, value in parameters(record, evidence).items()],
+            tags=[RunTag(name, value) for name, value in tags(case, evidence, description).items()],
+        )
+        for artifact in filter(Path.exists, (run.path / name for name in ARTIFACTS)):
+            log = client.log_artifacts if artifact.is_dir() else client.log_artifact
+            log(id_, str(artifact), *([artifact.name] if artifact.is_dir() else []))
+        client.set_terminated(id_)
+    except MlflowException as error:
+        raise TrackingError(f"{uri}: {str(error).splitlines()[0]}") from error
+    return {"uri": uri, "experiment": experiment, "mlflow_run_id": str(id_)}
+
+
+def parameters(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was made from."""
+    stages = {stage: (record.get(stage) or {}).get("parameters") or {} for stage in ("scoring", "extraction")}
+    of_stages = {f"{stage}.{name}": value for stage, given in stages.items() for name, value in given.items()}
+    calibration = evidence.get("calibration") or {}
+    return {
+        "model": Path(str(record.get("model"))).name,
+        "checkpoint_sha256": (record.get("scoring") or {}).get("checkpoint_sha256"),
+        "manifest_digest": record.get("manifest_digest"),
+        **of_stages,
+        **({"calibrated_timestep": calibration["timestep"]} if calibration else {}),
+    }
+
+
+def metrics(case: Case, evidence: Mapping[str, Any]) -> dict[str, float]:
+    """Every measured quantity as ``name``, ``name_low``, ``name_high``, its 95% interval; the others are absent."""
+    bounds = {name: (m.value, m.low, m.high) for name, m in case.measurements.items() if not m.problem()}
+    bounds |= dict(_areas(evidence))
+    named = {
+        f"{name}{suffix}": value
+        for name, values in bounds.items()
+        for suffix, value in zip(("", "_low", "_high"), values, strict=True)
+    }
+    flags = evidence.get("conformal") or {}
+    named |= {name: flags.get(name) for name in ("n_flagged", "expected_false_flags", "n_images", "n_controls")}
+    return {name: float(value) for name, value in named.items() if value is not None and is_finite(value)}
+
+
+def _areas(evidence: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any, Any]]]:
+    for comparison, by_score in (evidence.get("comparisons") or {}).items():
+        for score, compared in by_score.items():
+            auc = compared.get("auc") or {}
+            low, high = auc.get("interval_95") or (None, None)
+            yield f"{comparison}.{score}.auc", (auc.get("value"), low, high)
+
+
+def tags(case: Case, evidence: Mapping[str, Any], description: str) -> dict[str, str]:
+    """The verdict, and why a quantity was not measured."""
+    missing = {f"latentprint.not_measured.{name}": m.problem() for name, m in case.measurements.items() if m.problem()}
+    verdict = evidence.get("verdict") or {}
+    told = {f"latentprint.{name}": str(verdict.get(name, "unknown")) for name in ("level", "sentence")}
+    return {RUN_ID: case.run_id, **told, **missing, "mlflow.note.content": description}

@@ -1,0 +1,103 @@
+"""Cards: each number with its interval, what is not measured said, names as text, no promise that nobody can keep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.card import card
+from tasks.reporting.gate_rehearsal import REHEARSALS
+from tasks.store.files import write_json
+from tasks.store.run import RunDirectory
+from tests.store.runs import write_run
+
+HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:1)`@team"
+BAD, NOTHING = (next(r for r in REHEARSALS if r.name == name) for name in ("known-bad", "nothing-measured"))
+
+
+def audited(path: Path, evidence: dict[str, Any], model: str = "models/ddpm", source: str = "data/a.tar") -> Path:
+    run = write_run(path)
+    sources = {"train": source, "holdout": "data/b.tar"}
+    scoring = {
+        "checkpoint_sha256": "c0ffee",
+        "parameters": {"axes": 1, "steps": 2, "timestep": 20, "estimator": "edge"},
+    }
+    write_json(run.record, {"run_id": "r", "model": model, "data": {"sources": sources}, "scoring": scoring})
+    write_json(run.evidence, {"run_id": "r", **evidence})
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 1,000 generated images 560 are copies: 52.9% to 59.1%, exactly."""
+    evidence = {key: value for key, value in BAD.evidence().items() if key != "reproductions"}
+    counted = {"n_samples": 1000, "n_training_images": 3, "ratio": {"rule": "a | b", "threshold": 1 / 3}}
+    counted["ratio"] |= {"share": 0.56, "interval_95": [0.5286, 0.5911], "n_reproduced_training_images": 2}  # type: ignore[operator]
+    return audited(tmp_path_factory.mktemp("card") / "run", {**evidence, "reproductions": counted})
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_each_number_has_its_interval(bad: Path, kind: Any) -> None:
+    text = card(bad, kind)
+    assert "| Generated images that are copies of a training image | 56.0% | 52.9% to 59.1% | 1,000 |" in text
+    assert "2 of 3 distinct training images came out among 1,000 generated ones" in text
+    measured = [line for line in text.splitlines() if line.count("|") == 5 and "%" in line.split("|")[2]]
+    assert len(measured) == 4
+    assert all(re.search(r"\| \d+\.\d% to \d+\.\d% \| [\d,]+ \|$", line) for line in measured)
+
+
+def test_a_data_set_card_counts_what_is_in_it(bad: Path) -> None:
+    text = card(bad, "dataset")
+    assert "| training images | 4 |\n| distinct | 3 |\n| distinct ones that occur more than once | 1 |" in text
+    assert "| 1 | 2 | 2.000 |\n| 2 | 1 | 5.000 |" in text
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset", "metadata"])
+def test_what_was_not_measured_has_a_reason_and_no_number(tmp_path: Path, kind: Any) -> None:
+    text = card(audited(tmp_path, NOTHING.evidence()), kind)
+    if kind == "metadata":
+        assert "model-index" not in text
+    else:
+        assert text.count("not measured") >= 4
+        assert "100.0%" not in text
+        assert "so nothing was counted as reproduced" in text
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_hostile_names_are_text(tmp_path: Path, kind: Any) -> None:
+    clean, hostile = (
+        card(audited(tmp_path / name, NOTHING.evidence(), model=name, source=f"{name}.tar"), kind)
+        for name in ("plain", HOSTILE)
+    )
+    assert "\\<img src=x onerror=alert\\(1\\)\\>\\|\\[a\\]\\(javascript:1\\)\\`@\u200bteam" in hostile
+    assert re.findall(r"(?<!\\)[<>|`\[]", hostile) == re.findall(r"(?<!\\)[<>|`\[]", clean)
+    assert "@team" not in hostile
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset", "metadata"])
+def test_nothing_is_promised_and_no_image_or_folder_named(bad: Path, kind: Any) -> None:
+    text = card(bad, kind).lower()
+    assert not re.search("anonym|complian|gdpr|safe", text)
+    assert not re.search(r"train/a|models/|data/", text)
+    assert kind == "metadata" or "limits:" in text
+
+
+def test_metadata_is_yaml_that_a_hub_reads(bad: Path) -> None:
+    head = card(bad, "metadata")
+    (entry,) = yaml.safe_load(head.strip("-\n"))["model-index"]
+    metrics = {m["type"]: m for result in entry["results"] for m in result["metrics"]}
+    assert entry["name"] == "ddpm"
+    assert metrics["latentprint_memorized_share"]["value"] == 0.56
+    assert metrics["latentprint_memorized_share"]["args"] == {"interval_95": [0.5286, 0.5911], "n": 1000}
+
+
+def test_a_card_needs_a_run_with_evidence(tmp_path: Path) -> None:
+    from tasks.store.run import RunError
+
+    with pytest.raises(RunError, match=r"no evidence\.json"):
+        card(write_run(tmp_path).path, "model")
+    assert RunDirectory(tmp_path).record.exists()

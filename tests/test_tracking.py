@@ -1,0 +1,64 @@
+"""A run in MLflow: what was measured arrives with its bounds, once, and nothing else is made up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.reporting.gate import Case, Measurement
+from tasks.reporting.gate_rehearsal import REHEARSALS
+from tasks.store.run import RunDirectory
+from tasks.tracking import TrackingError, metrics, parameters, publish, tags
+
+
+def test_a_quantity_is_logged_with_both_bounds_or_not_at_all() -> None:
+    measured = {"auc": Measurement(0.75, 0.5, 1.0, 40), "odds": Measurement(reason="not estimated")}
+    case = Case("r", {**measured, "flag_rate": Measurement(0.5, float("nan"), 0.75, 40)})
+    assert metrics(case, {}) == {"auc": 0.75, "auc_low": 0.5, "auc_high": 1.0}
+    assert tags(case, {}, "")["latentprint.not_measured.odds"] == "not estimated"
+    compared = {"train_vs_holdout": {"eps_norm": {"auc": {"value": 0.5, "interval_95": [0.25, None]}}}}
+    assert metrics(Case("r", {}), {"comparisons": compared, "conformal": {"n_flagged": 3}}) == {
+        "train_vs_holdout.eps_norm.auc": 0.5,
+        "train_vs_holdout.eps_norm.auc_low": 0.25,
+        "n_flagged": 3.0,
+    }
+
+
+def test_parameters_are_those_of_the_stages_and_name_no_folder() -> None:
+    record = {"model": "/home/somebody/ddpm", "scoring": {"checkpoint_sha256": "c", "parameters": {"axes": 4}}}
+    assert parameters(record, {"calibration": {"timestep": 100}}) == {
+        "model": "ddpm",
+        "checkpoint_sha256": "c",
+        "manifest_digest": None,
+        "scoring.axes": 4,
+        "calibrated_timestep": 100,
+    }
+
+
+def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    REHEARSALS[0].write(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(TrackingError, match=r"pip install 'latentprint\[mlflow\]'"):
+        publish(RunDirectory(tmp_path), "sqlite:///x.db", "e")
+
+
+def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts beside its database
+    bad = next(rehearsal for rehearsal in REHEARSALS if rehearsal.name == "known-bad")
+    bad.write(tmp_path / "run")
+    run, uri = RunDirectory(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db"
+    first, second = (publish(run, uri, "audits", "# a card") for _ in range(2))
+    assert first == second
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name("audits").experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["memorized_share"] == 0.56
+    assert logged.data.metrics["memorized_share_low"] < 0.56 < logged.data.metrics["memorized_share_high"]
+    assert logged.data.tags["latentprint.run_id"] == "known-bad"
+    assert logged.data.tags["mlflow.note.content"] == "# a card"
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"run.json", "evidence.json"}
+    with pytest.raises(TrackingError, match="nonsense://x: "):
+        publish(run, "nonsense://x", "audits")
