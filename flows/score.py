@@ -24,12 +24,12 @@ from tasks.score import (
     grouped,
     score_group,
     scoring_status,
-    shard_names,
     take_over_scores,
 )
 from tasks.scoring import ScoreJob
 from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
+from tasks.store.manifest import shard_names
 from tasks.store.run import RunDirectory
 
 

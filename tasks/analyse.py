@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.evidence.assessment import ImageScores, Pixels, assess
 from tasks.evidence.judgement import judge
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
 SCORE_NAMES = (
@@ -31,8 +33,11 @@ SCORE_NAMES = (
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
 """Those that are compared even if no image has one, so that the reason is stated."""
+MOST_IMAGES = 50_000
+"""Of either split, in tests and intervals: 2,000 resamples of so many take minutes."""
 MOST_PIXEL_IMAGES = 5_000
 MOST_PIXEL_BYTES = 2**28
+Places = Sequence[tuple[str, int]]
 
 
 @task(name="check", cache_policy=NO_CACHE)
@@ -69,11 +74,12 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     directory = RunDirectory(run)
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
-        images = warehouse.table("images")
-        rows = reported_images(images, warehouse.table("scores"))
-        reproductions = judged_reproductions(warehouse, rows)
+        sample = Sample(warehouse, MOST_IMAGES)
+        rows, places = sample.scores(), sample.places()
+        reproductions = judged_reproductions(directory, rows, sample)
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
-    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, images))
+    evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, places))
+    evidence["limits"] += sampling_limits(record["images"])
     write_json(
         directory.evidence,
         {
@@ -86,19 +92,17 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     return dict(evidence["verdict"])
 
 
-def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:
-    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores.
-
-    Rows are in the order of (split, content_hash).
-    """
-    keys = ["split", "content_hash"]
-    kept = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
-    further = scores.select([*keys, *(name for name in scores.column_names if name not in images.column_names)])
-    return kept.join(further, keys).sort_by([(name, "ascending") for name in keys])
+def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What there is to say where the statistics are not over all images; ``images`` as ``run.json`` counts them."""
+    sampled = [
+        f"{MOST_IMAGES:,} of {n['distinct']:,} {split}" for split, n in images.items() if n["distinct"] > MOST_IMAGES
+    ]
+    how = "tests, intervals and flags are over a random sample (least content hash); the ranking has every image"
+    return [f"{' and '.join(sampled)} images: {how}."] if sampled else []
 
 
 def image_scores(rows: pa.Table) -> ImageScores:
-    """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
+    """The rows of :meth:`Sample.scores` as arrays; of the scores, those that any image has."""
     alone = pa.array(range(-len(rows), 0), pa.int64())  # an image without near duplicates is a group of its own
     groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
     present = [name for name in SCORE_NAMES if name in ALWAYS or _has_values(rows, name)]
@@ -115,19 +119,19 @@ def _has_values(rows: pa.Table, name: str) -> bool:
     return name in rows.column_names and rows[name].null_count < len(rows)
 
 
-def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0) -> Pixels | None:
+def sampled_pixels(shards: Path, rows: pa.Table, train_places: Places, seed: int = 0) -> Pixels | None:
     """Pixels of trained and control images, as many of each as ``MOST_PIXEL_BYTES`` hold, drawn with the seed.
 
     Args:
-        rows: of :func:`reported_images`.
-        images: of the ``images`` view, whose training images are what the neighbours are looked for among.
+        rows: of :meth:`Sample.scores`.
+        train_places: of the training images that the neighbours are looked for among.
     """
     is_train = np.asarray(rows["split"].to_numpy() == "train")
     is_control = rows["is_control"].to_numpy()
     if not is_train.any() or not is_control.any():
         return None
     generator = np.random.default_rng(seed)
-    train_places, places = _places(images.filter(pc.field("split") == "train")), _places(rows)
+    places = [(row["shard"], row["shard_index"]) for row in rows.select(["shard", "shard_index"]).to_pylist()]
     (example,) = read_pictures(shards, places[:1]).values()
     most = max(1, min(MOST_PIXEL_IMAGES, MOST_PIXEL_BYTES // (3 * example.nbytes)))
     chosen = [generator.permutation(np.flatnonzero(group))[:most] for group in (is_train, is_control)]
@@ -141,26 +145,21 @@ def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0
     )
 
 
-def _places(rows: pa.Table) -> list[tuple[str, int]]:
-    """(shard, shard_index) of each row."""
-    return [(str(row["shard"]), int(row["shard_index"])) for row in rows.select(["shard", "shard_index"]).to_pylist()]
-
-
-def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any] | None:
+def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample) -> dict[str, Any] | None:
     """What came out, and how well each score predicts it; None where nothing was extracted.
 
     Args:
-        rows: of :func:`reported_images`.
+        rows: of :meth:`Sample.scores`.
     """
-    if not warehouse.run.extraction.exists():
+    if not directory.extraction.exists():
         return None
-    hits = warehouse.table("reproductions").select(["sample_id", "hits", "n_generated"])
-    counted = rows.filter(pc.field("split") == "train").join(hits, "sample_id", join_type="inner").sort_by("sample_id")
+    trained = rows.filter(pc.field("split") == "train")
+    counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
     images = image_scores(counted)
     n_generated = int(counted["n_generated"][0].as_py())
     judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
-    return {**read_json(warehouse.run.extraction), "judgement": by_score}
+    return {**read_json(directory.extraction), "judgement": by_score}
 
 
 def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any] | None:

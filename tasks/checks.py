@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
-
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters
+from tasks.store.spill import spilling
 
 ITEMS_TO_TRY = 100
 
@@ -78,7 +77,7 @@ def check_manifest(manifest: Path, model: Path) -> None:
         SourceError: some do not; the first is named.
     """
     channels, height, width = image_shape(model)
-    with duckdb.connect() as connection:
+    with spilling(manifest.parent) as connection:
         misfits = connection.execute(
             "SELECT count(*), min_by(source_uri, sample_id) FROM read_parquet($manifest) "
             "WHERE (mode, height, width) <> ($mode, $height, $width)",

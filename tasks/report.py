@@ -10,10 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from tasks.datasets.shards import read_pictures
 from tasks.reporting.html import ReportInputs, render_report
 from tasks.store.files import atomic_open, read_json
+from tasks.store.parts import read_ends
 from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
 from tasks.store.warehouse import Warehouse
 
 GALLERY_ROWS = 24
+MOST_ROWS = 100_000
+"""Of a table, and of images of either split in a plot."""
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
@@ -21,10 +25,11 @@ def write_report(run: Path) -> Path:
     """Write report.html; returns its path."""
     directory = RunDirectory(run)
     with Warehouse(directory) as warehouse:
-        tables = {name: warehouse.table(name) for name in warehouse.marts()}
-        images = warehouse.table("images")
-    ranking = tables["ranking"].to_pylist()
-    shown = ranking[:GALLERY_ROWS] + ranking[GALLERY_ROWS:][-GALLERY_ROWS:]
+        tables = {name: read_ends(directory.tables / f"{name}.parquet", MOST_ROWS) for name in warehouse.marts()}
+        ranking = tables["ranking"].select(["sample_id", "shard", "shard_index"])
+        rest = ranking.slice(GALLERY_ROWS)
+        shown = [*ranking.slice(0, GALLERY_ROWS).to_pylist(), *rest.slice(max(0, len(rest) - GALLERY_ROWS)).to_pylist()]
+        images = Sample(warehouse, MOST_ROWS).images([row["sample_id"] for row in shown])
     positions = {row["sample_id"]: (row["shard"], row["shard_index"]) for row in shown}
     pictures = read_pictures(directory.shards, set(positions.values()))
     html = render_report(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.parquet as pq
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -41,11 +39,6 @@ class ShardsFailed(Exception):
 
     def __str__(self) -> str:
         return "; ".join(f"{shard} ({reason})" for shard, reason in self.reasons.items())
-
-
-def shard_names(manifest: Path) -> list[str]:
-    """Every shard of the run, in order."""
-    return sorted(map(str, pq.read_table(manifest, columns=["shard"])["shard"].unique().to_pylist()))
 
 
 def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
