@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SCORE_NAMES = (
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
 """Those that are compared even if no image has one, so that the reason is stated."""
+logger = logging.getLogger("latentprint")
 MOST_IMAGES = 50_000
 """Of either split, in tests and intervals: 2,000 resamples of so many take minutes."""
 MOST_PIXEL_IMAGES = 5_000
@@ -79,7 +81,10 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         reproductions = judged_reproductions(directory, rows, sample)
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
     evidence = assess(image_scores(rows), generated, sampled_pixels(directory.shards, rows, places))
-    evidence["limits"] += sampling_limits(record["images"])
+    warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
+    evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
+    for warning in warnings:
+        logger.warning(warning)
     write_json(
         directory.evidence,
         {
@@ -99,6 +104,28 @@ def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:
     ]
     how = "tests, intervals and flags are over a random sample (least content hash); the ranking has every image"
     return [f"{' and '.join(sampled)} images: {how}."] if sampled else []
+
+
+def preparation_warnings(sharding: Mapping[str, Any], comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Do the scores suggest that the images were prepared otherwise than for training? They are lost on the model then.
+
+    Args:
+        sharding: as ``run.json`` records it.
+        comparisons: trained against held out, by score.
+    """
+    areas = [c["auc"] for name in ALWAYS if (c := comparisons.get(name, {})) and c.get("auc")]
+    done = [f"{name} {sharding[name]}" for name in ("size", "colour") if sharding.get(name) not in (None, "", "keep")]
+    if any(area["interval_95"][1] < 0.5 for area in areas):
+        return [
+            "Trained images score as harder to reproduce than held-out ones: are the splits exchanged, or the images "
+            "not prepared (size, resampling, colour, range) as they were for training?"
+        ]
+    if done and areas and all(area["interval_95"][0] <= 0.5 for area in areas):
+        return [
+            f"The images were converted on the way in ({', '.join(done)}), and no score tells trained from held-out "
+            "ones: were they prepared in the same way for training?"
+        ]
+    return []
 
 
 def image_scores(rows: pa.Table) -> ImageScores:

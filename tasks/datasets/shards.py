@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +25,7 @@ from PIL import Image
 
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.duplicates import SIGNATURE_BYTES, near_duplicate_groups, signature
+from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import Source, SourceError
 from tasks.datasets.sources.names import valid
 from tasks.datasets.sources.tar import read_tar
@@ -55,6 +56,7 @@ def write_shards(
     *,
     shard_bytes: int,
     max_bad_fraction: float,
+    fitting: Callable[[Picture], Picture] = Fitting(),
 ) -> ShardingResult:
     """Write ``source`` as ``folder/SPLIT-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
@@ -62,6 +64,7 @@ def write_shards(
         manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.
+        fitting: what is done to each picture before it is written.
 
     Raises:
         SourceError: no usable image at all, or too many that are not.
@@ -72,7 +75,7 @@ def write_shards(
         with pq.ParquetWriter(manifest_tmp, SPLIT_MANIFEST) as out, pq.ParquetWriter(rejects_tmp, REJECTS) as bad_out:
             for item in source:
                 try:
-                    picture = item.picture()
+                    picture = fitting(item.picture())
                 except Rejected as error:
                     reason = {"reason": valid(str(error)), "exception": error.cause}
                     bad.append({"split": split, "source_uri": item.uri, **reason}, bad_out)

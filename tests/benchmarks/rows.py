@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -174,7 +176,7 @@ QUERY_STEPS: dict[str, Callable[[RunDirectory], object]] = {
     **{f"query: {name}": _query(name) for name in QUERIES},
 }
 STEPS: dict[str, Callable[[RunDirectory], object]] = {
-    "nothing (imports alone)": lambda run: None,
+    "nothing (imports alone)": lambda run: time.sleep(0.1),
     "shard: join, number repeats, near duplicates": _join,
     "shard: digest of the manifest": lambda run: manifest_digest(run.manifest),
     "shard: count of the manifest": lambda run: count_images(run.manifest),
@@ -200,11 +202,25 @@ def measure(run: RunDirectory, step: str) -> dict[str, float]:
 
 def run_step(run: RunDirectory, step: str) -> dict[str, float]:
     """As :func:`measure`, in this process."""
+    finished, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        process = psutil.Process()
+        while not finished.wait(0.02):
+            with suppress(psutil.NoSuchProcess):
+                both = [process, *process.children(recursive=True)]
+                peak[0] = max(peak[0], sum(each.memory_info().rss for each in both))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     begin = time.perf_counter()
-    STEPS[step](run)
-    seconds = time.perf_counter() - begin
-    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"seconds": round(seconds, 2), "peak_mib": round(max(peaks) / 1024)}
+    try:
+        STEPS[step](run)
+    finally:
+        seconds = time.perf_counter() - begin
+        finished.set()
+        watcher.join()
+    return {"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20)}
 
 
 def measured(sizes: list[int], score_sizes: list[int], scratch: Path) -> dict[str, dict[str, Any]]:
