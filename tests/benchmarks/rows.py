@@ -54,8 +54,7 @@ QUERIES = {
 _ROWS = """
     SELECT
         i,
-        if(i % 10 = 9, 'holdout', 'train') AS split,
-        i // 10 AS j,
+        if(i < 0.9 * getvariable('n'), 'train', 'holdout') AS split,
         i % 100 = 98 AS is_repeat,
         i % 100 IN (97, 98) AS is_repeated,
         md5(CAST(i - CAST(i % 100 = 98 AS INT) AS VARCHAR)) AS content_hash,
