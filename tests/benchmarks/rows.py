@@ -222,7 +222,7 @@ def run_step(run: RunDirectory, step: str) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20)}
 
 
-def measured(sizes: list[int], score_sizes: list[int], scratch: Path) -> dict[str, dict[str, Any]]:
+def measured(sizes: list[int], score_sizes: list[int], scratch: Path | None) -> dict[str, dict[str, Any]]:
     """Step -> size -> seconds and peak, of whole runs and of scores alone."""
     results: dict[str, dict[str, Any]] = {}
     for n, steps, write in [
