@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
-from prefect.futures import wait
 
 from flows.runners import workers_for
 from tasks.calibrating import adopt_calibration, calibrated, n_calibrations
@@ -20,9 +19,7 @@ from tasks.progress import Progress
 from tasks.score import (
     ShardsFailed,
     calibrate,
-    failed_shards,
-    grouped,
-    score_group,
+    score_all,
     scoring_status,
     take_over_scores,
 )
@@ -74,9 +71,7 @@ def score(
                 take_over_scores(job, other, scoring)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
             jobs = [replace(job, shard=name, shard_sha256=written.get(f"shards/{name}")) for name in shards]
-            futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
-            wait(futures)
-            failed = failed_shards(futures)  # while the workers are there: a future of Ray's is read from its cluster
+            failed = score_all(jobs, runner, n_workers)
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)

@@ -35,9 +35,7 @@ def seconds_a_shard(n_shards: int, scratch: Path) -> float:
         with workers_for(compute, Progress("scoring", 0, "images")) as (runner, n_workers):
             runner.submit(tasks.score.score_group, {"jobs": [job]}).result()
             begin = time.monotonic()
-            groups = tasks.score.grouped(jobs, n_workers)
-            futures = [runner.submit(tasks.score.score_group, {"jobs": group}) for group in groups]
-            assert tasks.score.failed_shards(futures) == {}
+            assert tasks.score.score_all(jobs, runner, n_workers) == {}
             return time.monotonic() - begin
 
     with prefect_server(), mock.patch.object(tasks.score, "score_shard", nothing):

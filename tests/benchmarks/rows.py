@@ -3,19 +3,20 @@
     python -m tests.benchmarks.rows --images 1e6 1e7
 
 Each step runs in a process of its own on a run directory of so many manifest rows (a tenth held out, one image in a
-hundred a repeat) and score rows, 10,000 images a shard. Prints, as a table and as JSON, seconds and the peak of
-resident memory of each. ``--scores 1e8`` queries that many score rows alone; about 7 GB of disk.
+hundred a repeat) and score rows, 10,000 images a shard. Prints, as a table and as JSON, seconds, CPU seconds
+and the peak of resident memory of each. ``--scores 1e8`` queries that many score rows alone; about 7 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -192,7 +193,7 @@ STEPS: dict[str, Callable[[RunDirectory], object]] = {
 
 
 def measure(run: RunDirectory, step: str) -> dict[str, float]:
-    """Seconds and peak resident memory [MiB] of one step, children included, in a process of its own."""
+    """Seconds, CPU seconds and peak resident memory [MiB] of one step, children included, in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.rows", "--step", step, "--run", str(run.path)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(answer.stdout)
@@ -212,18 +213,22 @@ def run_step(run: RunDirectory, step: str) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), sum(os.times()[:4])
     try:
         STEPS[step](run)
     finally:
         seconds = time.perf_counter() - begin
         finished.set()
         watcher.join()
-    return {"seconds": round(seconds, 2), "peak_mib": round(peak[0] / 2**20)}
+    used = os.times()
+    cpu_seconds = used.user + used.system + used.children_user + used.children_system - before
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_mib": round(peak[0] / 2**20)}
 
 
-def measured(sizes: list[int], score_sizes: list[int], scratch: Path | None) -> dict[str, dict[str, Any]]:
-    """Step -> size -> seconds and peak, of whole runs and of scores alone."""
+def measured(
+    sizes: list[int], score_sizes: list[int], scratch: Path | None, skipped: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Step -> size -> seconds and peak, of whole runs and of scores alone; not of steps that begin with ``skipped``."""
     results: dict[str, dict[str, Any]] = {}
     for n, steps, write in [
         *((n, STEPS, write_run) for n in sizes),
@@ -236,7 +241,7 @@ def measured(sizes: list[int], score_sizes: list[int], scratch: Path | None) -> 
                 write_json(run.record, {})
             stored = sum(file.stat().st_size for file in run.scores.iterdir()) / n
             results.setdefault("bytes a score row", {})[f"{n:.0e}"] = round(stored, 1)
-            for step in steps:
+            for step in (step for step in steps if not step.startswith(tuple(skipped))):
                 results.setdefault(step, {})[f"{n:.0e}"] = measure(run, step)
                 print(f"{n:.0e} {step}: {results[step][f'{n:.0e}']}", file=sys.stderr, flush=True)
     return results
@@ -249,19 +254,26 @@ def main() -> None:
         "--scores", type=float, nargs="*", default=[], help="sizes of which only the scores are queried"
     )
     parser.add_argument("--scratch", type=Path, default=None, help="where the rows are written; default: the system's")
+    parser.add_argument("--skip", nargs="*", default=[], help="steps that begin so")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         print(json.dumps(run_step(RunDirectory(arguments.run), arguments.step)))
         return
-    results = measured(list(map(int, arguments.images)), list(map(int, arguments.scores)), arguments.scratch)
+    results = measured(
+        list(map(int, arguments.images)), list(map(int, arguments.scores)), arguments.scratch, arguments.skip
+    )
     sizes = list(dict.fromkeys(size for by_size in results.values() for size in by_size))
     table = Table("step", *(f"{size} images" for size in sizes))
     for step, by_size in results.items():
         cells = (by_size.get(size) for size in sizes)
         table.add_row(
-            step, *(f"{c['seconds']} s, {c['peak_mib']} MiB" if isinstance(c, dict) else str(c) for c in cells)
+            step,
+            *(
+                f"{c['seconds']} s, CPU {c['cpu_seconds']} s, {c['peak_mib']} MiB" if isinstance(c, dict) else str(c)
+                for c in cells
+            ),
         )
     Console(file=sys.stderr, width=140).print(table)
     print(json.dumps(results, indent=2))
