@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
 from prefect.task_runners import TaskRunner
 
 from tasks.calibrating import calibrate_run
@@ -102,7 +101,8 @@ def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> 
 def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
     futures = [runner.submit(score_group, {"jobs": group}) for group in groups]
-    wait(futures)
+    for future in futures:
+        future.wait()
     return [None if future.state.is_completed() else future.state.result(raise_on_failure=False) for future in futures]
 
 

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,15 +14,12 @@ import pytest
 from flows.score import score
 from flows.shard import shard
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.score import ShardsFailed
 from tasks.store.run import RunDirectory
 
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e '.[ray]'")
 import ray
 
 LONG = ScoreParameters(axes=8, steps=20)
-FROM_20 = ScoreParameters(timestep=20)
-POISON = "train-000001.tar"
 SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 
 
@@ -86,57 +82,3 @@ def test_two_ray_workers_give_the_same_bytes_and_a_killed_one_costs_a_retry(
     assert len(part_bytes(run)) == len(local) > 4
     assert part_bytes(run) == local
     assert RunDirectory(run).read_record()["scoring_status"]["state"] == "complete"
-
-
-@pytest.mark.parametrize("poison", ["damaged", "deadly"])
-def test_a_poison_shard_is_retried_then_isolated_and_named_while_the_others_finish(
-    poison: str,
-    cluster: None,
-    local: dict[str, bytes],
-    checkpoint: Path,
-    digit_files: tuple[Path, Path],
-    tmp_path: Path,
-) -> None:
-    """A damaged shard is refused; one that kills whatever worker opens it is found among its neighbours."""
-    run, finished, deaths = RunDirectory(tmp_path / "run"), threading.Event(), []
-    shard(run.path, *map(str, digit_files), SMALL_SHARDS)
-    path = run.shards / POISON
-    whole = path.read_bytes()
-    path.unlink()
-    if poison == "damaged":
-        path.write_bytes(whole[:3000])
-    else:
-        os.mkfifo(path)
-
-    def kill_who_opens_it() -> None:
-        while not finished.wait(0.05):
-            with suppress(OSError):
-                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # fails as long as nobody reads
-            for process in working():
-                with suppress(OSError, psutil.Error):
-                    files = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd"))
-                    if str(path) in files:
-                        process.kill()
-                        deaths.append(process.pid)
-
-    killer = threading.Thread(target=kill_who_opens_it)
-    killer.start()
-    compute = ComputeParameters(runner="ray", devices=("cpu",), threads=1)
-    try:
-        with pytest.raises(ShardsFailed) as failure:
-            score(run.path, str(checkpoint), FROM_20, compute)
-    finally:
-        finished.set()
-        killer.join()
-    assert set(failure.value.reasons) == {POISON}
-    assert ("not those that were written" if poison == "damaged" else "its worker died") in failure.value.reasons[
-        POISON
-    ]
-    assert len(set(deaths)) >= 2 if poison == "deadly" else not deaths
-    assert part_bytes(run.path).keys() == local.keys() - {f"part-{Path(POISON).stem}.parquet"}
-    status = run.read_record()["scoring_status"]
-    assert (status["state"], set(status["failed"])) == ("partial", {POISON})
-    path.unlink()
-    path.write_bytes(whole)
-    score(run.path, str(checkpoint), FROM_20, ComputeParameters(devices=("cpu",), threads=1))
-    assert run.read_record()["scoring_status"]["state"] == "complete"
