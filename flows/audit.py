@@ -29,13 +29,17 @@ from tasks.store.run import RunDirectory
 
 @task(name="check-inputs", cache_policy=NO_CACHE)
 def check_inputs_task(
-    model: Path, sources: dict[str, str], scoring: ScoreParameters, extraction: ExtractParameters | None
+    model: Path,
+    sources: dict[str, str],
+    scoring: ScoreParameters,
+    sharding: ShardParameters,
+    extraction: ExtractParameters | None,
 ) -> None:
     """Fail within seconds if checkpoint, images and parameters cannot belong together."""
     check_parameters(model, scoring)
     if extraction is not None:
         check_sampler(model, extraction)
-    check_inputs(model, sources)
+    check_inputs(model, sources, sharding.fitting)
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -58,7 +62,7 @@ def audit(
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    check_inputs_task(resolve(model), sources, scoring, extraction)
+    check_inputs_task(resolve(model), sources, scoring, sharding, extraction)
     with directory.lock():
         shard(run, train, holdout, sharding)
         sharded = time.monotonic()

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.commands import app
+from flows.commands.arguments import remote_runs
 from flows.prefect_server import configure_environment
 from tasks.processes import TERMINATED, end_on_sigterm
 
@@ -30,7 +31,8 @@ def main() -> None:
     end_on_sigterm(GRACE_SECONDS, f"latentprint: {stopped}")
     code = 2
     try:
-        app()
+        with remote_runs:
+            app()
     except SystemExit as stop:
         if stop.code != TERMINATED:
             raise

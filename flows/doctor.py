@@ -13,16 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.doctor import examine
-from tasks.parameters import ComputeParameters, ScoreParameters
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(
-    model: str, sources: Mapping[str, str], scoring: ScoreParameters, compute: ComputeParameters, out: Path
+    model: str,
+    sources: Mapping[str, str],
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    out: Path,
+    sharding: ShardParameters = ShardParameters(),
 ) -> dict[str, Any]:
     """``ready``: nothing failed; ``checks``: name, status (ok | warn | fail), finding, remedy and values of each."""
-    checks = [asdict(check) for check in examine(model, sources, scoring, compute, out)]
+    checks = [asdict(check) for check in examine(model, sources, scoring, compute, out, sharding)]
     return {"ready": all(check["status"] != "fail" for check in checks), "checks": checks}
 
 

@@ -54,7 +54,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    check_inputs_task.fn(resolve(model), sources, scoring, extraction)
+    check_inputs_task.fn(resolve(model), sources, scoring, sharding, extraction)
     parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
     options = {"scoring": scoring, "compute": compute, "sharding": sharding, "extraction": extraction}
     scheduled_audit.serve(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
-from prefect.futures import wait
 
 from flows.runners import workers_for
 from tasks.calibrating import adopt_calibration, calibrated, n_calibrations
@@ -18,17 +17,15 @@ from tasks.progress import Progress
 from tasks.score import (
     ShardsFailed,
     calibrate,
-    failed_shards,
-    grouped,
     score_again,
-    score_group,
+    score_all,
     scoring_status,
-    shard_names,
     take_over_scores,
 )
 from tasks.scoring import ScoreJob
 from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
 from tasks.store.files import digest
+from tasks.store.manifest import shard_names
 from tasks.store.run import RunDirectory
 from tasks.validity import n_scored_again, validity_jobs
 
@@ -75,9 +72,7 @@ def score(
                 take_over_scores(job, other, scoring)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
             jobs = [replace(job, shard=name, shard_sha256=written.get(f"shards/{name}")) for name in shards]
-            futures = [runner.submit(score_group, {"jobs": group}) for group in grouped(jobs, n_workers)]
-            wait(futures)
-            failed = failed_shards(futures)  # while the workers are there: a future of Ray's is read from its cluster
+            failed = score_all(jobs, runner, n_workers)
             if not failed and (again := validity_jobs(job, validity)):
                 progress.stage("scoring again", n_scored_again(again), "scores")
                 runner.submit(score_again, {"jobs": again}).result()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tasks.evidence.judgement import judge
 from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
 from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
 from tasks.store.schemas import FLAGS
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
@@ -37,8 +39,12 @@ SCORE_NAMES = (
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
 """Those that are compared even if no image has one, so that the reason is stated."""
+logger = logging.getLogger("latentprint")
+MOST_IMAGES = 50_000
+"""Of either split, in tests and intervals: 2,000 resamples of so many take minutes."""
 MOST_PIXEL_IMAGES = 5_000
 MOST_PIXEL_BYTES = 2**28
+Places = Sequence[tuple[str, int]]
 
 
 @task(name="check", cache_policy=NO_CACHE)
@@ -75,15 +81,19 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     directory = RunDirectory(run)
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
-        images = warehouse.table("images")
-        rows = reported_images(images, warehouse.table("scores"))
-        reproductions = judged_reproductions(warehouse, rows)
-        hits = counted_hits(warehouse, rows)
-        validity = numerical_validity(warehouse, record["scoring"]["parameters"])
+        sample = Sample(warehouse, MOST_IMAGES)
+        rows, places = sample.scores(), sample.places()
+        reproductions, hits = judged_reproductions(directory, rows, sample), counted_hits(directory, rows, sample)
+        validity = numerical_validity(warehouse.table("validity"), rows, sample, record["scoring"]["parameters"])
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
     with atomic_path(directory.flags) as temporary:
         pq.write_table(flag_table(rows), temporary)
-    evidence = assess(replace(image_scores(rows), hits=hits), generated, sampled_pixels(directory.shards, rows, images))
+    pixels = sampled_pixels(directory.shards, rows, places)
+    evidence = assess(replace(image_scores(rows), hits=hits), generated, pixels)
+    warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
+    evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
+    for warning in warnings:
+        logger.warning(warning)
     write_json(
         directory.evidence,
         {
@@ -99,7 +109,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
 
 
 def flag_table(rows: pa.Table) -> pa.Table:
-    """``flags``: a row a training image of :func:`reported_images`; none without controls."""
+    """``flags``: a row a training image of :meth:`Sample.scores`; none without controls."""
     flags, trained = flag_trained(image_scores(rows)), rows.filter(pc.field("split") == "train")
     columns = {
         "sample_id": trained["sample_id"],
@@ -114,19 +124,39 @@ def flag_table(rows: pa.Table) -> pa.Table:
     return table if flags.n_controls else table.slice(0, 0)
 
 
-def reported_images(images: pa.Table, scores: pa.Table) -> pa.Table:
-    """The usable rows of the ``images`` view that nothing was calibrated on, each with all of its scores.
+def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What there is to say where the statistics are not over all images; ``images`` as ``run.json`` counts them."""
+    sampled = [
+        f"{MOST_IMAGES:,} of {n['distinct']:,} {split}" for split, n in images.items() if n["distinct"] > MOST_IMAGES
+    ]
+    how = "tests, intervals and flags are over a random sample (least content hash); the ranking has every image"
+    return [f"{' and '.join(sampled)} images: {how}."] if sampled else []
 
-    Rows are in the order of (split, content_hash).
+
+def preparation_warnings(sharding: Mapping[str, Any], comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Do the scores suggest that the images were prepared otherwise than for training? They are lost on the model then.
+
+    Args:
+        sharding: as ``run.json`` records it.
+        comparisons: trained against held out, by score.
     """
-    keys = ["split", "content_hash"]
-    kept = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
-    further = scores.select([*keys, *(name for name in scores.column_names if name not in images.column_names)])
-    return kept.join(further, keys).sort_by([(name, "ascending") for name in keys])
+    areas = [c["auc"] for name in ALWAYS if (c := comparisons.get(name, {})) and c.get("auc")]
+    done = [f"{name} {sharding[name]}" for name in ("size", "colour") if sharding.get(name) not in (None, "", "keep")]
+    if any(area["interval_95"][1] < 0.5 for area in areas):
+        return [
+            "Trained images score as harder to reproduce than held-out ones: are the splits exchanged, or the images "
+            "not prepared (size, resampling, colour, range) as they were for training?"
+        ]
+    if done and areas and all(area["interval_95"][0] <= 0.5 for area in areas):
+        return [
+            f"The images were converted on the way in ({', '.join(done)}), and no score tells trained from held-out "
+            "ones: were they prepared in the same way for training?"
+        ]
+    return []
 
 
 def image_scores(rows: pa.Table) -> ImageScores:
-    """The rows of :func:`reported_images` as arrays; of the scores, those that any image has."""
+    """The rows of :meth:`Sample.scores` as arrays; of the scores, those that any image has."""
     alone = pa.array(range(-len(rows), 0), pa.int64())  # an image without near duplicates is a group of its own
     groups = np.asarray(pc.coalesce(rows["near_duplicate_group"], alone))
     present = [name for name in SCORE_NAMES if name in ALWAYS or _has_values(rows, name)]
@@ -144,19 +174,19 @@ def _has_values(rows: pa.Table, name: str) -> bool:
     return name in rows.column_names and rows[name].null_count < len(rows)
 
 
-def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0) -> Pixels | None:
+def sampled_pixels(shards: Path, rows: pa.Table, train_places: Places, seed: int = 0) -> Pixels | None:
     """Pixels of trained and control images, as many of each as ``MOST_PIXEL_BYTES`` hold, drawn with the seed.
 
     Args:
-        rows: of :func:`reported_images`.
-        images: of the ``images`` view, whose training images are what the neighbours are looked for among.
+        rows: of :meth:`Sample.scores`.
+        train_places: of the training images that the neighbours are looked for among.
     """
     is_train = np.asarray(rows["split"].to_numpy() == "train")
     is_control = rows["is_control"].to_numpy()
     if not is_train.any() or not is_control.any():
         return None
     generator = np.random.default_rng(seed)
-    train_places, places = _places(images.filter(pc.field("split") == "train")), _places(rows)
+    places = [(row["shard"], row["shard_index"]) for row in rows.select(["shard", "shard_index"]).to_pylist()]
     (example,) = read_pictures(shards, places[:1]).values()
     most = max(1, min(MOST_PIXEL_IMAGES, MOST_PIXEL_BYTES // (3 * example.nbytes)))
     chosen = [generator.permutation(np.flatnonzero(group))[:most] for group in (is_train, is_control)]
@@ -170,46 +200,44 @@ def sampled_pixels(shards: Path, rows: pa.Table, images: pa.Table, seed: int = 0
     )
 
 
-def _places(rows: pa.Table) -> list[tuple[str, int]]:
-    """(shard, shard_index) of each row."""
-    return [(str(row["shard"]), int(row["shard_index"])) for row in rows.select(["shard", "shard_index"]).to_pylist()]
-
-
-def judged_reproductions(warehouse: Warehouse, rows: pa.Table) -> dict[str, Any] | None:
+def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample) -> dict[str, Any] | None:
     """What came out, and how well each score predicts it; None where nothing was extracted.
 
     Args:
-        rows: of :func:`reported_images`.
+        rows: of :meth:`Sample.scores`.
     """
-    if not warehouse.run.extraction.exists():
+    if not directory.extraction.exists():
         return None
-    hits = warehouse.table("reproductions").select(["sample_id", "hits", "n_generated"])
-    counted = rows.filter(pc.field("split") == "train").join(hits, "sample_id", join_type="inner").sort_by("sample_id")
+    trained = rows.filter(pc.field("split") == "train")
+    counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
     images = image_scores(counted)
     n_generated = int(counted["n_generated"][0].as_py())
     judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
-    return {**read_json(warehouse.run.extraction), "judgement": by_score}
+    return {**read_json(directory.extraction), "judgement": by_score}
 
 
-def counted_hits(warehouse: Warehouse, rows: pa.Table) -> NDArray[np.float64] | None:
+def counted_hits(directory: RunDirectory, rows: pa.Table, sample: Sample) -> NDArray[np.float64] | None:
     """How often each of the rows came out, NaN for those that were not looked for; None where nothing was extracted."""
-    if not warehouse.run.extraction.exists():
+    if not directory.extraction.exists():
         return None
-    counted = warehouse.table("reproductions").select(["sample_id", "hits"]).to_pydict()
+    counted = sample.hits().to_pydict()
     hits = dict(zip(counted["sample_id"], counted["hits"], strict=True))
     return np.array([hits.get(name, np.nan) for name in rows["sample_id"].to_pylist()], dtype=np.float64)
 
 
-def numerical_validity(warehouse: Warehouse, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def numerical_validity(
+    again: pa.Table, rows: pa.Table, sample: Sample, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
     """Errors of the scores, and the images that were scored again held against their scores.
 
     Args:
+        again: the relation ``validity``.
+        rows: of :meth:`Sample.scores`.
         parameters: that the run was scored with.
     """
-    scores, again = warehouse.table("scores"), warehouse.table("validity")
     keys = ["split", "content_hash"]
-    known = warehouse.table("images").filter(pc.field("is_usable"))
+    known = sample.images().filter(pc.field("is_usable"))
     known = known.select([*keys, "log_growth", "log_growth_se", "near_duplicate_group"])
     beside = again.rename_columns({"log_growth": "again"}).join(known, keys, join_type="inner")
     beside = beside.sort_by([(key, "ascending") for key in keys])
@@ -218,7 +246,7 @@ def numerical_validity(warehouse: Warehouse, parameters: Mapping[str, Any]) -> d
         known["log_growth"].to_numpy(),
         known["log_growth_se"].to_numpy().astype(np.float64),
         {name: scored_again(rows, parameters) for name, rows in by_setting.items() if rows.num_rows},
-        scores["reversibility_rms"].to_numpy() if _has_values(scores, "reversibility_rms") else None,
+        rows["reversibility_rms"].to_numpy() if _has_values(rows, "reversibility_rms") else None,
         was_tried=again.num_rows > 0,
     )
 

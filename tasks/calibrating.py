@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ from tasks.scoring import ScoreJob, extend, in_order, scored_batches
 from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import CALIBRATION
+from tasks.store.spill import spilling
 
 MOST_IMAGES = 1_000
 """Of each split; and at most half of it, so that as many are left to report on."""
@@ -110,7 +110,7 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
     Near duplicates stay together, here or among the images that are reported. A hash decides who is taken, so that
     further images in a data set hardly change it.
     """
-    with duckdb.connect() as connection:
+    with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
         rows = connection.sql(_FIRST_BY_HASH, params=parameters).to_arrow_table().to_pylist()
     left = {row["split"]: min(MOST_IMAGES, row["n_split"] // 2) for row in rows}

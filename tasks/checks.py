@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
-
 from tasks.datasets.decoding import Picture, Rejected
+from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters
+from tasks.store.spill import spilling
 
 ITEMS_TO_TRY = 100
 
@@ -22,11 +22,15 @@ class ParametersError(ValueError):
     """Parameters that this checkpoint cannot be scored with."""
 
 
-def check_inputs(model: Path, sources: dict[str, str]) -> None:
+PREPARE = "bring them to it as in training, with --size, --fit, --resample and --colour"
+
+
+def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
     """Do the checkpoint and the first usable image of each source fit together?
 
     Args:
         sources: split name -> source location.
+        fitting: what will be done to each image.
 
     Raises:
         CheckpointError: not a checkpoint, or it takes other images than these.
@@ -34,11 +38,13 @@ def check_inputs(model: Path, sources: dict[str, str]) -> None:
     """
     channels, height, width = image_shape(model)
     for split, location in sources.items():
-        picture = _first_picture(location)
+        picture = fitting(_first_picture(location))
         found = (1 if picture.mode == "L" else 3, picture.size[1], picture.size[0])
         if found != (channels, height, width):
             takes = shape_in_words(channels, height, width)
-            raise CheckpointError(f"{location}: {split} images are {shape_in_words(*found)}, but {model} takes {takes}")
+            raise CheckpointError(
+                f"{location}: {split} images are {shape_in_words(*found)}, but {model} takes {takes}: {PREPARE}"
+            )
 
 
 def check_parameters(model: Path, parameters: ScoreParameters) -> None:
@@ -78,7 +84,7 @@ def check_manifest(manifest: Path, model: Path) -> None:
         SourceError: some do not; the first is named.
     """
     channels, height, width = image_shape(model)
-    with duckdb.connect() as connection:
+    with spilling(manifest.parent) as connection:
         misfits = connection.execute(
             "SELECT count(*), min_by(source_uri, sample_id) FROM read_parquet($manifest) "
             "WHERE (mode, height, width) <> ($mode, $height, $width)",
@@ -88,7 +94,7 @@ def check_manifest(manifest: Path, model: Path) -> None:
     if misfits[0]:
         raise SourceError(
             f"{misfits[0]} images are not {shape_in_words(channels, height, width)} as {model} needs, "
-            f"{misfits[1]} first: resize or convert them as they were for training"
+            f"{misfits[1]} first: {PREPARE}"
         )
 
 

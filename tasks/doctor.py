@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 
-from tasks.checks import ITEMS_TO_TRY, ParametersError, check_parameters, shape_in_words
+from tasks.checks import ITEMS_TO_TRY, PREPARE, ParametersError, check_parameters, shape_in_words
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
 from tasks.devices import DeviceError, devices_for, threads_for
@@ -61,6 +61,7 @@ class _Patient:
     scoring: ScoreParameters
     compute: ComputeParameters
     out: Path
+    sharding: ShardParameters
     folder: Path | None = None
     devices: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -71,7 +72,12 @@ class _Patient:
 
 
 def examine(
-    model: str, sources: Mapping[str, str], scoring: ScoreParameters, compute: ComputeParameters, out: Path
+    model: str,
+    sources: Mapping[str, str],
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    out: Path,
+    sharding: ShardParameters = ShardParameters(),
 ) -> Iterator[Check]:
     """Every check, in the order in which a run would come to grief; the network runs only if nothing failed till then.
 
@@ -79,7 +85,7 @@ def examine(
         sources: split name -> source location.
         out: where the run would be written.
     """
-    patient, fatal = _Patient(model, sources, scoring, compute, out), False
+    patient, fatal = _Patient(model, sources, scoring, compute, out, sharding), False
     for check in _before_the_probe(patient):
         fatal |= check.status == "fail"
         yield check
@@ -145,7 +151,7 @@ def _images(patient: _Patient, split: str, location: str) -> Check:
     try:
         for item, _ in zip(open_source(location), range(ITEMS_TO_TRY), strict=False):
             try:
-                pictures.append(item.picture())
+                pictures.append(patient.sharding.fitting(item.picture()))
             except Rejected as error:
                 rejected.append(f"{item.uri} ({error})")
     except SourceError as error:
@@ -156,12 +162,12 @@ def _images(patient: _Patient, split: str, location: str) -> Check:
         return Check(name, "fail", f"{finding}, {rejected[0]}" if rejected else finding, "look at the items named")
     values = {"n_tried": len(pictures) + len(rejected), "n_rejected": len(rejected)}
     if patient.folder and (misfit := _misfit(pictures, patient.folder)):
-        return Check(name, "fail", f"{location}: {misfit}", "resize or convert them as they were for training", values)
+        return Check(name, "fail", f"{location}: {misfit}", PREPARE, values)
     patient.pictures += pictures
     finding = f"{len(pictures)} of the first {values['n_tried']} items decode and fit"
     if not rejected:
         return Check(name, "ok", finding, values=values)
-    tolerated = len(rejected) <= ShardParameters().max_bad_fraction * values["n_tried"]
+    tolerated = len(rejected) <= patient.sharding.max_bad_fraction * values["n_tried"]
     remedy = "mend them" if tolerated else "mend them, or raise --max-bad-fraction"
     return Check(name, "warn", f"{finding}; not {rejected[0]}", remedy, values)
 

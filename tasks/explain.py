@@ -11,12 +11,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.analyse import reported_images, sampled_pixels
+from tasks.analyse import MOST_IMAGES, sampled_pixels
 from tasks.datasets.shards import read_pictures
 from tasks.evidence.confounders import ScoreModel, confounders
 from tasks.evidence.embeddings import EMBEDDINGS
@@ -27,6 +26,7 @@ from tasks.reproductions import TrainingImages
 from tasks.store.dictionary import SQL
 from tasks.store.files import finite, read_json
 from tasks.store.run import RunDirectory, RunError
+from tasks.store.sampling import Sample
 from tasks.store.warehouse import Warehouse
 
 N_NEIGHBOURS = 5
@@ -281,8 +281,8 @@ def _contributions(warehouse: Warehouse, standing: Row, pixels: Picture) -> Row:
 
 def _references(warehouse: Warehouse) -> Picture:
     """The training images that the model's distances were measured to."""
-    images: pa.Table = warehouse.table("images")
-    drawn = sampled_pixels(warehouse.run.shards, reported_images(images, warehouse.table("scores")), images)
+    sample = Sample(warehouse, MOST_IMAGES)
+    drawn = sampled_pixels(warehouse.run.shards, sample.scores(), sample.places())
     assert drawn is not None  # there is a model, so there were controls
     return drawn.training
 

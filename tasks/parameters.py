@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tasks.datasets.fitting import Fit, Fitting, Mode, Resample
 from tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
 from tasks.evidence.embeddings import EmbeddingName
 
@@ -19,15 +20,27 @@ class Parameters(BaseModel):
 
 
 class ShardParameters(Parameters):
-    """How images become WebDataset shards."""
+    """How images become WebDataset shards; what is done to them to fit the model must be what was done in training."""
 
     shard_mb: float = Field(64.0, ge=2**-8, description="largest size of a shard [MiB]")
     max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0, description="share of unusable items that is tolerated")
+    size: str = Field(
+        "", pattern=r"^([1-9]\d{0,4}x[1-9]\d{0,4})?$", description="bring all images to WIDTHxHEIGHT; empty: leave them"
+    )
+    fit: Fit = Field("crop", description="to --size: crop what overhangs, centred, or stretch each side")
+    resample: Resample = Field("bilinear", description="bilinear, bicubic, lanczos, box or nearest, with antialiasing")
+    colour: Mode = Field("keep", description="bring all images to L (grey) or RGB; keep: leave them")
 
     @property
     def shard_bytes(self) -> int:
         """Largest size of a shard [bytes]."""
         return int(self.shard_mb * 2**20)
+
+    @property
+    def fitting(self) -> Fitting:
+        """What is done to each image."""
+        width, _, height = self.size.partition("x")
+        return Fitting(self.colour, (int(width), int(height)) if self.size else None, self.resample, self.fit)
 
 
 class ScoreParameters(Parameters):

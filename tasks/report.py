@@ -14,13 +14,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import pixels_of, read_pictures, read_samples
-from tasks.reporting.gallery import wanted_pictures
+from tasks.reporting.gallery import named_images, wanted_pictures
 from tasks.reporting.html import ReportInputs, render_report
 from tasks.store.files import atomic_open, read_json
+from tasks.store.parts import read_ends
 from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
 from tasks.store.warehouse import Warehouse
 
 Pictures = dict[str, NDArray[np.uint8]]
+MOST_ROWS = 100_000
+"""Of a table, and of images of either split in a plot."""
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
@@ -36,8 +40,9 @@ def write_report(run: Path, redact: bool = False) -> Path:
 def report_inputs(directory: RunDirectory) -> ReportInputs:
     """Everything that the page is made of."""
     with Warehouse(directory) as warehouse:
-        tables = {name: warehouse.table(name) for name in (*warehouse.marts(), "odds")}
-        images, matches = warehouse.table("images"), warehouse.table("matches")
+        tables = {name: read_ends(directory.tables / f"{name}.parquet", MOST_ROWS) for name in warehouse.marts()}
+        tables["odds"], matches = warehouse.table("odds"), warehouse.table("matches")
+        images = Sample(warehouse, MOST_ROWS).images(*named_images(tables))
     wanted = wanted_pictures(tables, images)
     return ReportInputs(
         record=directory.read_record(),

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.datasets.shards import read_shard
+from tasks.datasets.shards import read_positions
 from tasks.datasets.sources import SourceError
 from tasks.evidence.embeddings import EMBEDDINGS, Embedded
 from tasks.evidence.matching import (
@@ -97,11 +97,10 @@ class TrainingImages:
             SourceError: a shard lacks some.
         """
         for shard, rows in self.by_shard():
-            wanted = set(self.rows["shard_index"].slice(rows.start, rows.stop - rows.start).to_pylist())
-            for index, pixels in enumerate(read_shard(self.directory.shards / shard)):
-                if index in wanted:
-                    wanted.remove(index)
-                    yield channels_first(pixels)
+            wanted: set[Any] = set(self.rows["shard_index"].slice(rows.start, rows.stop - rows.start).to_pylist())
+            for index, pixels in read_positions(self.directory.shards / shard, wanted):
+                wanted.remove(index)
+                yield channels_first(pixels)
             if wanted:
                 raise SourceError(
                     f"{shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.parquet as pq
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
 
 from tasks.calibrating import calibrate_run
 from tasks.datasets.sources import SourceError
@@ -42,11 +40,6 @@ class ShardsFailed(Exception):
 
     def __str__(self) -> str:
         return "; ".join(f"{shard} ({reason})" for shard, reason in self.reasons.items())
-
-
-def shard_names(manifest: Path) -> list[str]:
-    """Every shard of the run, in order."""
-    return sorted(map(str, pq.read_table(manifest, columns=["shard"])["shard"].unique().to_pylist()))
 
 
 def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
@@ -82,21 +75,42 @@ def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, A
     job.directory.update_record(reused={"run": str(other.path), "n_images": n_images})
 
 
-def failed_shards(futures: Sequence[PrefectFuture[int]]) -> dict[str, str]:
-    """Shard -> why, of those that failed.
+def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
+    """Score all shards; shard -> why, of those that failed.
+
+    A group whose worker died with it (Ray's; a child of ours takes only one shard with it) is done again shard by
+    shard, so that the one shard that kills its workers is known and its neighbours are scored.
 
     Raises:
-        BaseException: what ended a group of shards as a whole.
+        CheckpointError, OSError: no shard can be scored.
+        BaseException: the run is being stopped.
     """
     failed: dict[str, str] = {}
+    groups = grouped(jobs, n_workers)
+    while groups:
+        again: list[list[ScoreJob]] = []
+        for group, error in zip(groups, _errors_of(groups, runner), strict=True):
+            if isinstance(error, ShardsFailed):
+                failed |= error.reasons
+            elif isinstance(error, CheckpointError) or is_disk_full(error):
+                assert error is not None
+                raise error
+            elif error is not None and not isinstance(error, Exception):
+                raise error  # the run is being stopped
+            elif error is not None and len(group) > 1:
+                again += [[job] for job in group]
+            elif error is not None:
+                failed[group[0].shard] = f"its worker died ({str(error).partition(chr(10))[0] or type(error).__name__})"
+        groups = again
+    return failed
+
+
+def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:
+    """What ended each group, once all have ended; None: nothing did."""
+    futures = [runner.submit(score_group, {"jobs": group}) for group in groups]
     for future in futures:
         future.wait()
-        if not future.state.is_completed():
-            error = future.state.result(raise_on_failure=False)
-            if not isinstance(error, ShardsFailed):
-                raise error
-            failed |= error.reasons
-    return failed
+    return [None if future.state.is_completed() else future.state.result(raise_on_failure=False) for future in futures]
 
 
 def scoring_status(n_shards: int, failed: Mapping[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from tasks.datasets.shards import read_shard
+from tasks.datasets.shards import read_positions
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser
@@ -179,9 +179,8 @@ def _batches(
 
 def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
     wanted = {row["shard_index"]: row for row in rows}
-    for index, pixels in enumerate(read_shard(job.directory.shards / job.shard)):
-        if index in wanted:
-            yield wanted.pop(index), pixels
+    for index, pixels in read_positions(job.directory.shards / job.shard, wanted):
+        yield wanted.pop(index), pixels
     if wanted:
         raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
 

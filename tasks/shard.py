@@ -27,6 +27,7 @@ def shard_split(run: Path, split: str, location: str, parameters: ShardParameter
         directory.split_rejects(split),
         shard_bytes=parameters.shard_bytes,
         max_bad_fraction=parameters.max_bad_fraction,
+        fitting=parameters.fitting,
     )
 
 

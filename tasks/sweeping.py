@@ -7,8 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from tasks.device_worker import count_done
 from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters
@@ -16,6 +14,7 @@ from tasks.scoring import ScoreJob, extend, in_order, scored_batches
 from tasks.store.files import digest
 from tasks.store.parts import is_valid_part, write_part
 from tasks.store.schemas import SWEEP
+from tasks.store.spill import spilling
 
 _SAMPLE = """
     SELECT sample_id, content_hash, split, shard, shard_index, label, copies
@@ -57,7 +56,7 @@ class SweepJob:
 
 def sampled_rows(manifest: Path, n_images: int) -> list[dict[str, Any]]:
     """Manifest rows of the study's images: of each split the first by a hash, so that more images only add to fewer."""
-    with duckdb.connect() as connection:
+    with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "images": n_images}
         rows: list[dict[str, Any]] = connection.sql(_SAMPLE, params=parameters).to_arrow_table().to_pylist()
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,41 @@ SOURCE_HELP = (
 Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
 Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
 Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
-Out = Annotated[Path, typer.Option(help="Run directory; an interrupted run in it continues.")]
-Run = Annotated[Path, typer.Option(help="An existing run directory.")]
+
+
+remote_runs = ExitStack()
+"""Runs in object stores that the command works on; closing it publishes them."""
+
+
+def run_path(text: str | Path) -> Path:
+    """The run directory; of a run in an object store its local copy, fetched now and published as long as we run."""
+    return _run_path(text, without=())
+
+
+def tables_path(text: str | Path) -> Path:
+    """The same without images."""
+    from tasks.remote import TARS
+
+    return _run_path(text, without=TARS)
+
+
+def _run_path(text: str | Path, without: tuple[str, ...]) -> Path:
+    if isinstance(text, Path) or "://" not in text:
+        return Path(text)
+    from tasks.remote import RemoteRun
+
+    remote = RemoteRun(text)
+    remote.fetch(without)
+    return remote_runs.enter_context(remote.published())
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Run directory, or s3:// URL; an interrupted run in it continues.", parser=run_path, metavar="RUN"
+    ),
+]
+Run = Annotated[Path, typer.Option(help="An existing run directory, or its s3:// URL.", parser=run_path, metavar="RUN")]
 Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]

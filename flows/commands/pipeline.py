@@ -41,6 +41,7 @@ def doctor(
     train: Train,
     scoring: ScoreParameters,
     compute: ComputeParameters,
+    sharding: ShardParameters,
     holdout: Holdout = None,
     out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs"),
     as_json: AsJson = False,
@@ -53,7 +54,7 @@ def doctor(
     from flows.doctor import print_checks
 
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    result = examine(model, sources, scoring, compute, out)
+    result = examine(model, sources, scoring, compute, out, sharding)
     if as_json:
         show(result, as_json)
     else:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, show
+from flows.commands.arguments import AsJson, Run, app, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -24,7 +24,9 @@ class OutputFormat(StrEnum):
 @app.command()
 def sql(
     query: Annotated[str | None, typer.Argument(help="One SELECT; without any, a shell.", show_default=False)] = None,
-    run: Annotated[Path | None, typer.Option(help="The run to ask.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="The run to ask, or its s3:// URL.", parser=tables_path, metavar="RUN")
+    ] = None,
     runs: Annotated[list[str], typer.Option(help="Many: 'runs/*'; each relation has a column run.")] = [],  # noqa: B006
     file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
     saved: Annotated[str | None, typer.Option("--query", help="A saved question, by its name.")] = None,

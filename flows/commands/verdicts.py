@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, show
+from flows.commands.arguments import AsJson, Run, app, show, tables_path
 
 
 @app.command()
 def gate(
-    run: Annotated[Path | None, typer.Option(help="The run to decide on; its evidence.json is read.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The run to decide on, or its s3:// URL.", parser=tables_path, metavar="RUN"),
+    ] = None,
     baseline: Annotated[Path | None, typer.Option(help="An earlier run, for the limits on an increase.")] = None,
     max_auc: Annotated[float | None, typer.Option(help="AUC, trained against held out; 0.5 is chance.")] = None,
     max_flag_rate: Annotated[float | None, typer.Option(help="Flagged, of the training images [of 1].")] = None,

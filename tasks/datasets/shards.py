@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,11 +25,13 @@ from PIL import Image
 
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.duplicates import SIGNATURE_BYTES, near_duplicate_groups, signature
+from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import Source, SourceError
 from tasks.datasets.sources.names import valid
 from tasks.datasets.sources.tar import read_tar
 from tasks.store.files import atomic_open, atomic_path
 from tasks.store.schemas import MANIFEST, REJECTS
+from tasks.store.spill import spilling
 
 ROWS_PER_BATCH = 10_000
 
@@ -54,6 +56,7 @@ def write_shards(
     *,
     shard_bytes: int,
     max_bad_fraction: float,
+    fitting: Callable[[Picture], Picture] = Fitting(),
 ) -> ShardingResult:
     """Write ``source`` as ``folder/SPLIT-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
@@ -61,6 +64,7 @@ def write_shards(
         manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.
+        fitting: what is done to each picture before it is written.
 
     Raises:
         SourceError: no usable image at all, or too many that are not.
@@ -71,7 +75,7 @@ def write_shards(
         with pq.ParquetWriter(manifest_tmp, SPLIT_MANIFEST) as out, pq.ParquetWriter(rejects_tmp, REJECTS) as bad_out:
             for item in source:
                 try:
-                    picture = item.picture()
+                    picture = fitting(item.picture())
                 except Rejected as error:
                     reason = {"reason": valid(str(error)), "exception": error.cause}
                     bad.append({"split": split, "source_uri": item.uri, **reason}, bad_out)
@@ -124,7 +128,7 @@ def join_manifests(parts: list[Path], manifest: Path) -> None:
     across the splits, since a holdout image that nearly is a training image is no control: ``near_duplicate_group`` is
     null for an image that has no near duplicate but exact copies of itself.
     """
-    with duckdb.connect(config={"temp_directory": str(manifest.parent)}) as connection:
+    with spilling(manifest.parent) as connection:
         paths = {"parts": [str(part) for part in parts]}
         connection.register("near_duplicates", _near_duplicates(connection, paths))
         query = """
@@ -147,11 +151,17 @@ def join_rejects(parts: list[Path], rejects: Path) -> None:
     """Concatenate the splits' rejects."""
     with atomic_path(rejects) as temporary, pq.ParquetWriter(temporary, REJECTS) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part, schema=REJECTS))
+            for batch in pq.ParquetFile(part).iter_batches():
+                writer.write_batch(batch)
 
 
 def read_shard(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """The shard's images in order, uint8, (H, W) or (H, W, 3).
+    """The shard's images in order, uint8, (H, W) or (H, W, 3). Raises as :func:`read_positions`."""
+    return (pixels for _, pixels in read_positions(path))
+
+
+def read_positions(path: Path, wanted: Container[int] | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(shard_index, pixels) of the images at the wanted positions, or of all, in order; others are not decoded.
 
     Raises:
         SourceError: the archive is damaged in a way that shows. A flipped bit within a picture may not show, but
@@ -159,10 +169,12 @@ def read_shard(path: Path) -> Iterator[NDArray[np.uint8]]:
     """
     try:
         with path.open("rb") as stream:
-            for _, content in read_tar(stream, wanted=lambda name: name.endswith(".png")):
+            pictures = read_tar(stream, wanted=lambda name: name.endswith(".png"))
+            for index, (_, content) in enumerate(pictures):
                 if isinstance(content, Rejected):
                     raise SourceError(f"{path}: damaged shard ({content}); delete it and run again")
-                yield pixels_of(content)
+                if wanted is None or index in wanted:
+                    yield index, pixels_of(content)
     except (OSError, SyntaxError, ValueError) as error:
         raise SourceError(f"{path}: damaged shard ({error}); delete it and run again") from error
 
@@ -208,8 +220,7 @@ def read_pictures(folder: Path, positions: Collection[tuple[str, int]]) -> dict[
     return {
         (shard, index): pixels
         for shard in sorted(wanted)
-        for index, pixels in enumerate(read_shard(folder / shard))
-        if index in wanted[shard]
+        for index, pixels in read_positions(folder / shard, wanted[shard])
     }
 
 

@@ -72,6 +72,16 @@ def wanted_pictures(tables: Mapping[str, pa.Table], images: pa.Table) -> Wanted:
     )
 
 
+def named_images(tables: Mapping[str, pa.Table]) -> tuple[list[str], list[int]]:
+    """The images, by sample_id, and the near-duplicate groups that the page shows: of the relation ``images`` it needs
+    these whatever else is left out."""
+    ids = [row["sample_id"] for rows in _ends(tables) for row in rows]
+    first = (
+        tables["near_duplicate_groups"].slice(0, MOST_GROUPS).to_pylist() if "near_duplicate_groups" in tables else []
+    )
+    return ids, [int(row["near_duplicate_group"]) for row in first]
+
+
 def gallery(tables: Mapping[str, pa.Table], album: Album) -> Gallery:
     """Both ends of the ranking of usable training images; no image is shown twice."""
     highest, lowest = _ends(tables)

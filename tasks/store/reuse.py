@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from tasks.store.checksums import damaged_files
 from tasks.store.files import atomic_path
 from tasks.store.parts import read_provenance
 from tasks.store.run import RunDirectory, RunError, difference
+from tasks.store.spill import spilling
 
 ROWS_PER_BATCH = 10_000
 Rows = Sequence[Mapping[str, Any]]
@@ -56,7 +56,7 @@ def write_reusable(
         WHERE manifest.occurrence = 0
         ORDER BY manifest.split DESC, manifest.shard, manifest.shard_index
     """
-    with duckdb.connect(config={"temp_directory": str(run.path)}) as connection:
+    with spilling(run.path) as connection:
         paths = {"parts": [str(part) for part in parts], "manifest": str(run.manifest)}
         reader = connection.sql(query, params=paths).to_arrow_reader(ROWS_PER_BATCH)
         with atomic_path(run.reusable) as temporary, pq.ParquetWriter(temporary, reader.schema) as writer:

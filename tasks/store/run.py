@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.store.files import read_json, write_json
+from tasks.store.spill import SPILL
 
 _held: set[Path] = set()
 """Run directories that this process holds."""
@@ -227,6 +229,8 @@ class RunDirectory:
         """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
         for temporary in self.path.rglob(".*.tmp"):
             temporary.unlink(missing_ok=True)
+        for folder in self.path.rglob(f"{SPILL}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def difference(known: Any, wanted: Any, name: str = "") -> str:

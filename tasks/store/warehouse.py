@@ -28,6 +28,10 @@ from tasks.store.queries import Parameters, QueryProcess, answer_queries
 from tasks.store.run import RunDirectory
 from tasks.store.views import confine, create_views, mount_run, open_database
 
+MOST_FAILURES = 1000
+ROWS_PER_GROUP = 2**17
+"""Of exported marts: what is in memory at once."""
+
 
 class ChecksFailed(Exception):
     """A query of ``sql/checks`` found rows."""
@@ -83,13 +87,16 @@ class Warehouse:
         Raises:
             RunError: the run's Parquet files cannot be read.
         """
-        rows: pa.Table = self._connection.table(name).to_arrow_table()
-        described = self.describe(name)
-        fields = [
-            field.with_metadata({key.encode(): text.encode() for key, text in described.get(field.name, {}).items()})
-            for field in rows.schema
-        ]
-        return rows.cast(pa.schema(fields))
+        return self.rows(f'FROM "{name}"', name)
+
+    def rows(self, query: str, relation: str, parameters: Parameters | None = None) -> pa.Table:
+        """The rows of one of our own queries, its columns described as those of ``relation``.
+
+        Raises:
+            RunError: the run's Parquet files cannot be read.
+        """
+        rows: pa.Table = self._connection.sql(query, params=parameters).to_arrow_table()
+        return rows.cast(self._described(relation, rows.schema))
 
     def describe(self, relation: str) -> dict[str, dict[str, str]]:
         """``unit`` and ``description`` of each column of a relation."""
@@ -120,14 +127,17 @@ class Warehouse:
             database.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS \'{text}\'')
 
     def checks(self) -> dict[str, pa.Table]:
-        """The failing rows of every check; all empty: all is well."""
-        return {name: self.table(name) for name in self.relations("checks")}
+        """The failing rows of every check, ``MOST_FAILURES`` at most; all empty: all is well."""
+        return {name: self.rows(f'FROM "{name}" LIMIT {MOST_FAILURES}', name) for name in self.relations("checks")}
 
     def export_marts(self, folder: Path) -> None:
-        """Write every mart to ``folder/NAME.parquet``."""
+        """Write every mart to ``folder/NAME.parquet``, row group after row group."""
         for name in self.marts():
-            with atomic_path(folder / f"{name}.parquet") as temporary:
-                pq.write_table(self.table(name), temporary)
+            with self._connection.table(name).to_arrow_reader(ROWS_PER_GROUP) as reader:
+                schema = self._described(name, reader.schema)
+                with atomic_path(folder / f"{name}.parquet") as temporary, pq.ParquetWriter(temporary, schema) as out:
+                    for batch in reader:
+                        out.write_batch(batch.cast(schema))
 
     def query(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
         """The result of one user's SELECT.
@@ -140,6 +150,14 @@ class Warehouse:
             QueryError: it is something else, is wrong, or took more time or memory than it may.
         """
         return self._child.ask(sql, parameters, self.seconds)
+
+    def _described(self, relation: str, schema: pa.Schema) -> pa.Schema:
+        """The same fields with their units and descriptions."""
+        described = self.describe(relation)
+        return pa.schema(
+            field.with_metadata({key.encode(): text.encode() for key, text in described.get(field.name, {}).items()})
+            for field in schema
+        )
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:

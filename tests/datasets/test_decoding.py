@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
@@ -94,6 +95,75 @@ def test_any_picture_survives_its_png(height: int, width: int, colour: bool, see
     again = decode(picture.png())
     assert (again.content_hash, again.conversion) == (picture.content_hash, "")
     assert again.png() == picture.png()
+
+
+MODES = (
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "LA",
+    "PA",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "I;16",
+    "I;16B",
+    "F",
+    "RGBX",
+    "La",
+)
+KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+CONVERSION_NAMES = (
+    "exif_transposed|bilevel_to_l|16_bit_to_l|16_bit_to_8_bit|palette_to_rgb|cmyk_to_rgb|ycbcr_to_rgb|lab_to_rgb|"
+    "hsv_to_rgb|alpha_on_white|mpo_first|ico_largest"
+)
+
+
+@given(st.sampled_from(MODES), st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 9), st.integers(1, 8))
+@settings(max_examples=150, deadline=None)
+def test_any_mode_in_any_format_turned_any_way_is_grey_or_rgb_or_refused(
+    mode: str, kind: str, height: int, width: int, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    try:
+        content = encoded(Image.new(mode, (width, height)), kind, exif=exif)
+    except (OSError, ValueError, KeyError):
+        assume(False)  # the format has no such mode
+    if mode == "F":
+        with pytest.raises(Rejected, match="mode F"):
+            decode(content)
+        return
+    picture = decode(content)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.mode in ("L", "RGB")
+    assert re.fullmatch(f"(({CONVERSION_NAMES}),?)*", picture.conversion), picture.conversion
+    if kind in ("PNG", "TIFF", "JPEG", "WEBP"):
+        assert picture.size == ((width, height) if orientation < 5 else (height, width))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_turned_upright(orientation: int) -> None:
+    upright = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = decode(encoded(np.ascontiguousarray(stored), exif=exif))
+    np.testing.assert_array_equal(picture.pixels, upright)
+    assert picture.conversion == ("" if orientation == 1 else "exif_transposed")
 
 
 TWO_FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - GREY)]}

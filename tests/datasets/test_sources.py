@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.datasets.sources import SourceError, open_source
 from tests.datasets.archives import (
@@ -262,6 +264,26 @@ def test_a_damaged_table_is_named_and_the_next_is_read(tmp_path: Path) -> None:
     items = list(open_source(f"{tmp_path}/{{0..2}}.parquet"))
     assert list(bad(items)) == [f"{tmp_path}/0.parquet", f"{tmp_path}/2.parquet"]
     assert [item.picture().content_hash for item in good(items)] == HASHES
+
+
+@given(damage=st.lists(st.tuples(st.integers(0, 2**16), st.integers(1, 255)), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_no_damaged_byte_of_a_parquet_file_loses_an_image_unseen(
+    damage: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Readers disagree on which damage to take without complaint: page headers, counts, levels, encodings, footer."""
+    path = tmp_path_factory.mktemp("damage") / "x.parquet"
+    damaged = bytearray(parquet(path, {"image": PNGS}, compression="none", write_page_checksum=True).read_bytes())
+    for position, flipped in damage:
+        damaged[position % len(damaged)] ^= flipped
+    path.write_bytes(damaged)
+    try:
+        items = list(open_source(path))
+    except SourceError:
+        return
+    found, refused = decoded(items)
+    assert refused or [item.picture().content_hash for item in items] == HASHES
+    assert set(found) <= {f"x.parquet/{i:08d}" for i in range(6)}
 
 
 @pytest.mark.parametrize("how", ["cut at a batch", "offset out of bounds"])

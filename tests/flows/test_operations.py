@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +21,10 @@ import tasks.score
 from flows import cli
 from flows.score import score
 from flows.shard import shard
+from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.score import ShardsFailed
-from tasks.scoring import ScoreJob, score_shard
+from tasks.scoring import ScoreJob, loaded_model, score_shard
 from tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint
 
@@ -95,6 +98,43 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert scored_shards(sharded) == shards
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
+
+
+def exchange_checkpoint(job: ScoreJob, device: str) -> int:
+    """Half way through, somebody saves another model over the checkpoint; this worker has the first one loaded."""
+    if job.shard == POISON:
+        weights = next(job.model.rglob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        loaded_model.cache_clear()  # as in a worker that starts now
+    return score_shard(job, device)
+
+
+def test_a_checkpoint_that_is_replaced_while_running_ends_the_run_and_mixes_no_scores(
+    sharded: RunDirectory, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.score, "score_shard", exchange_checkpoint)
+        with pytest.raises(CheckpointError, match="changed since the run began"):
+            score(sharded.path, str(model), ScoreParameters(timestep=20), ONE_THREAD)
+    assert POISON not in scored_shards(sharded)
+    with pytest.raises(RunError, match="holds another run"):
+        score(sharded.path, str(model), ScoreParameters(timestep=20), ONE_THREAD)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is told by content, never by time; durations come from a clock that only goes forward."""
+    calls = [*(Path(tasks.score.__file__).parent).rglob("*.py"), *Path(cli.__file__).parent.rglob("*.py")]
+    readers = [path.name for path in calls if re.search(r"time\.time\(|datetime\.now\(", path.read_text())]
+    assert readers == ["gate.py"], "the day on which a waiver expires, and nothing else, is read from the wall clock"
+    job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(timestep=20), 0)
+    assert score_shard(job, "cpu") > 0
+    for moment in (0, 2**32):  # 1970, and 2106
+        for path in [*sharded.path.rglob("*"), checkpoint]:
+            os.utime(path, (moment, moment))
+        assert score_shard(job, "cpu") == 0
 
 
 def test_failed_shards_end_in_one_line_with_the_command_that_resumes(

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.analyse import flag_table, reported_images
+from tasks.analyse import flag_table
 from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
 from tasks.store.schemas import SWEEP
 from tasks.store.warehouse import Warehouse
 from tests.store.runs import FLAGGED, IMAGES, Image, write_flags, write_manifest, write_run, write_scores
@@ -43,7 +44,7 @@ def test_flags_are_those_of_the_scores(tmp_path: Path) -> None:
     controls: list[Image] = [(f"holdout/{i}", f"c{i}", "holdout", 1, 0, i / 100) for i in range(39)]
     run = write_run(tmp_path, [*trained, *controls])
     with Warehouse(run) as warehouse:
-        flags = flag_table(reported_images(warehouse.table("images"), warehouse.table("scores")))
+        flags = flag_table(Sample(warehouse, 100).scores())
     pq.write_table(flags, run.flags)
     # p = 1/40, 1/40, 40/40; Benjamini-Hochberg: 3/2 * 1/40, and 1
     assert [(r["sample_id"], r["p_value"], r["q_value"], r["is_flagged"]) for r in rows(run, "flagged")] == [

@@ -2,9 +2,10 @@
 
     python -m tests.studies.kills --kills 20
 
-Each of the runs is ``latentprint audit`` of 60 digits (80 items) and 40 held-out ones on a checkpoint trained for
-seconds. It is SIGKILLed at a moment drawn uniformly from the time that an undisturbed run takes, run again, and its
-shards, manifest, rejects, scores, tables and evidence are compared with the undisturbed run's. Prints what was there at
+Each of the runs is ``latentprint audit --extract 520`` of 60 digits (80 items) and 40 held-out ones on a checkpoint
+trained for seconds. It is SIGKILLed at a moment drawn uniformly from the time that an undisturbed run takes after its
+first file, run again, and its shards, manifest, rejects, scores, samples, matches, reproductions, tables and evidence
+are compared with the undisturbed run's. Prints what was there at
 each kill, as JSON; ends with exit code 1 if any end state differs. About half a minute a kill on one core.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,10 +38,20 @@ COMPARED = (
     "rejects.parquet",
     "SHA256SUMS",
     "scores/*",
+    "samples/*",
+    "matches/*",
+    "reproductions/*",
+    "extraction.json",
     "tables/*",
     "evidence.json",
 )
-STAGES = {"report.html": "end", "evidence.json": "report", "tables": "report", "scores": "score", "shards": "shard"}
+STAGES = {
+    "report.html": "end",
+    "tables": "report",
+    "samples": "extract",
+    "calibration.json": "score",
+    "shards": "shard",
+}
 
 
 def write_inputs(folder: Path) -> list[str]:
@@ -62,36 +74,43 @@ def write_inputs(folder: Path) -> list[str]:
 def audit(inputs: list[str], run: Path) -> subprocess.Popen[bytes]:
     """Start the command line on small shards and enough steps that scoring takes a good part of the time."""
     options = ["--out", str(run), "--axes", "4", "--steps", "6", "--shard-mb", "0.01", "--threads", "1"]
+    options += ["--extract", "520"]
     command = [sys.executable, "-m", "flows.cli", "audit", *inputs, *options, "--batch-size", "8"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(start: Callable[[], subprocess.Popen[bytes]]) -> float:
-    """Seconds that a run took to its end.
+def finish(process: subprocess.Popen[bytes], run: Path) -> float:
+    """Seconds from a run's first file to its end.
 
     Raises:
         RuntimeError: it failed.
     """
-    begin, process = time.monotonic(), start()
+    begin = first_file(process, run)
     _, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(errors.decode(errors="replace"))
     return time.monotonic() - begin
 
 
-def kill(
-    start: Callable[[], subprocess.Popen[bytes]], seconds: float, generator: np.random.Generator, run: Path
-) -> float:
-    """SIGKILL a run at a random moment before ``seconds``; a run that was faster is done again. Returns the moment."""
-    while True:
-        moment, process = float(generator.uniform(0.0, seconds)), start()
-        try:
-            process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return moment
-        shutil.rmtree(run)
+def first_file(process: subprocess.Popen[bytes], run: Path) -> float:
+    """When the run began to write: starting Python takes longer than any stage, and nothing can happen to it there."""
+    while process.poll() is None and not (run / "run.json").exists():
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def kill(start: Callable[[], subprocess.Popen[bytes]], moment: float, run: Path) -> bool:
+    """SIGKILL a run that many seconds after its first file; False, and the run deleted, if it was faster."""
+    process = start()
+    first_file(process, run)
+    try:
+        process.communicate(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return True
+    shutil.rmtree(run)
+    return False
 
 
 def end_state(run: Path) -> dict[str, bytes]:
@@ -102,8 +121,9 @@ def end_state(run: Path) -> dict[str, bytes]:
 def stage(run: Path) -> str:
     """How far a killed run had come, and what lay there."""
     reached = next((name for mark, name in STAGES.items() if (run / mark).exists()), "start")
-    parts, shards = len(list(run.glob("scores/*.parquet"))), len(list(run.glob("shards/*.tar")))
-    return f"{reached}: {shards} shards, {parts} parts, {len(list(run.rglob('.*.tmp')))} half-written files"
+    n = {name: len(list(run.glob(f"{name}/*.[tp]a*"))) for name in ("shards", "scores", "samples", "tables")}
+    there = ", ".join(f"{count} {name}" for name, count in n.items())
+    return f"{reached}: {there}, {len(list(run.rglob('.*.tmp')))} half-written files"
 
 
 def main() -> None:
@@ -119,13 +139,15 @@ def main() -> None:
         os.environ["PREFECT_HOME"] = str(folder / "prefect")
         inputs, kills = write_inputs(folder), []
         with prefect_server():  # one for all: its start would take most of the time
-            seconds = finish(lambda: audit(inputs, folder / "undisturbed"))
+            seconds = finish(audit(inputs, folder / "undisturbed"), folder / "undisturbed")
             expected = end_state(folder / "undisturbed")
             for number in range(arguments.kills):
                 run = folder / f"killed-{number}"
-                moment = kill(lambda run=run: audit(inputs, run), seconds, generator, run)  # type: ignore[misc]
+                moment = float(generator.uniform(0.0, seconds))
+                while not kill(partial(audit, inputs, run), moment, run):
+                    moment = float(generator.uniform(0.0, moment))
                 at_kill = stage(run)
-                finish(lambda run=run: audit(inputs, run))  # type: ignore[misc]
+                finish(audit(inputs, run), run)
                 found = end_state(run)
                 differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
                 kills.append({"seconds": round(moment, 1), "at_kill": at_kill, "differing": differing})

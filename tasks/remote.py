@@ -1,0 +1,181 @@
+"""A run in an object store: worked on in a local copy, which is fetched before and published while it grows.
+
+    latentprint audit ... --out 's3://bucket/runs/first'
+
+Every file of a run appears under its name only when it is whole, and an object of a store only when its last byte has
+arrived, so copying files one by one keeps what a run directory promises: whatever machine goes on from the store finds
+finished shards and parts and makes the rest. ``SHA256SUMS`` goes last, and what it says is checked as in any run. Only
+one machine at a time may write to a run: its lock is a local one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from tasks.datasets.sources import SourceError
+from tasks.datasets.sources.location import StoredLocation, locate
+from tasks.store.files import read_json, write_json
+from tasks.store.run import RunDirectory, RunError
+
+PUBLISH_SECONDS = 30.0
+TARS = ("shards/", "samples/")
+"""What questions to a run do without."""
+Version = list[int]
+"""Size [bytes] and time of modification [ns]."""
+logger = logging.getLogger("latentprint")
+
+
+def staging_folder(url: str) -> Path:
+    """Where the local copy of a run lies: below ``LATENTPRINT_STAGING``, or the user's cache."""
+    home = Path(os.environ.get("LATENTPRINT_STAGING") or Path.home() / ".cache" / "latentprint")
+    return home / hashlib.blake2b(url.partition("?")[0].encode(), digest_size=8).hexdigest()
+
+
+class RemoteRun:
+    """The local copy of a run in a store; see the module.
+
+    Args:
+        url: ``s3://bucket/run``, with options as sources have them.
+
+    Raises:
+        RunError: the store cannot be reached.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            location = locate(url)
+        except SourceError as error:
+            raise RunError(str(error)) from error
+        assert isinstance(location, StoredLocation)
+        self.url, self.filesystem, self.key = str(location), location.filesystem, location.key.rstrip("/")
+        self.run = RunDirectory(staging_folder(url))
+        self._state = self.run.path / ".remote.json"
+        self._publishing = threading.Lock()
+        self._here: set[str] = set()
+        """What both have; only what is deleted from here in our time is taken from the store."""
+
+    def fetch(self, without: tuple[str, ...] = ()) -> None:
+        """Bring what the store has and this copy lacks, or has another version of.
+
+        Args:
+            without: beginnings of paths that are left there.
+
+        Raises:
+            RunError: the store does not answer, or refuses.
+        """
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        known, stored = self._known(), self._stored()
+        for name, version in stored.items():
+            path = self.run.path / name
+            if name.startswith(without) or (path.exists() and known.get(name, [None])[0] == version):
+                continue
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._answered(name):
+                pafs.copy_files(
+                    f"{self.key}/{name}", str(temporary), self.filesystem, pafs.LocalFileSystem(), use_threads=False
+                )
+            os.replace(temporary, path)
+            known[name] = [version, _version(path)]
+        write_json(self._state, known)
+        self._here = set(self._finished()) & known.keys()
+
+    def publish(self) -> int:
+        """Send the finished files that the store lacks, and take from it those that are gone here; returns how many.
+
+        Raises:
+            RunError: the store does not answer, or refuses.
+        """
+        with self._publishing:
+            known, n_changed = self._known(), 0
+            for name in self._finished():
+                path = self.run.path / name
+                version = _version(path)
+                if known.get(name, [None, None])[1] == version:
+                    continue
+                with self._answered(name):
+                    pafs.copy_files(str(path), f"{self.key}/{name}", pafs.LocalFileSystem(), self.filesystem)
+                    info = self.filesystem.get_file_info(f"{self.key}/{name}")
+                known[name] = [[info.size or 0, info.mtime_ns or 0], version]
+                n_changed += 1
+            for name in sorted(name for name in self._here if not (self.run.path / name).exists()):
+                with self._answered(name):
+                    self.filesystem.delete_file(f"{self.key}/{name}")
+                del known[name]
+                n_changed += 1
+            self._here = set(self._finished()) & known.keys()
+            if n_changed:
+                write_json(self._state, known)
+            return n_changed
+
+    @contextmanager
+    def published(self) -> Iterator[Path]:
+        """The local copy, published every half minute while the block runs, and when it ends, however it ends.
+
+        Raises:
+            RunError: at its end the store does not answer.
+        """
+        finished = threading.Event()
+
+        def work() -> None:
+            while not finished.wait(PUBLISH_SECONDS):
+                try:
+                    self.publish()
+                except RunError as error:
+                    logger.warning("%s; trying again", error)
+
+        publisher = threading.Thread(target=work, name="publish", daemon=True)
+        publisher.start()
+        try:
+            yield self.run.path
+        finally:
+            finished.set()
+            publisher.join()
+            if self.publish():
+                logger.info("published to %s", self.url)
+
+    def _finished(self) -> list[str]:
+        """Files of the run, without what is hidden; ``SHA256SUMS`` last."""
+        files = (path.relative_to(self.run.path) for path in self.run.path.rglob("*") if path.is_file())
+        names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
+        return sorted(names, key=lambda name: (name == self.run.checksums.name, name))
+
+    def _known(self) -> dict[str, list[Version]]:
+        """Name -> (its version in the store, its version here) when the two were last the same."""
+        try:
+            return read_json(self._state) if self._state.exists() else {}
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def _stored(self) -> dict[str, Version]:
+        selector = pafs.FileSelector(self.key, recursive=True, allow_not_found=True)
+        with self._answered():
+            found = self.filesystem.get_file_info(selector)
+            bucket = self.key.partition("/")[0]
+            if not found and self.filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+                raise RunError(f"{self.url}: there is no bucket {bucket}")
+        files = [file for file in found if file.type == pafs.FileType.File]
+        return {file.path[len(self.key) + 1 :]: [file.size or 0, file.mtime_ns or 0] for file in files}
+
+    @contextmanager
+    def _answered(self, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            where = "/".join(filter(None, [self.url, name]))
+            raise RunError(f"{where}: the store refuses or does not answer ({str(error).splitlines()[0]})") from error
+
+
+def _version(path: Path) -> Version:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

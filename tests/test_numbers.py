@@ -1,0 +1,82 @@
+"""Scores as no statistician wants them: a reason where nothing can be computed, and never a false certainty."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.analyse import image_scores, sampling_limits
+from tasks.evidence.assessment import assess
+from tasks.store.run import RunDirectory
+from tasks.store.sampling import Sample
+from tasks.store.warehouse import Warehouse
+from tests.store.test_warehouse import Image, write_run
+
+
+def images(growth: dict[str, list[float]], shared: int = 0) -> list[Image]:
+    """Distinct images of each split with these scores; the first ``shared`` contents are in both."""
+    return [
+        (f"{split}/{i:03d}", f"{'both' if i < shared else split} {i:03d}", split, 1, 0, value)
+        for split, values in growth.items()
+        for i, value in enumerate(values)
+    ]
+
+
+def evidence(run: RunDirectory) -> dict[str, Any]:
+    with Warehouse(run) as warehouse:
+        assert not any(rows.num_rows for rows in warehouse.checks().values())
+        found: dict[str, Any] = json.loads(json.dumps(assess(image_scores(Sample(warehouse, 1000).scores()), None)))
+    return found
+
+
+RISING = [i / 10 for i in range(40)]
+CASES = {
+    "one image": (images({"train": [1.0]}), "0 finite scores"),
+    "one image of either": (images({"train": [1.0], "holdout": [0.0]}), "1 and 1 finite scores"),
+    "no holdout": (images({"train": RISING}), "40 and 0 finite scores"),
+    "holdout is the training set": (images({"train": RISING, "holdout": RISING}, shared=40), "40 and 0 finite scores"),
+    "no score is finite": (images({"train": [math.nan] * 40, "holdout": [math.inf] * 40}), "0 and 0 finite scores"),
+    "all equal": (images({"train": [2.0] * 40, "holdout": [2.0] * 40}), "all scores are equal"),
+    "equal in each": (images({"train": [2.0] * 40, "holdout": [1.0] * 40}), "do not vary within either group"),
+    "29 controls": (images({"train": RISING, "holdout": RISING[:29]}), "only 29 controls, 30 are needed"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_cannot_be_computed_is_inconclusive_with_its_reason(case: str, tmp_path: Path) -> None:
+    rows, reason = CASES[case]
+    found = evidence(write_run(tmp_path / "run", rows))
+    assert found["verdict"]["level"] == "inconclusive"
+    assert reason in found["verdict"]["sentence"]
+    comparison = found["comparisons"]["train_vs_holdout"]["log_growth"]
+    if case != "29 controls":
+        assert comparison["status"] == "not computable"
+        assert not any(comparison[name] for name in ("auc", "welch_t", "mann_whitney_u", "permutation"))
+
+
+def test_scores_that_are_not_finite_are_left_out_and_the_others_count(tmp_path: Path) -> None:
+    rows = images({"train": [math.nan, math.inf, -math.inf, *(x + 10 for x in RISING)], "holdout": RISING})
+    found = evidence(write_run(tmp_path / "run", rows))
+    comparison = found["comparisons"]["train_vs_holdout"]["log_growth"]
+    assert (comparison["n_positive"], comparison["n_negative"]) == (40, 40)
+    assert comparison["auc"]["value"] == 1.0
+    assert found["verdict"]["level"] == "memorized"
+
+
+def test_a_sample_is_of_the_least_hashes_in_either_split_and_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images({"train": RISING, "holdout": RISING}))
+    with Warehouse(run) as warehouse:
+        few, every = Sample(warehouse, 3), Sample(warehouse, 1000)
+        kept = few.scores().select(["split", "content_hash"]).to_pylist()
+        assert [row["content_hash"] for row in kept] == [
+            f"{split} {i:03d}" for split in ("holdout", "train") for i in range(3)
+        ]
+        assert (len(few.places()), len(every.places()), every.scores().num_rows) == (3, 40, 80)
+        assert few.images(["train/039"]).num_rows == 7
+    (said,) = sampling_limits({"train": {"distinct": 1_000_000}, "holdout": {"distinct": 40}})
+    assert said.startswith("50,000 of 1,000,000 train images: tests, intervals and flags are over a random sample")
+    assert sampling_limits({"train": {"distinct": 50_000}}) == []

@@ -1,0 +1,58 @@
+"""Groups of shards whose worker dies with them: done again one by one, so that one poison shard has one name."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from prefect.task_runners import TaskRunner
+
+from tasks.diffusion.checkpoint import CheckpointError
+from tasks.parameters import ScoreParameters
+from tasks.score import ShardsFailed, score_all
+from tasks.scoring import ScoreJob
+
+JOBS = [ScoreJob(Path("run"), f"train-{i}.tar", Path("m"), "", ScoreParameters(timestep=20), 0) for i in range(200)]
+
+
+class Runner:
+    """As a task runner: what ends a group is the first of its shards that has an error."""
+
+    def __init__(self, errors: dict[str, BaseException]) -> None:
+        self.errors, self.groups = errors, []  # type: ignore[var-annotated]
+
+    def submit(self, task: object, arguments: dict[str, Any]) -> Any:
+        shards = [job.shard for job in arguments["jobs"]]
+        self.groups.append(shards)
+        error = next((self.errors[shard] for shard in shards if shard in self.errors), None)
+        state = SimpleNamespace(is_completed=lambda: error is None, result=lambda raise_on_failure: error)
+        return SimpleNamespace(wait=lambda: None, state=state)
+
+
+def scored(errors: dict[str, BaseException]) -> tuple[dict[str, str], list[list[str]]]:
+    runner = Runner(errors)
+    return score_all(JOBS, cast("TaskRunner[Any]", runner), n_workers=1), runner.groups
+
+
+def test_the_shard_that_kills_its_workers_is_named_and_its_neighbours_are_done_alone() -> None:
+    failed, groups = scored({"train-4.tar": RuntimeError("the worker crashed\nand more")})
+    assert failed == {"train-4.tar": "its worker died (the worker crashed)"}
+    together, alone = groups[:64], groups[64:]
+    assert sum(map(len, together)) == len(JOBS)
+    (died,) = [group for group in together if "train-4.tar" in group]
+    assert len(died) > 1
+    assert alone == [[shard] for shard in died]
+
+
+def test_shards_that_failed_by_themselves_are_named_and_not_done_again() -> None:
+    failed, groups = scored({"train-9.tar": ShardsFailed({"train-9.tar": "damaged"})})
+    assert (failed, len(groups)) == ({"train-9.tar": "damaged"}, 64)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("changed"), OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()])
+def test_what_no_other_attempt_would_mend_ends_the_run(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        scored({"train-9.tar": error})
