@@ -189,7 +189,8 @@ def _yields(job: SideJob) -> list[dict[str, Any]]:
     for scale, table in tables.items():
         costs = {name: int(table[name].to_numpy().sum()) for name in ("n_evaluations", "n_classifier_evaluations")}
         against = compare_yields(found[scale], found[PLAIN], len(tables) - 1) if scale != PLAIN else None
-        rows.append({"scale": scale, **describe(found[scale]), **costs, "against_plain": against})
+        reached = {"reached_label_share": float(table["reached_label"].to_numpy().mean())}
+        rows.append({"scale": scale, **describe(found[scale]), **reached, **costs, "against_plain": against})
     return rows
 
 
@@ -219,7 +220,7 @@ def _surrogates(job: SideJob) -> dict[str, Any]:
     n_labelled = int((found.labels >= 0).sum())
     return {
         "n_images": len(found.labels),
-        "n_clusters": found.n_found,
+        "n_clusters": len(found.numbers),
         "n_labels": len(found.sizes),
         "n_labelled_images": n_labelled,
         "sizes": list(found.sizes),
@@ -245,10 +246,12 @@ def _matched(job: SideJob, scale: float, names: range, training: TrainingImages)
     labels = torch.tensor(names) % len(job.clusters.sizes)
     pixels, costs = guided_pixels(job.model, job.classifier, labels, names, scale, job.parameters)
     found = nearest(EMBEDDINGS[training.embedding](pixels), training.features, k=2)
+    reached = job.clusters.predict(EMBEDDINGS[job.parameters.feature](pixels))
     return {
         "scale": [scale] * len(names),
         "sample": list(names),
-        "label": [None] * len(names) if scale == PLAIN else labels.tolist(),
+        "label": labels.tolist(),
+        "reached_label": (reached == labels.numpy()).tolist(),
         "content_hash": [picture_of(x).content_hash for x in pixels],
         "nearest_sample_id": training.rows["sample_id"].take(found.indices[:, 0]).to_pylist(),
         "nearest_distance": found.distances[:, 0].tolist(),

@@ -83,13 +83,24 @@ def side(
 
 def side_table(result: dict[str, Any]) -> list[str]:
     """The scales of ``side.json``, a line each, and what came before them."""
-    heads = ("scale", "copies", "95% interval", "distinct", "per 1,000", "against plain", "evaluations", "classifier's")
-    widths = (7, 8, 14, 9, 10, 18, 12, 13)
+    heads = (
+        "scale",
+        "label",
+        "copies",
+        "95% interval",
+        "distinct",
+        "per 1,000",
+        "against plain",
+        "evaluations",
+        "+ guiding",
+    )
+    widths = (7, 7, 8, 14, 9, 10, 18, 12, 10)
     lines = ["".join(head.rjust(width) for head, width in zip(heads, widths, strict=True))]
     for row in result["scales"]:
         low, high = row["share_interval_95"]
         cells = [
             f"{row['scale']:g}" if row["scale"] else "plain",
+            f"{row['reached_label_share']:.0%}",
             f"{row['share']:.1%}",
             f"{low:.1%}-{high:.1%}",
             f"{row['n_reproduced_training_images']:,}",

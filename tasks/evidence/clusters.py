@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 
 FEWEST_MEMBERS = 3
 """A cluster of one is as cohesive as can be, and says nothing."""
@@ -22,8 +23,14 @@ class Clusters(NamedTuple):
     """Members of each kept cluster."""
     cohesions: tuple[float, ...]
     """Of each kept cluster, see :func:`cohesive_clusters`."""
-    n_found: int
-    """Clusters, with those that were dropped."""
+    centres: NDArray[np.float32]
+    """Of every cluster found, with those that were dropped, (n_clusters, d)."""
+    numbers: NDArray[np.int64]
+    """The label that each of them stands for, (n_clusters,); -1 where it was dropped."""
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Labels of other images (n, d), by the nearest centre of all; -1 where that cluster was dropped."""
+        return np.asarray(self.numbers[pairwise_distances_argmin(features, self.centres)])
 
 
 def cohesive_clusters(features: NDArray[np.float32], n_clusters: int, min_cohesion: float, seed: int) -> Clusters:
@@ -39,15 +46,18 @@ def cohesive_clusters(features: NDArray[np.float32], n_clusters: int, min_cohesi
 
     Source: Chen et al. 2024, arXiv 2410.02467, who drop clusters whose members are not similar to their centre.
     """
-    centred = features - features.mean(axis=0)
-    found = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit_predict(centred)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    k_means = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(centred)
+    found = k_means.labels_
     cohesion = np.array([_cohesion(centred[found == label]) for label in range(n_clusters)])
     sizes = np.bincount(found, minlength=n_clusters)
     kept = np.flatnonzero((cohesion >= min_cohesion) & (sizes >= FEWEST_MEMBERS))
     kept = kept[np.argsort(-sizes[kept], kind="stable")]
     number = np.full(n_clusters, -1, dtype=np.int64)
     number[kept] = np.arange(len(kept))
-    return Clusters(number[found], tuple(sizes[kept].tolist()), tuple(cohesion[kept].tolist()), n_clusters)
+    centres = (k_means.cluster_centers_ + mean).astype(np.float32)
+    return Clusters(number[found], tuple(sizes[kept].tolist()), tuple(cohesion[kept].tolist()), centres, number)
 
 
 def _cohesion(members: NDArray[np.float32]) -> float:

@@ -298,7 +298,8 @@ SIDE = pa.schema(
     [
         _field("scale", pa.float64(), "guidance scale (tasks/diffusion/surrogate.py); 0: plain sampling", "1"),
         _field("sample", pa.int64(), "number of the sample; the same number starts from the same latent", "ordinal"),
-        _field("label", pa.int64(), "surrogate label it was guided to; null: plain", "identifier", nullable=True),
+        _field("label", pa.int64(), "surrogate label of its number, to which it was guided unless plain", "identifier"),
+        _field("reached_label", pa.bool_(), "does it lie in the cluster of that label? plain: by chance"),
         _CONTENT_HASH,
         _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
         _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),

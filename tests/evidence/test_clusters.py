@@ -19,8 +19,9 @@ def scene() -> np.ndarray:
 def test_tight_clusters_are_kept_largest_first_and_loose_ones_dropped() -> None:
     found = cohesive_clusters(scene(), 3, 0.9, seed=0)
     assert found.sizes == (30, 20)
-    assert found.n_found == 3
+    assert sorted(found.numbers.tolist()) == [-1, 0, 1]
     assert found.labels.tolist() == [0] * 30 + [1] * 20 + [-1] * 10
+    assert found.predict(scene()[::7]).tolist() == found.labels[::7].tolist()
     # cos of two vectors 10 long about their common direction, with 0.05 sqrt(39) across it: 1 - (0.05^2 39 / 2) / 100
     assert np.allclose(found.cohesions, 1 - 0.05**2 * 39 / 200, atol=3e-4)
 

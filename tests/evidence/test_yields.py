@@ -8,7 +8,7 @@ from scipy import stats
 
 from tasks.evidence.yields import Found, compare_yields, describe
 
-N_TRIALS = 200
+N_TRIALS = 120
 FEWEST_COVERING = int(stats.binom.ppf(1e-3, N_TRIALS, 0.95))
 """An interval that covers at 95% covers in fewer of N_TRIALS once in a thousand times."""
 

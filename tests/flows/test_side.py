@@ -62,12 +62,13 @@ def test_side_writes_every_sample_and_sums_them_up(extracted: Path) -> None:
         assert [row["sample"] for row in rows] == list(range(70))
         for row in rows:
             assert row["is_copy"] == (row["nearest_distance"] < RATIO_THRESHOLD * row["second_distance"])
-            assert row["label"] == (None if row["scale"] == 0.0 else row["sample"] % n_labels)
+            assert row["label"] == row["sample"] % n_labels
             assert row["n_evaluations"] == 4
             assert row["n_classifier_evaluations"] == (0 if row["scale"] == 0.0 else 4)
         copies = [row["nearest_sample_id"] for row in rows if row["is_copy"]]
         assert (told["n_copies"], told["n_reproduced_training_images"]) == (len(copies), len(set(copies)))
         assert told["n_evaluations"] == 70 * 4
+        assert told["reached_label_share"] == pytest.approx(np.mean([row["reached_label"] for row in rows]))
     assert plain["against_plain"] is None
     assert result["conclusion"] == conclusion(result["scales"])
     with Warehouse(RunDirectory(extracted)) as warehouse:
