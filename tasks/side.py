@@ -153,6 +153,7 @@ def sample_scales(run: Path, parameters: SideParameters, device: str) -> dict[st
     missing = [scale for scale in job.scales if not job.is_done(scale)]
     training = TrainingImages(job.directory, job.provenance["embedding"])
     if missing:
+        job.directory.side_summary.unlink(missing_ok=True)
         _ = job.classifier  # trained before progress of the sampling is counted
     progress = Progress("generating", len(missing) * parameters.samples, "samples")
     for scale in missing:
