@@ -211,8 +211,8 @@ def conclusion(rows: Sequence[dict[str, Any]]) -> str:
     shares = [row for row in guided if row["against_plain"]["share_difference_interval"][0] > 0.0]
     if shares:
         named = ", ".join(f"{row['scale']:g}" for row in shares)
-        return f"No more distinct images, only more copies of them (at scale {named}): at best {counts}."
-    return f"No gain from guidance at any scale: at best, scale {best['scale']:g}, {counts}."
+        return f"A larger share of copies at scale {named}, but no gain in distinct images is shown: at best {counts}."
+    return f"No gain from guidance is shown: at best, scale {best['scale']:g}, {counts}."
 
 
 def _surrogates(job: SideJob) -> dict[str, Any]:

@@ -167,11 +167,11 @@ def row(scale: float, distinct: int, interval: tuple[float, float], share: tuple
         ),
         (
             [row(1.0, 45, (-20.0, 10.0), (0.01, 0.2)), row(4.0, 40, (-30.0, 10.0), (-0.1, 0.2))],
-            "No more distinct images, only more copies of them (at scale 1): at best 45 distinct",
+            "A larger share of copies at scale 1, but no gain in distinct images is shown: at best 45 distinct",
         ),
         (
             [row(1.0, 45, (-20.0, 10.0), (-0.1, 0.2))],
-            "No gain from guidance at any scale: at best, scale 1, 45 distinct",
+            "No gain from guidance is shown: at best, scale 1, 45 distinct",
         ),
     ],
 )
