@@ -12,7 +12,7 @@ from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
 from tasks.diffusion.schedule import ascending_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
-from tasks.parameters import ExtractParameters, ScoreParameters
+from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from tasks.store.spill import spilling
 
 ITEMS_TO_TRY = 100
@@ -66,7 +66,7 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
         raise ParametersError(str(error)) from error
 
 
-def check_sampler(model: Path, parameters: ExtractParameters) -> None:
+def check_sampler(model: Path, parameters: ExtractParameters | SideParameters) -> None:
     """Has the checkpoint's schedule as many timesteps as the sampler takes steps?
 
     Raises:

@@ -160,8 +160,13 @@ def _generate(job: SampleJob, model: LoadedModel, max_batch: int) -> Iterator[Pi
         count_done(len(pixels))
 
 
+def picture_of(pixels: Pixels) -> Picture:
+    """A sample (C, H, W) as the picture that it is kept as."""
+    return Picture(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
 def _members(job: SampleJob, name: int, pixels: Pixels) -> dict[str, Any]:
-    picture = Picture(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture = picture_of(pixels)
     description = {**job.description(name), "content_hash": picture.content_hash}
     return members_of(sample_key(name), description, picture.png())
 

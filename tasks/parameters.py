@@ -153,6 +153,29 @@ class OddsParameters(Parameters):
     seed: int = Field(0, ge=0, description="seed of latents and chains; each image mixes in its content hash")
 
 
+class SideParameters(Parameters):
+    """Sampling under surrogate conditions against plain sampling; see tasks/diffusion/surrogate.py."""
+
+    clusters: int = Field(64, ge=2, description="k-means clusters of the generated images that extract left")
+    cohesion: float = Field(
+        0.5, ge=-1.0, le=1.0, description="clusters below it give no label [mean cosine similarity to the centre]"
+    )
+    images: int = Field(8192, ge=3, description="generated images to cluster, the first ones")
+    feature: EmbeddingName = Field("pixel", description="what is clustered: pixel | dct")
+    training_steps: int = Field(2000, ge=2, description="steps of 64 images, for either classifier")
+    scales: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
+        (1.0, 4.0, 16.0), min_length=1, description="guidance scales"
+    )
+    samples: int = Field(1024, ge=2, description="images to generate at each scale, and plainly")
+    steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
+    seed: int = Field(0, ge=0, description="seed of clusters, classifier and latents; each sample mixes in its number")
+
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return _split(value)
+
+
 class ComputeParameters(Parameters):
     """Where and how fast; never part of a run's identity."""
 

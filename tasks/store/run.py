@@ -8,6 +8,7 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
     samples/  matches/  reproductions/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
     sweep/  sweep.html, where parameters were studied
+    side/  side.json, where images were generated under surrogate conditions
 """
 
 from __future__ import annotations
@@ -147,6 +148,16 @@ class RunDirectory:
     @property
     def odds(self) -> Path:
         return self.path / "odds.parquet"
+
+    @property
+    def side(self) -> Path:
+        """Samples under surrogate conditions: a part a scale."""
+        return self.path / "side"
+
+    @property
+    def side_summary(self) -> Path:
+        """What came of them; written last."""
+        return self.path / "side.json"
 
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""

@@ -332,6 +332,32 @@ ODDS = pa.schema(
     ]
 )
 
+SIDE = pa.schema(
+    [
+        _field("scale", pa.float64(), "guidance scale (tasks/diffusion/surrogate.py); 0: plain sampling", "1"),
+        _field("sample", pa.int64(), "number of the sample; the same number starts from the same latent", "ordinal"),
+        _field("label", pa.int64(), "surrogate label of its number, to which it was guided unless plain", "identifier"),
+        _field("reached_label", pa.bool_(), "does it lie in the cluster of that label? plain: by chance"),
+        _CONTENT_HASH,
+        _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+        _field(
+            "is_copy",
+            pa.bool_(),
+            "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3",
+        ),
+        _field("n_evaluations", pa.int64(), "network evaluations spent on this sample", "evaluations"),
+        _field(
+            "n_classifier_evaluations",
+            pa.int64(),
+            "gradients of the classifier, forward and back, spent on this sample",
+            "evaluations",
+        ),
+        _EMBEDDING,
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
     "flags": FLAGS,
@@ -341,6 +367,7 @@ TABLES: dict[str, pa.Schema] = {
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,
     "scores": SCORES,
+    "side": SIDE,
     "sweep": SWEEP,
     "validity": VALIDITY,
 }

@@ -59,6 +59,7 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
         "rejects": [run.rejects],
         "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
         "scores": sorted(run.scores.glob("part-*.parquet")),
+        "side": sorted(run.side.glob("part-*.parquet")),
         "sweep": sorted(run.sweep.glob("part-*.parquet")),
         "validity": sorted(run.validity.glob("part-*.parquet")),
     }

@@ -19,6 +19,7 @@ STUDIES = (
     ("headline", "--model", "memorized", "--images", "2", "--jvp"),
     ("headline", "--model", "large", "--images", "4"),
     ("odds",),
+    ("side",),
     ("kills",),
     ("warehouse",),
 )
