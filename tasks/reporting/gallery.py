@@ -76,51 +76,6 @@ def named_images(tables: Mapping[str, pa.Table]) -> tuple[list[str], list[int]]:
     """The images, by sample_id, and the near-duplicate groups that the page shows: of the relation ``images`` it needs
     these whatever else is left out."""
     ids = [row["sample_id"] for rows in _ends(tables) for row in rows]
-    first = (
-        tables["near_duplicate_groups"].slice(0, MOST_GROUPS).to_pylist() if "near_duplicate_groups" in tables else []
-    )
-    return ids, [int(row["near_duplicate_group"]) for row in first]
-
-
-def gallery(tables: Mapping[str, pa.Table], album: Album) -> Gallery:
-    """Both ends of the ranking of usable training images; no image is shown twice."""
-    highest, lowest = _ends(tables)
-    n_ranked = tables["ranking"].num_rows if "ranking" in tables else 0
-    n_generated = next((row["n_generated"] for row in highest if row.get("n_generated")), 0)
-    return Gallery(
-        tuple(_exhibit(row, album) for row in highest),
-        tuple(_exhibit(row, album) for row in lowest),
-        n_ranked,
-        n_generated,
-    )
-
-
-def near_duplicates(tables: Mapping[str, pa.Table], images: pa.Table, album: Album) -> tuple[Group, ...]:
-    """The groups with the most easily reproduced images, each from its most easily reproduced one on."""
-    return tuple(
-        Group(
-            f"Group {number(group['near_duplicate_group'])}: {number(group['n_images'])} distinct images, "
-            f"{number(group['n_train'])} training, {number(group['n_holdout'])} held out",
-            tuple(_member(row, album) for row in rows[:MOST_MEMBERS]),
-            max(0, len(rows) - MOST_MEMBERS),
-        )
-        for group, rows in _groups(tables, images)
-    )
-
-
-def _ends(tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    ranking = tables.get("ranking")
-    if ranking is None:
-        return [], []
-    rest = ranking.slice(MOST_HIGHEST)
-    lowest = rest.slice(max(0, len(rest) - MOST_LOWEST))
-    return known_of(tables, ranking.slice(0, MOST_HIGHEST)), known_of(tables, lowest)[::-1]
-
-
-def _groups(tables: Mapping[str, pa.Table], images: pa.Table) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """A row of the mart ``near_duplicate_groups``, and those of its images."""
-    if "near_duplicate_groups" not in tables:
-        return []
     groups = tables["near_duplicate_groups"].slice(0, MOST_GROUPS) if "near_duplicate_groups" in tables else None
     first = [] if groups is None else groups.to_pylist()
     return ids, [int(row["near_duplicate_group"]) for row in first]
