@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from flows.prefect_server import configure_environment, prefect_server
@@ -19,6 +20,8 @@ from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.training import Trainer, build_unet
 
 torch.set_num_threads(1)
+settings.register_profile("suite", derandomize=True, database=None)  # the same examples every time; leaves no files
+settings.load_profile("suite")
 Latentprint = Callable[..., subprocess.CompletedProcess[str]]
 
 

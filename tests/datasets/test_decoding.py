@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import subprocess
 import sys
@@ -134,7 +135,9 @@ def test_any_mode_in_any_format_turned_any_way_is_grey_or_rgb_or_refused(
         content = encoded(Image.new(mode, (width, height)), kind, exif=exif)
     except (OSError, ValueError, KeyError):
         assume(False)  # the format has no such mode
-    if mode == "F":
+    with Image.open(io.BytesIO(content)) as written:
+        is_float = written.mode == "F"  # some formats turn it into another mode
+    if is_float:
         with pytest.raises(Rejected, match="mode F"):
             decode(content)
         return
@@ -225,7 +228,7 @@ def test_damage_gives_a_picture_or_a_reject_and_nothing_else(content: bytes, dat
     except Rejected as error:
         outcome = str(error)
     assert outcome
-    assert "0x" not in outcome, "a memory address would make every run's rejects differ"
+    assert not re.search(r"at 0x[0-9a-f]+", outcome), "a memory address would make every run's rejects differ"
 
 
 def in_a_new_process(program: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 from tests.reporting.synthetic import HOSTILE
 from tests.reporting.test_html import Page
-from tests.store.test_warehouse import is_numeric
+from tests.store.runs import is_numeric
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 HOSTILE_FILE = "<img src=x onerror=alert(1)>.png"

@@ -49,7 +49,7 @@ def score_row(image: Image) -> dict[str, Any]:
 def write_manifest(run: RunDirectory, images: Sequence[Image], **changes: Any) -> None:
     """The manifest of these images; ``changes`` are made to the second."""
     rows = [manifest_row(image, index) for index, image in enumerate(images)]
-    rows[1].update(changes)
+    rows[min(1, len(rows) - 1)].update(changes)
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), run.manifest)
 
 
