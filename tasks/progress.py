@@ -34,7 +34,7 @@ class Progress:
         """Note that ``n`` more are done."""
         self.done += n
         now = time.monotonic()
-        is_last = self.done - self._earlier >= self.total and now - self._begin > INTERVAL_SECONDS
+        is_last = n > 0 and self.done - self._earlier >= self.total and now - self._begin > INTERVAL_SECONDS
         if now - self._last >= INTERVAL_SECONDS or is_last:
             self._last = now
             logger.info("%s", self.line(now, note))
