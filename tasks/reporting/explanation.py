@@ -83,7 +83,8 @@ def _itself(facts: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]])
 def _generated(found: Mapping[str, Any], picture: NDArray[np.uint8] | None) -> Framed | None:
     if picture is None:
         return None
-    ratio = f"{number(found['nearest_ratio'])} of its distance to any other; below {number(found['threshold'])}: a copy"
+    threshold = number(found["threshold"])
+    ratio = f"{number(found['nearest_ratio'])} of its distance to any other; a copy would be below {threshold}"
     lines = (f"l2 {number(found['nearest_distance'])}", ratio)
     return Framed(data_uri(picture), "Nearest generated image", f"generated {found['nearest_generated']}", lines)
 
