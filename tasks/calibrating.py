@@ -59,7 +59,7 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
     """
     if job.parameters.timestep != "auto":
         return None
-    directory, provenance = job.directory, _provenance(job)
+    directory, provenance = job.directory, job.origin()
     known = read_json(directory.calibration) if directory.calibration.exists() else {}
     if known.get("provenance") == provenance:
         return known["calibration"] and Calibration.model_validate(known["calibration"])
@@ -79,7 +79,7 @@ def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
         known = read_json(other.calibration)["calibration"]
         with atomic_path(job.directory.calibration_images) as temporary:
             shutil.copyfile(other.calibration_images, temporary)
-        write_json(job.directory.calibration, {"calibration": known, "provenance": _provenance(job)})
+        write_json(job.directory.calibration, {"calibration": known, "provenance": job.origin()})
 
 
 def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
@@ -122,14 +122,6 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
             chosen += members
             left = {split: n - needed[split] for split, n in left.items()}
     return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
-
-
-def _provenance(job: ScoreJob) -> dict[str, Any]:
-    return {
-        "checkpoint_sha256": job.checkpoint_sha256,
-        "manifest_digest": job.directory.read_record()["manifest_digest"],
-        "parameters": job.parameters.model_dump(mode="json"),
-    }
 
 
 def _schedule(job: ScoreJob) -> Schedule:

@@ -58,6 +58,14 @@ class ScoreJob:
         """Another shard, from a timestep that is a number."""
         return replace(self, shard=shard, parameters=self.parameters.at(timestep))
 
+    def origin(self) -> dict[str, Any]:
+        """What scores of any images of the run depend on."""
+        return {
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "manifest_digest": self.directory.read_record()["manifest_digest"],
+            "parameters": self.parameters.model_dump(mode="json"),
+        }
+
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it.
 

@@ -52,12 +52,7 @@ class ValidityJob:
 
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it."""
-        return {
-            "checkpoint_sha256": self.score.checkpoint_sha256,
-            "manifest_digest": self.score.directory.read_record()["manifest_digest"],
-            "parameters": self.score.parameters.model_dump(mode="json"),
-            "images": self.images,
-        }
+        return {**self.score.origin(), "images": self.images}
 
 
 def validity_jobs(job: ScoreJob, validity: ValidityParameters) -> list[ValidityJob]:

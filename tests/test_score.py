@@ -22,7 +22,7 @@ class Runner:
     """As a task runner: what ends a group is the first of its shards that has an error."""
 
     def __init__(self, errors: dict[str, BaseException]) -> None:
-        self.errors, self.groups = errors, []  # type: ignore[var-annotated]
+        self.errors, self.groups = errors, []
 
     def submit(self, task: object, arguments: dict[str, Any]) -> Any:
         shards = [job.shard for job in arguments["jobs"]]

@@ -162,15 +162,18 @@ FLAGS = pa.schema(
 
 _DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
 _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
+_NEAREST = (
+    _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
+    _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+    _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+)
 
 MATCHES = pa.schema(
     [
         _field("generated", pa.string(), "key of the generated image, its number among the samples in nine digits"),
         _field("shard", pa.string(), "name of the WebDataset tar that holds it, within samples/"),
         _CONTENT_HASH,
-        _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
-        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
-        _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+        *_NEAREST,
         _field(
             "surrounding_distance",
             pa.float64(),
@@ -339,9 +342,7 @@ SIDE = pa.schema(
         _field("label", pa.int64(), "surrogate label of its number, to which it was guided unless plain", "identifier"),
         _field("reached_label", pa.bool_(), "does it lie in the cluster of that label? plain: by chance"),
         _CONTENT_HASH,
-        _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
-        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
-        _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+        *_NEAREST,
         _field(
             "is_copy",
             pa.bool_(),

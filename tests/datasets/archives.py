@@ -78,7 +78,7 @@ def zipped(path: Path, files: Files, method: int = zipfile.ZIP_DEFLATED) -> Path
 
 
 def tarred(path: Path, files: Files, mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+    with tarfile.open(path, mode) as archive:
         for name, content in files:
             add(archive, name, content)
     return path

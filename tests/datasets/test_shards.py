@@ -35,7 +35,7 @@ LIMITS = {"shard_bytes": 16 * 2048, "max_bad_fraction": 0.0}
 def sharded(run: RunDirectory, location: Path | str, **limits: float) -> list[dict[str, object]]:
     """Manifest rows of a source sharded as the training split."""
     rows, rejects = run.split_manifest("train"), run.split_rejects("train")
-    write_shards(open_source(location), "train", run.shards, rows, rejects, **{**LIMITS, **limits})  # type: ignore[arg-type]
+    write_shards(open_source(location), "train", run.shards, rows, rejects, **{**LIMITS, **limits})
     join_manifests([rows], run.manifest)
     return list(pq.read_table(run.manifest).to_pylist())
 
@@ -130,7 +130,7 @@ def test_a_split_that_fails_leaves_nothing_behind(digits: np.ndarray, tmp_path: 
 def test_the_bundled_images_decode_to_the_hashes_that_they_were_given() -> None:
     demo = Path(__file__).resolve().parents[2] / "infra" / "demo" / "holdout.tar"
     with tarfile.open(demo) as archive:
-        contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        contents = {member.name: archive.extractfile(member).read() for member in archive}
     for name in sorted(contents)[::2][:20]:
         expected = json.loads(contents[name])["content_hash"]
         picture = decode(contents[name.replace(".json", ".png")])
@@ -152,7 +152,7 @@ def shard(digits: np.ndarray, tmp_path: Path) -> tuple[Path, list[dict[str, obje
 
 def members(shard: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
     with tarfile.open(shard) as archive:
-        return [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+        return [(member, archive.extractfile(member).read()) for member in archive]
 
 
 def rewritten(shard: Path, contents: list[tuple[tarfile.TarInfo, bytes]]) -> None:
@@ -230,7 +230,7 @@ def test_near_duplicates_are_grouped_across_splits_and_exact_copies_alone_are_no
     run = RunDirectory(tmp_path / "run")
     for split in ("train", "holdout"):
         paths = run.split_manifest(split), run.split_rejects(split)
-        write_shards(open_source(tmp_path / split), split, run.shards, *paths, **LIMITS)  # type: ignore[arg-type]
+        write_shards(open_source(tmp_path / split), split, run.shards, *paths, **LIMITS)
     join_manifests([run.split_manifest("train"), run.split_manifest("holdout")], run.manifest)
     table = pq.read_table(run.manifest)
     assert table.schema.equals(MANIFEST)

@@ -15,7 +15,7 @@ from tasks.evidence.statistics import auc, binomial_interval
 
 def comparison(positives: list[float], negatives: list[float], **options: object) -> Comparison:
     arrays = np.array(positives, dtype=np.float64), np.array(negatives, dtype=np.float64)
-    return compare(*arrays, score="score", hypothesis="higher", **options)  # type: ignore[arg-type]
+    return compare(*arrays, score="score", hypothesis="higher", **options)
 
 
 def test_welch_t_matches_a_worked_example() -> None:

@@ -25,7 +25,7 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
 def test_each_score_is_read_in_its_own_direction() -> None:
     rising = np.arange(8.0)
     judged = judge({"log_growth": rising, "eps_norm": rising, "loss": -rising}, HITS, 100)
-    areas = {name: judgement.at_least_once.auc.value for name, judgement in judged.items()}  # type: ignore[union-attr]
+    areas = {name: judgement.at_least_once.auc.value for name, judgement in judged.items()}
     assert areas == {"log_growth": 1.0, "eps_norm": 0.0, "loss": 1.0}
     correlations = {name: judgement.spearman_with_hits.value for name, judgement in judged.items()}
     assert correlations["log_growth"] == pytest.approx(correlations["loss"])

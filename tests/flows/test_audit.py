@@ -147,7 +147,7 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
 
 def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:
     with RunDirectory(audited).lock():
-        answer = latentprint("report", "--run", audited)  # type: ignore[operator]
+        answer = latentprint("report", "--run", audited)
     assert answer.returncode == 2
     assert f"in use by process {os.getpid()}" in answer.stderr
 

@@ -119,13 +119,13 @@ def test_json_and_only_json_on_standard_output(
         "1",
         "--json",
     ]
-    answer = latentprint("audit", *arguments)  # type: ignore[operator]
+    answer = latentprint("audit", *arguments)
     assert answer.returncode == 0, answer.stderr
     headline = json.loads(answer.stdout)
     assert headline["level"] == "inconclusive"
     assert "0 finite scores" in headline["verdict"]
-    csv = latentprint("sql", "--run", tmp_path / "run", "--format", "csv", "SELECT count(*) AS n FROM ranking")  # type: ignore[operator]
+    csv = latentprint("sql", "--run", tmp_path / "run", "--format", "csv", "SELECT count(*) AS n FROM ranking")
     assert csv.stdout == "n\n60\n"
-    wrong = latentprint("sql", "--run", tmp_path / "run", "SELECT nope FROM ranking")  # type: ignore[operator]
+    wrong = latentprint("sql", "--run", tmp_path / "run", "SELECT nope FROM ranking")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith('latentprint: Binder Error: Referenced column "nope" not found')

@@ -73,7 +73,7 @@ def test_a_healthy_run_is_counted_timed_and_measured(
     for split, location in zip(("train", "holdout"), digit_files, strict=True):
         limits = {"shard_bytes": 2**30, "max_bad_fraction": 0.0}
         rows, rejects = run.split_manifest(split), run.split_rejects(split)
-        write_shards(open_source(location), split, run.shards, rows, rejects, **limits)  # type: ignore[arg-type]
+        write_shards(open_source(location), split, run.shards, rows, rejects, **limits)
     shard_bytes = sum(tar.stat().st_size for tar in run.shards.glob("*.tar"))
     assert shard_bytes < checks["disk"]["values"]["needed_bytes"] < 1.5 * shard_bytes
 
@@ -137,7 +137,7 @@ def test_damaged_items_and_few_controls_are_warnings(doctor: Doctor, digits: np.
 
 
 def test_a_full_disk_and_little_memory_fail(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     code, checks = doctor()
     assert code == 2
     assert (checks["disk"]["status"], "1 kB free" in checks["disk"]["finding"]) == ("fail", True)

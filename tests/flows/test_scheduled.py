@@ -85,7 +85,7 @@ def wait_for(found: object, seconds: float = 240.0) -> object:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            result = found()  # type: ignore[operator]
+            result = found()
         except ObjectNotFound:
             result = None
         if result is not None:

@@ -36,7 +36,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 1,000 generated images 560 are copies: 52.9% to 59.1%, exactly."""
     evidence = {key: value for key, value in BAD.evidence().items() if key != "reproductions"}
     counted = {"n_samples": 1000, "n_training_images": 3, "ratio": {"rule": "a | b", "threshold": 1 / 3}}
-    counted["ratio"] |= {"share": 0.56, "interval_95": [0.5286, 0.5911], "n_reproduced_training_images": 2}  # type: ignore[operator]
+    counted["ratio"] |= {"share": 0.56, "interval_95": [0.5286, 0.5911], "n_reproduced_training_images": 2}
     return audited(tmp_path_factory.mktemp("card") / "run", {**evidence, "reproductions": counted})
 
 

@@ -70,7 +70,7 @@ def test_only_new_contents_are_evaluated_and_old_scores_are_kept_to_the_bit(
 
     def counting(model: object, pixels: np.ndarray, names: list[str], *rest: object) -> dict[str, list[object]]:
         evaluated.extend(names)
-        return real(model, pixels, names, *rest)  # type: ignore[arg-type]
+        return real(model, pixels, names, *rest)
 
     monkeypatch.setattr(tasks.scoring, "measure", counting)
     found = score_all(new, checkpoint)
