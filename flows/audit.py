@@ -54,10 +54,12 @@ def audit(
     extraction: ExtractParameters | None = None,
     reuse: Path | None = None,
     validity: ValidityParameters = ValidityParameters(),
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
 
-    With ``extraction`` the model generates images too, and the report says which training images came out.
+    With ``extraction`` the model generates images too, and the report says which training images came out; with
+    ``before``, the run of the model before its training set was cleaned, it says what that changed.
     """
     directory = RunDirectory(run)
     begin = time.monotonic()
@@ -73,4 +75,4 @@ def audit(
         )
         if extraction is not None:
             extract(run, extraction, compute)
-        return report(run)
+        return report(run, before=before)

@@ -11,14 +11,18 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.analyse import check, export_marts, weigh_evidence
+from tasks.cleaned import measure_cleaning
 from tasks.report import write_report
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 
 
 @flow(name="report", flow_run_name="report {run}")
-def report(run: Path, redact: bool = False) -> dict[str, Any]:
+def report(run: Path, redact: bool = False, before: Path | None = None) -> dict[str, Any]:
     """Check, analyse and report a scored run, with every picture blurred if asked to; returns the headline.
+
+    Args:
+        before: the run of the model before its training set was cleaned: the report says what that changed.
 
     Raises:
         ChecksFailed: a check of sql/checks found rows.
@@ -29,6 +33,8 @@ def report(run: Path, redact: bool = False) -> dict[str, Any]:
     with directory.lock():
         check(run)
         verdict = weigh_evidence(run)
+        if before is not None:
+            measure_cleaning(run, before)
         export_marts(run)
         page = write_report(run, redact)
     comparisons = _headline_rows(read_json(directory.evidence))

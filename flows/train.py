@@ -16,9 +16,15 @@ from tasks.train import count_copies, fit
 
 
 @flow(name="train", flow_run_name="train {out}", validate_parameters=False)
-def train(data: str, out: Path, parameters: TrainParameters, device: str = "cpu") -> dict[str, Any]:
-    """Write a standard ``DDPMPipeline`` folder and its training record to ``out``; a killed run continues."""
-    record = fit(data, out, parameters, device)
+def train(
+    data: str, out: Path, parameters: TrainParameters, device: str = "cpu", weights: Path | None = None
+) -> dict[str, Any]:
+    """Write a standard ``DDPMPipeline`` folder and its training record to ``out``; a killed run continues.
+
+    Args:
+        weights: ``curation.parquet``: images are drawn by its weights.
+    """
+    record = fit(data, out, parameters, device, weights)
     if parameters.n_samples:
         record["generated"] = count_copies(data, out, parameters, device)
     versions = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}

@@ -101,6 +101,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
             "checkpoint_sha256": record["scoring"]["checkpoint_sha256"],
             **evidence,
             "validity": validity,
+            **({"cleaned_set": read_json(directory.cleaned)} if directory.cleaned.exists() else {}),
             "reproductions": reproductions,
             "calibration": _calibration(directory),
         },

@@ -74,7 +74,7 @@ def match_and_count(run: Path, jobs: list[SampleJob], n_threads: int) -> dict[st
     directory, parameters = RunDirectory(run), jobs[0].parameters
     training = TrainingImages(directory, parameters.embedding)
     with threadpool_limits(n_threads or None):
-        match_samples(jobs, training, Progress("matching", parameters.samples, "samples"))
+        match_samples(jobs, training, Progress("matching", parameters.samples, "samples"), directory.matches)
         count_reproductions(jobs, training, Progress("counting", training.rows.num_rows, "training images"))
     summary = {"parameters": parameters.model_dump(mode="json"), **summarise(directory)}
     write_json(directory.extraction, summary)

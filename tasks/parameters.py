@@ -176,6 +176,31 @@ class SideParameters(Parameters):
         return _split(value)
 
 
+class CurateParameters(Parameters):
+    """What is done to which training images of a run."""
+
+    action: Literal["drop", "dedupe", "quarantine", "reweight", "modify"] = Field(
+        "dedupe",
+        description="drop or quarantine images; dedupe: keep one of those that are alike; reweight: these share the "
+        "weight of one; modify: mirror and crop",
+    )
+    images: str = Field(
+        "",
+        description="which: a saved question, or a SELECT, that has a column sample_id; empty: the flagged ones, and "
+        "to dedupe or reweight all",
+    )
+    alike: Literal["near", "exact"] = Field("near", description="to dedupe or reweight: near duplicates, or exact ones")
+    mirror: float = Field(0.5, ge=0.0, le=1.0, description="to modify: probability that an image is mirrored")
+    crop: float = Field(0.8, gt=0.0, le=1.0, description="to modify: least share of either side that a crop keeps")
+    seed: int = Field(0, ge=0, description="seed of modifications; each sample mixes in its name")
+
+    @property
+    def query(self) -> str:
+        """The images that are meant, a saved question's name or SQL."""
+        takes_all = self.action in ("dedupe", "reweight")
+        return self.images or ("SELECT sample_id FROM ranking" if takes_all else "flagged_images")
+
+
 class ComputeParameters(Parameters):
     """Where and how fast; never part of a run's identity."""
 

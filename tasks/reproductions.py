@@ -107,15 +107,15 @@ class TrainingImages:
                 )
 
 
-def match_samples(jobs: list[SampleJob], training: TrainingImages, progress: Progress) -> None:
-    """Write ``matches/part-NAME.parquet`` for each tar of samples, unless a valid one is there.
+def match_samples(jobs: list[SampleJob], training: TrainingImages, progress: Progress, folder: Path) -> None:
+    """Write ``part-NAME.parquet`` for each tar of samples to ``folder``, unless a valid one is there.
 
     Raises:
         RunError: fewer than two distinct training images.
     """
-    directory, manifest = training.directory, manifest_digest(training.directory.manifest)
+    manifest = manifest_digest(training.directory.manifest)
     for job in jobs:
-        part = directory.matches / f"part-{Path(job.shard).stem}.parquet"
+        part = folder / f"part-{Path(job.shard).stem}.parquet"
         provenance = {"samples": sha256(job.path), "manifest": manifest, "embedding": training.embedding}
         if not is_valid_part(part, provenance, len(job.names)):
             write_part(part, _match(job, training), provenance, MATCHES)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.sources import open_source
+from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import load_denoiser
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
@@ -28,25 +29,42 @@ STEPS_PER_LOSS_POINT = 100
 SAMPLING_BATCH = 64
 
 
-def load_images(data: str) -> tuple[torch.Tensor, str]:
-    """Every image of a source, uint8 (N, C, H, W), and the digest of their content hashes in order."""
+def load_images(data: str) -> tuple[torch.Tensor, list[str]]:
+    """Every image of a source, uint8 (N, C, H, W), and their content hashes."""
     pictures = [item.picture() for item in open_source(data)]
     shapes = {picture.pixels.shape for picture in pictures}
     if len(shapes) != 1:
         raise ValueError(f"{data}: the images differ in shape ({sorted(shapes)[:3]} ...); training needs one size")
     pixels = torch.from_numpy(np.stack([np.atleast_3d(picture.pixels) for picture in pictures])).permute(0, 3, 1, 2)
-    return pixels.contiguous(), digest({"images": [picture.content_hash for picture in pictures]})
+    return pixels.contiguous(), [picture.content_hash for picture in pictures]
+
+
+def load_weights(file: Path, content_hashes: list[str]) -> torch.Tensor:
+    """How often each image is to be drawn, (N,), from ``curation.parquet`` of a cleaned set.
+
+    Raises:
+        SourceError: the file speaks of other images.
+    """
+    rows = pq.read_table(file, columns=["new_content_hash", "weight"]).to_pydict()
+    known = dict(zip(rows["new_content_hash"], rows["weight"], strict=True))
+    missing = sum(name not in known for name in content_hashes)
+    if missing:
+        raise SourceError(f"{file}: says nothing of {missing} of the images: it belongs to another cleaned set")
+    return torch.tensor([known[name] for name in content_hashes], dtype=torch.float64)
 
 
 @task(name="fit", cache_policy=NO_CACHE)
-def fit(data: str, out: Path, parameters: TrainParameters, device: str) -> dict[str, Any]:
+def fit(data: str, out: Path, parameters: TrainParameters, device: str, weights: Path | None = None) -> dict[str, Any]:
     """Train to the end, or on from ``out/training-state.pt``; returns the training record."""
-    pixels, data_digest = load_images(data)
-    identity = {"data": data_digest, "parameters": parameters.model_dump(mode="json")}
+    pixels, content_hashes = load_images(data)
+    drawn = None if weights is None else load_weights(weights, content_hashes)
+    identity = {"data": digest({"images": content_hashes}), "parameters": parameters.model_dump(mode="json")}
+    if drawn is not None:
+        identity["weights"] = digest({"weights": drawn.tolist()})
     with torch.random.fork_rng(devices=[]):  # diffusers draws initial weights from the global generator only
         torch.manual_seed(parameters.seed)
         network = build_unet(pixels.shape[1], pixels.shape[2], parameters.block_channels, parameters.layers_per_block)
-    trainer = _trainer(network.to(device, memory_format=torch.channels_last), pixels, parameters)
+    trainer = _trainer(network.to(device, memory_format=torch.channels_last), pixels, parameters, drawn)
     state_path, losses = out / "training-state.pt", []
     if state_path.exists():
         losses = _resume(trainer, state_path, identity)
@@ -99,7 +117,7 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
     }
 
 
-def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters) -> Trainer:
+def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters, weights: torch.Tensor | None) -> Trainer:
     return Trainer(
         network,
         from_pixels(pixels),
@@ -108,6 +126,7 @@ def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters) ->
         learning_rate=parameters.learning_rate,
         ema_decay=parameters.ema_decay,
         seed=parameters.seed,
+        weights=weights,
     )
 
 

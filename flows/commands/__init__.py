@@ -1,6 +1,6 @@
 """The subcommands of ``latentprint``, each a thin layer over a flow."""
 
-from flows.commands import integrations, pipeline, questions, studies, verdicts
+from flows.commands import hygiene, integrations, pipeline, questions, studies, verdicts
 from flows.commands.arguments import app
 
-__all__ = ["app", "integrations", "pipeline", "questions", "studies", "verdicts"]
+__all__ = ["app", "hygiene", "integrations", "pipeline", "questions", "studies", "verdicts"]

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Device, Holdout, Model, Out, Reuse, Run, Threads, Train, app, show
+from flows.commands.arguments import (
+    AsJson,
+    Device,
+    Holdout,
+    Model,
+    Out,
+    Reuse,
+    Run,
+    Threads,
+    Train,
+    app,
+    run_path,
+    show,
+)
 from flows.options import with_options
 from flows.prefect_server import prefect_server
 from tasks.parameters import (
@@ -20,6 +33,14 @@ from tasks.parameters import (
 )
 
 Extract = Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)]
+Before = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run of the model before its training set was cleaned; what that changed is reported.",
+        parser=run_path,
+        metavar="RUN",
+    ),
+]
 PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
 
@@ -76,6 +97,7 @@ def audit(
     holdout: Holdout = None,
     extract: Extract = 0,
     reuse: Reuse = None,
+    before: Before = None,
     as_json: AsJson = False,
 ) -> None:
     """Shard, score, analyse and report: everything, resumable.
@@ -86,7 +108,7 @@ def audit(
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse, validity)
+        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse, validity, before)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -172,6 +194,7 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --compare: the page; default RUN_B/compare.html.")] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Blur every picture, in report-redacted.html.")] = False,
+    before: Before = None,
     as_json: AsJson = False,
 ) -> None:
     """Check, analyse and report a scored run again, or show what changed between two.
@@ -192,7 +215,7 @@ def report(
     from flows.report import report as flow
 
     with prefect_server():
-        headline = flow(run, redact)
+        headline = flow(run, redact, before)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 
@@ -202,6 +225,9 @@ def train(
     data: Annotated[str, typer.Option(help="Training images, any source that audit takes.")],
     out: Annotated[Path, typer.Option(help="Folder for the DDPMPipeline; an interrupted training continues.")],
     training: TrainParameters,
+    weights: Annotated[
+        Path | None, typer.Option(help="curation.parquet of a cleaned set: draw images by its weights.", exists=True)
+    ] = None,
     device: Device = "auto",
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -216,7 +242,7 @@ def train(
     devices = devices_for(compute)
     torch.set_num_threads(threads_for(compute, devices))
     with prefect_server():
-        record = flow(data, out, training, devices[0])
+        record = flow(data, out, training, devices[0], weights)
     copies = record.get("generated", {})
     share = f", {copies['n_copies']} of {copies['n_samples']} samples are copies" if copies else ""
     show(record, as_json, f"{out}: trained for {training.n_steps} steps{share}")

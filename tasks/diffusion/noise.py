@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 
-def generator_for(seed: int, identity: str) -> torch.Generator:
-    """A CPU generator seeded by 63 bits of BLAKE2b(seed, identity)."""
+def seed_for(seed: int, identity: str) -> int:
+    """63 bits of BLAKE2b(seed, identity)."""
     digest = hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator_for(seed: int, identity: str) -> torch.Generator:
+    """A CPU generator with the seed of :func:`seed_for`."""
+    return torch.Generator().manual_seed(seed_for(seed, identity))
 
 
 def gaussian(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -1,6 +1,8 @@
 r"""The reference trainer: noise prediction with AdamW, a one-cycle learning rate and an exponential moving average.
 
-    L = E_{i, t, z} | eps(alpha_t x_i + sigma_t z, t) - z |^2,     i, t uniform, z ~ N(0, I)
+    L = E_{i, t, z} | eps(alpha_t x_i + sigma_t z, t) - z |^2,     t uniform, z ~ N(0, I)
+
+with i uniform, or drawn in proportion to weights.
 
 Source: Ho et al. 2020, arXiv 2006.11239, equation 14. What a step draws depends only on (seed, step), so a run that was
 killed and resumed sees the same batches as one that was not.
@@ -37,7 +39,11 @@ def build_unet(channels: int, size: int, block_channels: tuple[int, ...], layers
 
 
 class Trainer:
-    """Trains ``network`` on ``images``, float32 (N, C, H, W) in [-1, 1], one ``step()`` at a time."""
+    """Trains ``network`` on ``images``, float32 (N, C, H, W) in [-1, 1], one ``step()`` at a time.
+
+    Args:
+        weights: how often an image is drawn, (N,), up to a factor; None: all alike.
+    """
 
     def __init__(
         self,
@@ -49,7 +55,9 @@ class Trainer:
         learning_rate: float,
         ema_decay: float,
         seed: int,
+        weights: Tensor | None = None,
     ) -> None:
+        self.weights = weights
         self.network, self.images, self.seed, self.batch_size = network, images, seed, batch_size
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -60,7 +68,7 @@ class Trainer:
     def step(self) -> float:
         """One optimiser step; returns the mean squared error per pixel."""
         generator = generator_for(self.seed, f"training step {self.n_steps_done}")
-        chosen = torch.randint(len(self.images), (self.batch_size,), generator=generator)
+        chosen = self.chosen(generator)
         timesteps = torch.randint(1000, (self.batch_size,), generator=generator)
         noise = torch.randn(self.batch_size, *self.images.shape[1:], generator=generator)
         device = next(self.network.parameters()).device
@@ -76,6 +84,12 @@ class Trainer:
         self.ema.step(self.network.parameters())
         self.n_steps_done += 1
         return float(loss.detach())
+
+    def chosen(self, generator: torch.Generator) -> Tensor:
+        """Positions of the images of one batch, (batch_size,)."""
+        if self.weights is None:
+            return torch.randint(len(self.images), (self.batch_size,), generator=generator)
+        return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator)
 
     def averaged_network(self) -> UNet2DModel:
         """The network with its averaged weights (in place: training is over)."""

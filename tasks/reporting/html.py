@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.reporting import formats
+from tasks.reporting.cleaned import cleaning_tables
 from tasks.reporting.comparisons import comparison_table, comparison_title
 from tasks.reporting.drawing import Plot
 from tasks.reporting.figures import roc_curves, score_histogram, scores_by_copies
@@ -80,6 +81,8 @@ def render_report(inputs: ReportInputs, redact: bool = False) -> str:
         generated=evidence.get("generated"),
         is_counted=bool(evidence.get("reproductions")),
         reproductions=_present(_by_copies(evidence.get("generated")), judgement_table(evidence)),
+        cleaned_set=evidence.get("cleaned_set"),
+        cleaning=cleaning_tables(evidence.get("cleaned_set") or {}),
         gallery=gallery(tables, album),
         ranking=ranking_table(tables),
         groups=near_duplicates(tables, inputs.images, album),

@@ -44,6 +44,7 @@ EVIDENCE = {
     "judgement": ("how well each score predicts the counted reproductions.", "reproductions.judgement"),
     "generated": ("generated copies, by this run's own count or by the checkpoint's training record.", "generated"),
     "calibration": ("the timestep that was chosen, and on how many images.", "calibration"),
+    "cleaned_set": ("what cleaning the training set changed (latentprint audit --before RUN).", "cleaned_set"),
     "verdict": ("level and sentence, decided on the bounds of the intervals.", "verdict"),
 }
 RECORD = ("run", "inputs, parameters, versions, hashes and timings.", "jq . RUN/run.json")

@@ -8,6 +8,7 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
     samples/  matches/  reproductions/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
     sweep/  sweep.html, where parameters were studied
+    matches-before/  cleaned.json, where the model was trained on a cleaned set
     side/  side.json, where images were generated under surrogate conditions
 """
 
@@ -158,6 +159,16 @@ class RunDirectory:
     def side_summary(self) -> Path:
         """What came of them; written last."""
         return self.path / "side.json"
+
+    @property
+    def cleaned(self) -> Path:
+        """What a run of a model trained on a cleaned set says beside the run before; written last."""
+        return self.path / "cleaned.json"
+
+    @property
+    def cleaned_matches(self) -> Path:
+        """Its generated images matched to the training images of that run."""
+        return self.path / "matches-before"
 
     def split_manifest(self, split: str) -> Path:
         """Manifest rows of one split, there while the splits are being joined."""

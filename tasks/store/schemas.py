@@ -359,6 +359,23 @@ SIDE = pa.schema(
     ]
 )
 
+CURATION = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _field("fate", pa.string(), "kept | modified | left out | quarantined"),
+        _field("is_selected", pa.bool_(), "the query that chose the images named it, or a copy of it"),
+        _field("n_alike", pa.int64(), "training samples that are this image or, if asked for, nearly it", "images"),
+        _field(
+            "weight", pa.float64(), "how often training should draw it, against a weight of 1; 0: not at all", "of 1"
+        ),
+        _field("tar", pa.string(), "tar of the cleaned set that holds it; null: none", nullable=True),
+        _field("key", pa.string(), "its key there", nullable=True),
+        _field("new_content_hash", pa.string(), "content hash there: another one if it was modified", nullable=True),
+    ]
+)
+"""A row a training sample of a run that was curated: ``curation.parquet`` beside the cleaned set."""
+
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
     "flags": FLAGS,

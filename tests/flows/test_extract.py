@@ -283,7 +283,7 @@ def test_matches_and_hits_are_those_of_a_plain_double_loop(
     jobs = planted(tmp_path, digits)
     assert all(is_valid_tar(job) for job in jobs)
     training = TrainingImages(RunDirectory(tmp_path), "pixel")
-    match_samples(jobs, training, Progress("matching", 40, "samples"))
+    match_samples(jobs, training, Progress("matching", 40, "samples"), RunDirectory(tmp_path).matches)
     count_reproductions(jobs, training, Progress("counting", 60, "images"))
 
     images = {row["sample_id"]: row for row in training.rows.to_pylist()}

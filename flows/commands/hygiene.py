@@ -1,0 +1,42 @@
+"""The commands that clean a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import AsJson, Run, app, show
+from flows.options import with_options
+from flows.prefect_server import prefect_server
+from tasks.parameters import CurateParameters
+
+
+@app.command()
+@with_options
+def curate(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder for the cleaned set; the run and its sources stay as they are.")],
+    curation: CurateParameters,
+    as_json: AsJson = False,
+) -> None:
+    """Write a cleaned training set: images left out, quarantined, deduplicated, reweighted or modified.
+
+    What became of each sample is in OUT/curation.parquet. Train on it, audit the new model with --before RUN, and the
+    report says what cleaning changed.
+
+    Example: latentprint curate --run runs/first --out cleaned --action drop --images "FROM ranking WHERE rank <= 100"
+    """
+    from flows.curate import curate as flow
+
+    with prefect_server():
+        result = flow(run, out, curation)
+    counts = ", ".join(f"{n:,} {fate}" for fate, n in result["fates"].items())
+    lines = [f"{counts}: {result['n_samples']:,} samples of {result['n_distinct']:,} distinct images to train on"]
+    if result["quarantine"]:
+        lines.append(f"quarantined: {result['quarantine']}")
+    weights = f" --weights {out / 'curation.parquet'}" if curation.action == "reweight" else ""
+    lines.append(f"train on it: latentprint train --data '{result['data']}'{weights} --out MODEL")
+    lines.append(f"then: latentprint audit --model MODEL --train '{result['data']}' --before {run} ... --out RUN")
+    show({"out": str(out), **result}, as_json, *lines)

@@ -1,0 +1,27 @@
+"""A cleaned data set from what a run found.
+
+query -> images -> what becomes of each sample -> train-*.tar (quarantine/*.tar) + curation.parquet -> curation.json
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from tasks.curate import choose_images, write_cleaned
+from tasks.parameters import CurateParameters
+from tasks.store.run import RunDirectory
+
+
+@flow(name="curate", flow_run_name="curate {run}")
+def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters()) -> dict[str, Any]:
+    """Write the cleaned training set of a reported run to a folder of its own; the run is not changed.
+
+    Raises:
+        RunError: not a run directory, the folder holds something else or is in use, or nothing would be left.
+        QueryError: the query that chooses the images is refused, wrong, or names none by sample_id.
+        SourceError: a shard of the run is damaged.
+    """
+    RunDirectory(run).read_record()
+    with RunDirectory(out).lock():
+        return write_cleaned(run, out, choose_images(run, parameters.query), parameters)

@@ -1,0 +1,170 @@
+"""Cleaning tasks: choose images of a run by a query, decide what becomes of each sample, write the cleaned data set.
+
+The cleaned set is WebDataset tars, ``train-000000.tar`` ..., of what is to be trained on: the same bytes each time.
+What became of each sample is in ``curation.parquet``; ``curation.json`` comes last and says how it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.datasets.decoding import Picture, Rejected
+from tasks.datasets.modification import modified
+from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
+from tasks.datasets.sources import SourceError
+from tasks.diffusion.noise import seed_for
+from tasks.parameters import CurateParameters
+from tasks.progress import Progress
+from tasks.store.dictionary import SQL, saved_queries
+from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.queries import QueryError
+from tasks.store.run import RunDirectory, RunError, difference
+from tasks.store.schemas import CURATION
+from tasks.store.spill import spilling
+from tasks.store.warehouse import Warehouse
+
+ROWS_PER_BATCH = 10_000
+RECORD, DECISIONS = "curation.json", "curation.parquet"
+FOLDERS = {"kept": "", "modified": "", "quarantined": "quarantine"}
+"""Where samples of each fate lie within the cleaned set."""
+Row = dict[str, Any]
+
+
+@task(name="choose-images", cache_policy=NO_CACHE)
+def choose_images(run: Path, query: str) -> pa.Table:
+    """The images that the query names: a column sample_id, in order and each once.
+
+    Raises:
+        QueryError: it is refused, wrong, or has no column sample_id.
+    """
+    with Warehouse(RunDirectory(run)) as warehouse:
+        rows = warehouse.query(saved_queries().get(query, query))
+    if "sample_id" not in rows.column_names:
+        raise QueryError(f"--images: a column sample_id is needed, there are {', '.join(rows.column_names)}")
+    names = pc.unique(rows["sample_id"].cast(pa.string()))
+    return pa.table({"sample_id": names.take(pc.sort_indices(names))})
+
+
+@task(name="write-cleaned-set", cache_policy=NO_CACHE)
+def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CurateParameters) -> dict[str, Any]:
+    """Write the cleaned set, or find it there; returns ``curation.json``.
+
+    Raises:
+        RunError: the folder holds another cleaned set, or nothing would be left to train on.
+        SourceError: a shard of the run is damaged.
+    """
+    directory, record = RunDirectory(run), out / RECORD
+    made_from = _made_from(directory, chosen, parameters)
+    if record.exists():
+        known = read_json(record)
+        if known["made_from"] != made_from:
+            here = difference(known["made_from"], made_from)
+            raise RunError(f"{out} holds another cleaned set ({here}): choose another --out")
+        return known
+    with spilling(out) as connection, atomic_path(out / DECISIONS) as temporary:
+        connection.register("selected", chosen)
+        connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
+        query = (SQL / "curate" / "decisions.sql").read_text(encoding="utf-8")
+        asked = {"action": parameters.action, "alike": parameters.alike}
+        decisions = connection.sql(query, params=asked).to_arrow_reader(ROWS_PER_BATCH)
+        rows = (row for batch in decisions for row in batch.to_pylist())
+        summary = _write(directory, out, rows, parameters, temporary)
+        count = "SELECT count(DISTINCT new_content_hash) FROM read_parquet($path) WHERE weight > 0"
+        ((n_distinct,),) = connection.execute(count, {"path": str(temporary)}).fetchall()
+    result = {"made_from": made_from, "n_distinct": n_distinct, **summary}
+    write_json(record, result)
+    return result
+
+
+def _made_from(directory: RunDirectory, chosen: pa.Table, parameters: CurateParameters) -> dict[str, Any]:
+    record = directory.read_record()
+    return {
+        "run": str(directory.path.resolve()),
+        "run_id": record.get("run_id"),
+        "manifest_digest": record["manifest_digest"],
+        "checkpoint_sha256": record.get("scoring", {}).get("checkpoint_sha256"),
+        "parameters": parameters.model_dump(mode="json"),
+        "query": parameters.query,
+        "n_selected": len(chosen),
+        "selected_digest": _digest(chosen),
+    }
+
+
+def _digest(chosen: pa.Table) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for batch in chosen.to_batches(ROWS_PER_BATCH):
+        total.update("".join(f"{name}\0" for name in batch["sample_id"].to_pylist()).encode())
+    return total.hexdigest()
+
+
+def _write(
+    directory: RunDirectory, out: Path, rows: Iterable[Row], parameters: CurateParameters, decisions: Path
+) -> dict[str, Any]:
+    """Tars and decisions; returns what was counted."""
+    fates: Counter[str] = Counter()
+    tars: dict[str, list[str]] = {folder: [] for folder in FOLDERS.values()}
+    progress = Progress("cleaning", directory.read_record()["images"]["train"]["samples"], "samples")
+    with pq.ParquetWriter(decisions, CURATION) as writer:
+        for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+            decided = list(members)
+            for folder, names in tars.items():
+                of_folder = [row for row in decided if FOLDERS.get(row["fate"]) == folder]
+                if of_folder:
+                    names.append(f"train-{len(names):06d}.tar")
+                    write_tar(out / folder / names[-1], _members(directory, shard, of_folder, names[-1], parameters))
+            fates.update(row["fate"] for row in decided)
+            columns = {name: [row.get(name) for row in decided] for name in CURATION.names}
+            writer.write_table(pa.table(columns, schema=CURATION))
+            progress.advance(len(decided))
+    if not tars[""]:
+        raise RunError(f"{directory.path}: no image would be left to train on; choose fewer with --images")
+    return {
+        "fates": dict(sorted(fates.items())),
+        "n_samples": fates["kept"] + fates["modified"],
+        "data": location(out, tars[""]),
+        "quarantine": location(out / "quarantine", tars["quarantine"]),
+    }
+
+
+def location(folder: Path, tars: list[str]) -> str:
+    """What --train and --data take for these tars, numbered from 0; empty: none."""
+    if not tars:
+        return ""
+    if len(tars) == 1:
+        return str(folder / tars[0])
+    return str(folder / f"train-{{000000..{len(tars) - 1:06d}}}.tar")
+
+
+def _members(
+    directory: RunDirectory, shard: str, rows: list[Row], tar: str, parameters: CurateParameters
+) -> Iterator[dict[str, Any]]:
+    """Samples of one shard as they go into a tar; where each lies is added to its row."""
+    wanted = {row["sample_id"]: row for row in rows}
+    for description, png in read_samples(directory.shards / shard):
+        row = wanted.pop(str(description.get("sample_id")), None)
+        if isinstance(png, Rejected):
+            raise SourceError(f"{directory.shards / shard}: damaged shard ({png}); run 'latentprint verify'")
+        if row is None:
+            continue
+        content_hash = row["content_hash"]
+        if row["fate"] == "modified":
+            generator = np.random.default_rng(seed_for(parameters.seed, row["sample_id"]))
+            picture = modified(Picture(pixels_of(png)), generator, mirror=parameters.mirror, crop=parameters.crop)
+            png, content_hash = picture.png(), picture.content_hash
+            description = {**description, "modification": picture.conversion}
+        row |= {"tar": tar, "key": f"{row['shard_index']:09d}", "new_content_hash": content_hash}
+        yield members_of(row["key"], {**description, "content_hash": content_hash, "weight": row["weight"]}, png)
+    if wanted:
+        raise SourceError(f"{directory.shards / shard}: {len(wanted)} images of the manifest are missing")
