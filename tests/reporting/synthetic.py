@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.analyse import flag_table, image_scores
 from tasks.evidence.assessment import ImageScores, assess
+from tasks.evidence.methods import methods
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gallery import wanted_pictures
 from tasks.reporting.html import ReportInputs
@@ -129,12 +130,18 @@ class Run:
         positions = {sample_id: i for i, sample_id in enumerate(table["sample_id"].to_pylist())}
         return ReportInputs(
             record=self.record(),
-            evidence={"run_id": self.record()["run_id"], **assess(self.scores(), self.generated)},
+            evidence=self.evidence(),
             tables={**tables, "odds": self.odds(tables["ranking"])},
             images=table,
             pictures={name: blob(self.picture_shape, seed=positions[name]) for name in wanted.sample_ids},
             generated={key: blob(self.picture_shape, seed=int(key)) for key in wanted.generated},
         )
+
+    def evidence(self) -> dict[str, Any]:
+        """evidence.json, without what needs pixels."""
+        by_method = methods(self.scores(), {"log_growth": 2, "eps_norm": 1})
+        found = {"methods": {name: method.as_dict() for name, method in by_method.items()}}
+        return {"run_id": self.record()["run_id"], **assess(self.scores(), self.generated), **found}
 
     def reproductions(self) -> pa.Table:
         """As many hits as copies, in 1,000 parts of what was generated; none of the images that occur once."""
