@@ -47,6 +47,8 @@ class Images:
     eps_norm: NDArray[np.float64]
     near_duplicate_groups: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Number -> images."""
+    calibration: Sequence[int] = ()
+    """Images that were set aside."""
 
     def table(self) -> pa.Table:
         """The columns of sql/staging/images.sql."""
@@ -71,7 +73,7 @@ class Images:
                 "n_evaluations": pa.array([2] * n, pa.int64()),
                 "status": ["ok" if ok else "nonfinite" for ok in usable],
                 "is_control": [split == "holdout" for split in self.splits],
-                "is_calibration": [False] * n,
+                "is_calibration": [i in self.calibration for i in range(n)],
                 "is_usable": usable,
             }
         )
