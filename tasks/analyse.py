@@ -18,9 +18,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
-from tasks.diffusion.names import BASELINE_NAMES
+from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS
 from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
+from tasks.evidence.methods import methods
 from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
 from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
@@ -88,8 +89,9 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
     with atomic_path(directory.flags) as temporary:
         pq.write_table(flag_table(rows), temporary)
-    pixels = sampled_pixels(directory.shards, rows, places)
-    evidence = assess(replace(image_scores(rows), hits=hits), generated, pixels)
+    pixels, images = sampled_pixels(directory.shards, rows, places), replace(image_scores(rows), hits=hits)
+    evidence = assess(images, generated, pixels)
+    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]["repeats"]))
     warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
     evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
     for warning in warnings:
@@ -100,6 +102,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
             "run_id": record["run_id"],
             "checkpoint_sha256": record["scoring"]["checkpoint_sha256"],
             **evidence,
+            "methods": {name: method.as_dict() for name, method in by_method.items()},
             "validity": validity,
             **({"cleaned_set": read_json(directory.cleaned)} if directory.cleaned.exists() else {}),
             "reproductions": reproductions,
@@ -169,6 +172,21 @@ def image_scores(rows: pa.Table) -> ImageScores:
         groups=groups,
         names=np.asarray(rows["sample_id"].to_pylist(), dtype=object),
     )
+
+
+def evaluations(rows: pa.Table, repeats: int) -> dict[str, int]:
+    """Network evaluations an image that each score takes alone; without rows, of the baselines only.
+
+    Args:
+        rows: of :meth:`Sample.scores`.
+        repeats: independent draws of the axes.
+    """
+    known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1}
+    for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
+        first_step = repeats * (row["n_axes"] + 1)
+        known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
+        known["fused"] = known["log_growth"]
+    return known
 
 
 def _has_values(rows: pa.Table, name: str) -> bool:

@@ -68,7 +68,8 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
     calibration = None
     if min(is_train.sum(), (~is_train).sum()) >= FEWEST:
         timesteps = candidates(_schedule(job), job.parameters)
-        calibration = calibrate({t: _scores(job, rows, t, device) for t in timesteps}, is_train)
+        bare = replace(job, parameters=job.parameters.bare())
+        calibration = calibrate({t: _scores(bare, rows, t, device) for t in timesteps}, is_train)
     _publish(directory, rows if calibration else [], calibration, provenance)
     return calibration
 

@@ -77,6 +77,10 @@ class ScoreParameters(Parameters):
         """The same from another timestep."""
         return self.model_copy(update={"timestep": timestep})
 
+    def bare(self) -> Self:
+        """The same with nothing measured beside the growth."""
+        return self.model_copy(update={"baselines": (), "reversibility": 0})
+
 
 class ValidityParameters(Parameters):
     """How much is scored again to see how far the scores can be trusted; never part of a run's identity."""

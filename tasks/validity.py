@@ -74,7 +74,6 @@ def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParamete
     Args:
         dimension: of what the model diffuses.
     """
-    bare = scored.model_copy(update={"baselines": (), "reversibility": 0})
     found: dict[str, dict[str, Any]] = {}
     if scored.estimator != "exact":
         found["other_seed"] = {"seed": scored.seed + 1}
@@ -84,7 +83,7 @@ def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParamete
         found["exact_tangents"] = {"estimator": "jvp"}
     if scored.stride % 2 == 0:
         found["half_step"] = {"steps": 2 * scored.steps, "stride": scored.stride // 2}
-    return {name: bare.model_copy(update=changes) for name, changes in found.items()}
+    return {name: scored.bare().model_copy(update=changes) for name, changes in found.items()}
 
 
 def n_scored_again(jobs: list[ValidityJob]) -> int:

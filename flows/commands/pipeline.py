@@ -43,6 +43,8 @@ Before = Annotated[
 ]
 PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
+DEMO_SCORING = ScoreParameters(baselines=("loss",))
+"""With the cheapest baseline beside what the growth's own evaluations give."""
 
 
 @app.command()
@@ -51,7 +53,7 @@ def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     from flows.audit import audit as flow
 
     with prefect_server():
-        headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"))
+        headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"), DEMO_SCORING)
     show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
 
 

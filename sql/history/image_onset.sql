@@ -3,7 +3,7 @@
 -- grain: one row per parameters and distinct training image that a run has flagged
 -- column run: the first run that flags it
 -- column position [ordinal]: its place in the order of the runs
--- column parameters: digest of the scoring parameters; runs under one digest compare
+-- column parameters: digest of the scoring parameters as they were given, auto for a calibrated timestep
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
 -- column sample_id: its first occurrence in that run
 -- column copies [images]: exact repeats in the training set of that run

@@ -1,5 +1,6 @@
 -- rank_trend: how far each training image moved in the ranking since the last run that scored it.
--- Ranks compare whatever the parameters, growth only under the same: see score_trend.
+-- Ranks compare whatever the parameters, growth only where the same was computed, from the same timestep, whether that
+-- was given or calibrated: see score_trend.
 -- grain: one row per run and distinct usable training image that an earlier run scored too
 -- column run: the later run
 -- column previous_run: the run before it that scored this image
@@ -14,14 +15,14 @@
 -- column percentile_change [percentage points]: above 0: moved towards the most easily reproduced
 -- column previous_log_growth [nats]: log volume growth in the run before
 -- column log_growth [nats]: log volume growth in the later run
--- column growth_change [nats]: since the run before; null where the parameters differ or are not known
+-- column growth_change [nats]: since the run before; null where something else was computed, or it is not known what
 -- column was_flagged: flagged in the run before; null: not tested
 -- column is_flagged: flagged in the later run; null: not tested
 WITH scored AS (
     SELECT
         ranking.run,
         runs.position,
-        runs.parameters,
+        runs.computed,
         ranking.content_hash,
         ranking.sample_id,
         ranking.copies,
@@ -42,7 +43,7 @@ followed AS (
         lag(rank) OVER same_image AS previous_rank,
         lag(percentile) OVER same_image AS previous_percentile,
         lag(log_growth) OVER same_image AS previous_log_growth,
-        lag(parameters) OVER same_image AS previous_parameters,
+        lag(computed) OVER same_image AS previously_computed,
         lag(is_flagged) OVER same_image AS was_flagged
     FROM scored
     WINDOW same_image AS (PARTITION BY content_hash ORDER BY position)
@@ -62,7 +63,7 @@ SELECT
     percentile - previous_percentile AS percentile_change,
     previous_log_growth,
     log_growth,
-    CASE WHEN parameters = previous_parameters THEN log_growth - previous_log_growth END AS growth_change,
+    CASE WHEN computed = previously_computed THEN log_growth - previous_log_growth END AS growth_change,
     was_flagged,
     is_flagged
 FROM followed

@@ -3,7 +3,7 @@
 -- column run: name of the run
 -- column position [ordinal]: order of the runs, from 0
 -- column model: checkpoint that was scored
--- column parameters: digest of the scoring parameters; scores under one digest compare
+-- column parameters: digest of the scoring parameters as they were given, auto for a calibrated timestep
 -- column n_train_distinct [images]: distinct training images
 -- column n_control [images]: distinct held-out images that serve as controls
 -- column median_train [nats]: median log growth of the distinct training images

@@ -1,9 +1,11 @@
--- score_trend: which images became easier to reproduce since the last run that scored them under the same parameters?
--- Scores of different parameters are not compared. Percentiles are those of each run's own training images.
--- grain: one row per run and distinct usable training image that an earlier run scored too
+-- score_trend: which images became easier to reproduce since the last run that computed the same of them?
+-- What was computed is said by the parameters and by the timestep in the scores, which two runs that calibrate it may
+-- have chosen differently; other scores are not compared. Percentiles are those of each run's own training images.
+-- grain: one row per run and distinct usable training image of which an earlier run computed the same
 -- column run: the later run
 -- column position [ordinal]: its place in the order of the runs
--- column previous_run: the run before it that scored this image
+-- column previous_run: the run before it that computed the same of this image
+-- column timestep [training timesteps]: that both were computed from
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
 -- column sample_id: its first occurrence in the later run
 -- column copies [images]: exact repeats in the training set of the later run
@@ -15,7 +17,8 @@ WITH scored AS (
     SELECT
         images.run,
         runs.position,
-        runs.parameters,
+        runs.computed,
+        runs.timestep,
         images.content_hash,
         images.sample_id,
         images.copies,
@@ -33,14 +36,15 @@ followed AS (
         log_growth - lag(log_growth) OVER same_image AS growth_change,
         percentile - lag(percentile) OVER same_image AS percentile_change
     FROM scored
-    WHERE parameters IS NOT NULL
-    WINDOW same_image AS (PARTITION BY parameters, content_hash ORDER BY position)
+    WHERE computed IS NOT NULL
+    WINDOW same_image AS (PARTITION BY computed, content_hash ORDER BY position)
 )
 
 SELECT
     run,
     position,
     previous_run,
+    timestep,
     content_hash,
     sample_id,
     copies,

@@ -8,6 +8,7 @@
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
+-- column is_calibration: set aside to choose the timestep: in no comparison, and not tested for a flag
 -- column shard: tar that holds it
 -- column shard_index [images]: position within the shard
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
@@ -21,6 +22,7 @@ SELECT
     log_growth,
     log_growth_se,
     eps_norm,
+    is_calibration,
     shard,
     shard_index,
     content_hash

@@ -17,3 +17,16 @@ BaselineName = Literal["loss", "sima", "pia", "pian", "secmi", "dime_2", "dime_1
 """Membership scores to compare with: :mod:`tasks.diffusion.membership`."""
 
 BASELINE_NAMES: tuple[BaselineName, ...] = get_args(BaselineName)
+
+EVALUATIONS: dict[str, int] = {
+    "loss": 1,
+    "sima": 1,
+    "pia": 2,
+    "pian": 2,
+    "secmi": 12,
+    "dime_2": 2,
+    "dime_11": 11,
+    "dime_31": 31,
+    "flipd": 2,
+}
+"""Network evaluations an image that each of them takes alone."""

@@ -20,6 +20,7 @@ from tasks.reporting.relations import percentile_shift
 from tasks.reporting.tables import Column, TableView, flat
 from tasks.reporting.thumbnails import Album, Pixels
 from tasks.store.dictionary import describe_relation
+from tasks.store.history import growth_parameters
 
 MOST_ROWS, MOST_EXHIBITS = 500, 16
 COLUMNS = {
@@ -136,8 +137,8 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
 
 
 def parameter_differences(before: ComparedRun, after: ComparedRun) -> dict[str, tuple[str, str]]:
-    """Scoring parameters that differ, so that growth does not compare; a calibrated timestep stands for ``auto``."""
-    return _different(_parameters(before), _parameters(after))
+    """What growth depends on, where it differs: it does not compare then; a calibrated timestep stands for ``auto``."""
+    return _different(*(dict(flat(growth_parameters(_parameters(run), None))) for run in (before, after)))
 
 
 def incomparable(before: ComparedRun, after: ComparedRun) -> list[str]:
@@ -166,10 +167,10 @@ def _only_here(here: ComparedRun, there: ComparedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def _parameters(run: ComparedRun) -> dict[str, str]:
+def _parameters(run: ComparedRun) -> dict[str, Any]:
     timestep = (run.evidence.get("calibration") or {}).get("timestep")
     parameters = dict(run.record.get("scoring", {}).get("parameters") or {})
-    return dict(flat(parameters | ({"timestep": timestep} if timestep is not None else {})))
+    return parameters | ({"timestep": timestep} if timestep is not None else {})
 
 
 def _different(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str, str]]:

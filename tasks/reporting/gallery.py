@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from tasks.reporting.formats import number, percent, visible
 from tasks.reporting.ranking import known_of
 from tasks.reporting.thumbnails import Album
+from tasks.store.parts import n_rows
 
 MOST_HIGHEST, MOST_LOWEST = 24, 8
 MOST_GROUPS, MOST_MEMBERS = 8, 8
@@ -84,7 +85,7 @@ def named_images(tables: Mapping[str, pa.Table]) -> tuple[list[str], list[int]]:
 def gallery(tables: Mapping[str, pa.Table], album: Album) -> Gallery:
     """Both ends of the ranking of usable training images; no image is shown twice."""
     highest, lowest = _ends(tables)
-    n_ranked = tables["ranking"].num_rows if "ranking" in tables else 0
+    n_ranked = n_rows(tables["ranking"]) if "ranking" in tables else 0
     n_generated = next((row["n_generated"] for row in highest if row.get("n_generated")), 0)
     return Gallery(
         tuple(_exhibit(row, album) for row in highest),
@@ -143,7 +144,7 @@ def _exhibit(row: Mapping[str, Any], album: Album) -> Exhibit:
         visible(row["sample_id"]),
         album.training(row["sample_id"]),
         facts,
-        tuple(trait for trait in ("is_flagged", "is_reproduced") if row.get(trait)),
+        tuple(trait for trait in ("is_flagged", "is_calibration", "is_reproduced") if row.get(trait)),
         album.generated(key) if key else "",
         generated,
     )

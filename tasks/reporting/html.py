@@ -20,7 +20,7 @@ from tasks.reporting.cleaned import cleaning_tables
 from tasks.reporting.comparisons import comparison_table, comparison_title
 from tasks.reporting.drawing import Plot
 from tasks.reporting.figures import roc_curves, score_histogram, scores_by_copies
-from tasks.reporting.further import estimate, further_evidence, judgement_table
+from tasks.reporting.further import estimate, further_evidence, judgement_table, methods_table
 from tasks.reporting.gallery import gallery, near_duplicates
 from tasks.reporting.headline import key_numbers, verdict
 from tasks.reporting.page import place, render
@@ -95,6 +95,7 @@ def render_report(inputs: ReportInputs, redact: bool = False) -> str:
         further=further_evidence(evidence),
         trust=trust_tables(evidence),
         corrections=evidence.get("corrections"),
+        methods=methods_table(evidence),
         comparisons=_comparisons(evidence.get("comparisons", {})),
         summary=single_row_table("summary", tables["summary"], "Summary of the run") if "summary" in tables else None,
         rejects=mart_table("rejects_by_reason", tables["rejects_by_reason"], "By reason")

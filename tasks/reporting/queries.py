@@ -38,6 +38,11 @@ EVIDENCE = {
         "intervals, rates and tests, each with method and assumptions, from compared_scores.",
         "comparisons",
     ),
+    "methods": (
+        "of each score, evaluations and rank correlation with the copies; its AUC and rates are in comparisons, "
+        "its correlation with the hits is in judgement.",
+        "methods",
+    ),
     "conformal": ("how many images are flagged, and how many of the flags are expected to be false.", "conformal"),
     "blind_baseline": ("can the two sets be told apart by pixels alone?", "blind_baseline"),
     "confounders": ("what of the score goes with plain properties of the images.", "confounders"),

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.reporting.formats import ABSENT, is_finite, number, p_value, visible
 from tasks.reporting.tables import Column
+from tasks.store.parts import n_rows
 
 MOST_ROWS = 500
 JOINED = {
@@ -34,7 +35,12 @@ COLUMNS = {
     "hits": Column("hits", "images", is_number=True),
     "log_probability": Column("odds"),
 }
-TRAITS = {"is_flagged": "flagged", "is_repeated": "repeated", "is_reproduced": "came out"}
+TRAITS = {
+    "is_flagged": "flagged",
+    "is_calibration": "calibration: not tested",
+    "is_repeated": "repeated",
+    "is_reproduced": "came out",
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,8 @@ def ranking_table(tables: Mapping[str, pa.Table]) -> SortableTable | None:
         return None
     rows = known_of(tables, ranking.slice(0, MOST_ROWS))
     table = sortable_table("Training images, most easily reproduced first", COLUMNS, rows, "ranking", TRAITS)
-    cut = f"{number(len(rows))} of {number(len(ranking))} rows; all in tables/ranking.parquet."
-    return replace(table, note=cut if len(rows) < len(ranking) else "")
+    cut = f"{number(len(rows))} of {number(n_rows(ranking))} rows; all in tables/ranking.parquet."
+    return replace(table, note=cut if len(rows) < n_rows(ranking) else "")
 
 
 def sortable_table(
@@ -113,6 +119,8 @@ def _cell(row: Mapping[str, Any], name: str) -> Cell:
     key = "" if value is None or (isinstance(value, float) and not is_finite(value)) else repr(value)
     if name == "log_probability":
         return Cell(row.get("one_in") or ABSENT, key)
+    if name == "p_value" and row.get("is_calibration"):
+        return Cell(TRAITS["is_calibration"], key)
     if name == "p_value":
         return Cell(f"{p_value(value)}{' flagged' if row.get('is_flagged') else ''}", key)
     return Cell(visible(value), str(value)) if isinstance(value, str) else Cell(number(value), key)

@@ -16,6 +16,7 @@ from tasks.reporting.drawing import HOLDOUT, INK, SECOND, TRAIN, Floats, Plot, a
 from tasks.reporting.formats import is_finite, number, percent
 from tasks.reporting.further import confounder_table
 from tasks.reporting.tables import Column, numbers_table
+from tasks.store.parts import n_rows
 
 MOST_POINTS = 600
 N_BANDS = 10
@@ -34,14 +35,16 @@ def score_against_hits(rows: pa.Table) -> Plot | None:
     n_generated = int(rows["n_generated"][0].as_py())
     bands = np.array_split(np.argsort(growth), min(N_BANDS, len(growth)))
     n_out, rho = int((hits > 0).sum()), _spearman(growth, hits)
+    n, ends = n_rows(rows), f"{number(len(hits))} training images"
+    ends += f", the two ends of the ranking of {number(n)}," if n > len(hits) else ""
     return Plot(
         "hits",
         "Score against what came out",
         draw_svg("hits", lambda axes: _draw_hits(axes, growth, hits)),
         f"Hits of each training image among {number(n_generated)} generated images against its log growth. "
-        f"{number(n_out)} of {number(len(hits))} came out; Spearman correlation {number(rho, 3)}.",
+        f"{number(n_out)} of {ends} came out; Spearman correlation {number(rho, 3)}.",
         f"A dot an image: generated images, of {number(n_generated)}, that reproduce it. "
-        f"{number(n_out)} of {number(len(hits))} training images came out; Spearman correlation {number(rho, 3)}.",
+        f"{number(n_out)} of {ends} came out; Spearman correlation {number(rho, 3)}.",
         numbers_table(
             "Hits by log growth, in ten bands of as many images",
             ["lowest log growth, nats", "highest", "images", "came out", "share that came out", "hits"],

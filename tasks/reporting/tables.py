@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.reporting.formats import number, percent, setting, visible
+from tasks.store.parts import n_rows
 
 MOST_ROWS = 25
 
@@ -55,8 +56,8 @@ def mart_table(
     shown = [field for field in table.schema if field.name not in without and not _is_empty(table[field.name])]
     columns = tuple(map(_column, shown))
     head = table.select([field.name for field in shown]).slice(0, most_rows).to_pylist()
-    is_cut = len(head) < table.num_rows
-    note = f"{most_rows} of {number(table.num_rows)} rows; all in tables/{name}.parquet." if is_cut else ""
+    is_cut = len(head) < n_rows(table)
+    note = f"{most_rows} of {number(n_rows(table))} rows; all in tables/{name}.parquet." if is_cut else ""
     rows = tuple(tuple(map(_cell, row.values(), columns)) for row in head)
     return TableView(caption, columns, rows, note, name)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks.store.dictionary import LAYERS, describe_columns
 from tasks.store.files import digest, read_json
@@ -29,6 +30,8 @@ from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500
+BESIDE_GROWTH = ("baselines", "reversibility")
+"""Scoring parameters that growth does not depend on."""
 
 
 def find_runs(patterns: Sequence[str]) -> dict[str, RunDirectory]:
@@ -98,6 +101,32 @@ class HistoryWarehouse(Warehouse):
         return child
 
 
+def scored_timestep(run: RunDirectory) -> int | None:
+    """The timestep that the scores were computed from; None: there are none yet.
+
+    Raises:
+        RunError: a part cannot be read.
+    """
+    for part in sorted(run.scores.glob("part-*.parquet")):
+        try:
+            timesteps = pq.read_table(part, columns=["timestep"])["timestep"]
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{run.path}: {part.name} cannot be read: {error}") from error
+        if len(timesteps):
+            return int(timesteps[0].as_py())
+    return None
+
+
+def growth_parameters(parameters: Mapping[str, Any], timestep: int | None) -> dict[str, Any]:
+    """Those of the scoring parameters that growth depends on.
+
+    Args:
+        timestep: that the scores were computed from, which ``auto`` leaves open.
+    """
+    known = {name: value for name, value in parameters.items() if name not in BESIDE_GROWTH}
+    return known if timestep is None else {**known, "timestep": timestep}
+
+
 def runs_table(runs: Mapping[str, RunDirectory]) -> pa.Table:
     """A row a run, of ``RUNS``: what run.json and, if it is there, evidence.json say."""
     return pa.Table.from_pylist([_run_row(*entry, i) for i, entry in enumerate(runs.items())], schema=RUNS)
@@ -109,7 +138,7 @@ def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
         evidence = read_json(run.evidence) if run.evidence.exists() else {}
     except ValueError as error:
         raise RunError(f"{run.evidence}: cannot be read as JSON: run 'latentprint report' again") from error
-    scoring = record.get("scoring") or {}
+    scoring, timestep = record.get("scoring") or {}, scored_timestep(run)
     auc = evidence.get("comparisons", {}).get("train_vs_holdout", {}).get("log_growth", {}).get("auc") or {}
     low, high = auc.get("interval_95") or (None, None)
     return {
@@ -118,6 +147,8 @@ def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
         **{key: record.get(key) for key in ("run_id", "model", "manifest_digest")},
         "checkpoint_sha256": scoring.get("checkpoint_sha256"),
         "parameters": digest(scoring["parameters"]) if "parameters" in scoring else None,
+        "timestep": timestep,
+        "computed": digest(growth_parameters(scoring["parameters"], timestep)) if "parameters" in scoring else None,
         "level": evidence.get("verdict", {}).get("level"),
         "auc": auc.get("value"),
         "auc_low": low,

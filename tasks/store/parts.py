@@ -14,6 +14,7 @@ from tasks.store.files import atomic_path
 from tasks.store.schemas import OPTIONAL_SCORES, SCORES
 
 PROVENANCE = b"latentprint.provenance"
+N_ROWS = b"n_rows"
 
 
 def write_part(
@@ -60,13 +61,18 @@ def read_provenance(path: Path) -> dict[str, Any]:
 def read_ends(path: Path, most_rows: int) -> pa.Table:
     """A Parquet file whole, or of one with more than ``most_rows`` the row groups at either end that hold half of them.
 
-    The schema's metadata says ``n_rows``, how many there are.
+    :func:`n_rows` says how many there are.
     """
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         groups = [i for i in range(len(sizes)) if min(sum(sizes[:i]), sum(sizes[i + 1 :])) < most_rows / 2]
         table = file.read_row_groups(groups)
-        return table.replace_schema_metadata({**(table.schema.metadata or {}), b"n_rows": b"%d" % sum(sizes)})
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), N_ROWS: b"%d" % sum(sizes)})
+
+
+def n_rows(table: pa.Table) -> int:
+    """How many rows the file has that the table was read from, whole or by its ends; of any other table, its own."""
+    return int((table.schema.metadata or {}).get(N_ROWS, table.num_rows))
 
 
 def _canonical(provenance: Mapping[str, Any]) -> bytes:

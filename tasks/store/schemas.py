@@ -272,7 +272,20 @@ RUNS = pa.schema(
         _field(
             "parameters",
             pa.string(),
-            "digest of the scoring parameters; scores under one digest compare",
+            "digest of the scoring parameters as they were given; runs under one digest were made alike",
+            nullable=True,
+        ),
+        _field(
+            "timestep",
+            pa.int32(),
+            "timestep that the scores were computed from, given or calibrated; null: not scored",
+            "training timesteps",
+            nullable=True,
+        ),
+        _field(
+            "computed",
+            pa.string(),
+            "digest of what growth depends on, with that timestep in place of auto; growth under one digest compares",
             nullable=True,
         ),
         _field(

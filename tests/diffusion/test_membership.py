@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tasks.diffusion.membership import BASELINES, dime, flipd, loss, pia, pian, secmi, sima
+from tasks.diffusion.names import EVALUATIONS
 from tasks.diffusion.noise import gaussian, generator_for, rademacher
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import (
@@ -24,17 +25,6 @@ from tests.diffusion.oracles import (
 
 SCHEDULE = linear_ddpm()
 X = draw(2, 3, 1, 2, 3)
-EVALUATIONS = {
-    "loss": 1,
-    "sima": 1,
-    "pia": 2,
-    "pian": 2,
-    "secmi": 12,
-    "dime_2": 2,
-    "dime_11": 11,
-    "dime_31": 31,
-    "flipd": 2,
-}
 
 
 def generators(n_images: int = 3, seed: int = 0) -> list[torch.Generator]:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +19,11 @@ import pytest
 from flows.audit import audit
 from flows.score import score
 from flows.shard import shard
+from tasks import calibrating
+from tasks.diffusion.checkpoint import checkpoint_sha256
+from tasks.measuring import Columns
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.scoring import ScoreJob, scored_batches
 from tasks.store.run import RunDirectory, RunError
 
 FROM_20 = ScoreParameters(timestep=20)
@@ -113,7 +119,8 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     calibration = json.loads((run / "calibration.json").read_text())["calibration"]
     chosen = pq.read_table(run / "calibration.parquet").to_pylist()
     scores = pq.read_table(run / "scores").to_pylist()
-    evidence = json.loads((run / "evidence.json").read_text())["comparisons"]["train_vs_holdout"]
+    found = json.loads((run / "evidence.json").read_text())
+    evidence = found["comparisons"]["train_vs_holdout"]
     n_chosen = {split: sum(row["split"] == split for row in chosen) for split in ("train", "holdout")}
     assert (
         n_chosen
@@ -124,6 +131,9 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     assert calibration["timestep"] == max(calibration["choices"], key=lambda choice: choice["auc"])["timestep"]
     for name in ("log_growth", "eps_norm", "fused", "dime", "loss"):
         assert (evidence[name]["n_positive"], evidence[name]["n_negative"]) == (60 - 30, 40 - 20)
+    taken = {"log_growth": 2 * 2, "eps_norm": 1, "fused": 2 * 2, "dime": 2 * 2, "sima": 1, "loss": 1}
+    assert {name: method["evaluations"] for name, method in found["methods"].items()} == taken
+    assert {method["spearman_with_copies"]["n"] for method in found["methods"].values()} == {60 - 30}
     # 2 repeats of base pass and neighbour, the loss, five steps to the latent and five back
     assert {row["n_evaluations"] for row in scores} == {2 * 2 + 1 + 2 * 5}
     assert all(row["log_growth_se"] > 0 and row["reversibility_rms"] > 0 for row in scores)
@@ -143,6 +153,24 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     assert json.loads((other / "calibration.json").read_text())["calibration"] == calibration
     known = scores_by_content(run)
     assert scores_by_content(other).items() <= known.items()
+
+
+def test_calibration_spends_nothing_on_what_is_not_calibrated(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(tmp_path / "run", *map(str, digit_files))
+    spent: list[int] = []
+
+    def watched(*arguments: Any) -> Iterator[Columns]:
+        for batch in scored_batches(*arguments):
+            spent.extend(batch["n_evaluations"])
+            yield batch
+
+    monkeypatch.setattr(calibrating, "scored_batches", watched)
+    parameters = ScoreParameters(baselines=("secmi",), reversibility=5)
+    job = ScoreJob(tmp_path / "run", "", checkpoint, checkpoint_sha256(checkpoint), parameters, batch_size=64)
+    assert calibrating.calibrate_run(job, "cpu") is not None
+    assert spent == [2] * (8 * (30 + 20))
 
 
 def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:

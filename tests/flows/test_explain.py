@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,9 +23,10 @@ from tasks.evidence.conformal import flag
 from tasks.explain import explain_image
 from tasks.extraction import read_generated
 from tasks.parameters import ComputeParameters, ExtractParameters, OddsParameters, ScoreParameters
-from tasks.reporting.explanation import render_explanation
+from tasks.reporting.explanation import render_explanation, sentence
 from tasks.store.dictionary import SQL, describe_columns
 from tasks.store.run import RunDirectory, RunError
+from tasks.store.schemas import CALIBRATION
 from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 from tests.reporting.synthetic import HOSTILE
@@ -92,6 +95,24 @@ def test_a_held_out_image_is_held_against_the_other_controls(run: Path, scores: 
     assert standing["p_value"] == pytest.approx((controls >= growth).sum() / 100)  # itself is the 1 that is added
     assert standing["rank_if_trained"] == 1 + (of_split(scores, "train") > growth).sum()
     assert (standing["rank"], standing["q_value"]) == (None, None)
+
+
+def test_an_image_that_calibration_set_aside_is_not_tested(
+    run: Path, scores: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    held_out = next(name for name, row in scores.items() if row["split"] == "holdout")
+    aside = [{key: scores[name][key] for key in CALIBRATION.names} for name in ("train/012.png", held_out)]
+    pq.write_table(pa.Table.from_pylist(aside, CALIBRATION), tmp_path / "run" / "calibration.parquet")
+    for name in ("train/012.png", held_out):
+        explanation = explain_image(RunDirectory(tmp_path / "run"), name)
+        assert explanation.facts["standing"]["p_value"] is None
+        page = Page(render_explanation(explanation.facts, explanation.pictures, explanation.generated))
+        assert "It was set aside for calibration: not tested." in page.text
+        assert any("no p-value: calibration: not tested" in line for line in in_words(explanation.facts))
+    other = explain(tmp_path / "run", "train/033.png")
+    assert other["standing"]["n_controls"] == 99
+    assert "calibration" not in sentence(other)
 
 
 def test_neighbours_are_those_of_a_plain_loop_and_never_the_image_itself(run: Path, digits: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.analyse import flag_table, image_scores
 from tasks.evidence.assessment import ImageScores, assess
+from tasks.evidence.methods import methods
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gallery import wanted_pictures
 from tasks.reporting.html import ReportInputs
@@ -46,6 +47,8 @@ class Images:
     eps_norm: NDArray[np.float64]
     near_duplicate_groups: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Number -> images."""
+    calibration: Sequence[int] = ()
+    """Images that were set aside."""
 
     def table(self) -> pa.Table:
         """The columns of sql/staging/images.sql."""
@@ -70,7 +73,7 @@ class Images:
                 "n_evaluations": pa.array([2] * n, pa.int64()),
                 "status": ["ok" if ok else "nonfinite" for ok in usable],
                 "is_control": [split == "holdout" for split in self.splits],
-                "is_calibration": [False] * n,
+                "is_calibration": [i in self.calibration for i in range(n)],
                 "is_usable": usable,
             }
         )
@@ -129,12 +132,18 @@ class Run:
         positions = {sample_id: i for i, sample_id in enumerate(table["sample_id"].to_pylist())}
         return ReportInputs(
             record=self.record(),
-            evidence={"run_id": self.record()["run_id"], **assess(self.scores(), self.generated)},
+            evidence=self.evidence(),
             tables={**tables, "odds": self.odds(tables["ranking"])},
             images=table,
             pictures={name: blob(self.picture_shape, seed=positions[name]) for name in wanted.sample_ids},
             generated={key: blob(self.picture_shape, seed=int(key)) for key in wanted.generated},
         )
+
+    def evidence(self) -> dict[str, Any]:
+        """evidence.json, without what needs pixels."""
+        by_method = methods(self.scores(), {"log_growth": 2, "eps_norm": 1})
+        found = {"methods": {name: method.as_dict() for name, method in by_method.items()}}
+        return {"run_id": self.record()["run_id"], **assess(self.scores(), self.generated), **found}
 
     def reproductions(self) -> pa.Table:
         """As many hits as copies, in 1,000 parts of what was generated; none of the images that occur once."""

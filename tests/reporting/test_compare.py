@@ -122,6 +122,11 @@ def test_other_parameters_forbid_the_comparison_of_scores(inputs: ReportInputs, 
     assert headings.count("nats") == 2  # the scores stand there, their difference does not
 
 
+def test_baselines_beside_the_growth_do_not_forbid_its_comparison(inputs: ReportInputs) -> None:
+    with_pia = with_parameters(compared("B", inputs), baselines=["pia"], reversibility=50)
+    assert incomparable(compared("A", inputs), with_pia) == []
+
+
 def test_timesteps_that_were_calibrated_apart_are_other_parameters(inputs: ReportInputs) -> None:
     runs = [
         with_parameters(

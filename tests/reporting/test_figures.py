@@ -129,10 +129,8 @@ def test_hits_are_counted_in_bands_of_the_score(extracted: ReportInputs) -> None
     hits = rows["hits"].to_numpy()
     assert sum(int(row[5].replace(",", "")) for row in plot.table.rows) == hits.sum()
     assert sum(int(row[3]) for row in plot.table.rows) == (hits > 0).sum() == 104
-    assert (
-        f"104 of 256 came out; Spearman correlation {stats.spearmanr(rows['log_growth'], hits).statistic:.3f}"
-        in plot.alt
-    )
+    rho = stats.spearmanr(rows["log_growth"], hits).statistic
+    assert f"104 of 256 training images came out; Spearman correlation {rho:.3f}" in plot.alt
     assert plot.svg.count("fill-opacity: 0.6") == 256 + 2  # and those of the legend
     assert score_against_hits(rows.slice(0, 0)) is None
 

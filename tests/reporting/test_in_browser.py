@@ -231,6 +231,21 @@ def test_text_in_plots_and_page_stands_out_in_both_schemes(browser: Browser, rep
         assert contrast(ink, ground) >= READABLE_CONTRAST, selector
 
 
+def test_on_paper_nothing_is_dark_cut_folded_or_split(browser: Browser, rich: Path) -> None:
+    paper = ViewportSize(width=718, height=1047)  # A4 less Chromium's margins
+    page = opened(browser, rich, paper, color_scheme="dark").page
+    page.emulate_media(media="print")
+    style = "getComputedStyle(document.querySelector({!r})).{}"
+    assert page.evaluate(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert page.evaluate(style.format("#statistics .sheet", "breakInside")) == "avoid"
+    assert page.evaluate(style.format("#ranking thead", "breakInside")) == "avoid"  # so that each sheet repeats it
+    assert page.locator("#asked details table").is_visible()
+    tables = "[...document.querySelectorAll('.sections > section > :not(figure) table')]"
+    assert page.evaluate(f"Math.max(...{tables}.map(table => table.getBoundingClientRect().right))") <= paper["width"]
+    names = f"{tables}.flatMap(table => [...table.querySelectorAll('tbody th:not(.number)')])"
+    assert page.evaluate(f"Math.min(...{names}.map(name => name.clientWidth).filter(width => width))") > 40
+
+
 def test_keyboard_reaches_the_report_its_sections_and_its_tables(browser: Browser, report: Path) -> None:
     page = opened(browser, report).page
     page.keyboard.press("Tab")

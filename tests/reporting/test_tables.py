@@ -5,21 +5,26 @@ from __future__ import annotations
 import base64
 import doctest
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tasks.reporting import formats, headline
 from tasks.reporting.comparisons import comparison_table
 from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.html import ReportInputs
+from tasks.reporting.html import ReportInputs, render_report
 from tasks.reporting.ranking import MOST_ROWS, ranking_table
+from tasks.reporting.relations import score_against_hits
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
 from tasks.reporting.thumbnails import LONGEST_SIDE, MOST_BYTES, Album, data_uri
-from tests.reporting.synthetic import Rejected, few_images, marts
+from tasks.store.parts import read_ends
+from tests.reporting.synthetic import Rejected, Run, few_images, marts, planted
 
 
 def test_the_examples_in_the_docstrings_of_formats_hold() -> None:
@@ -131,6 +136,41 @@ def test_ranking_holds_all_that_is_known_of_an_image(extracted: ReportInputs) ->
     assert (last.cells[7].text, last.cells[7].key) == ("–", "")
     assert float(first.cells[2].key) == extracted.tables["ranking"]["log_growth"][0].as_py()
     assert sum("is_reproduced" in row.traits for row in table.rows) == 104
+
+
+def test_images_that_calibration_set_aside_are_tagged_and_not_tested() -> None:
+    order = np.argsort(-planted().log_growth[:256])
+    aside = Run(images=replace(planted(), calibration=[int(order[i]) for i in (0, 2, 255)])).inputs()
+    shown = gallery(aside.tables, Album({}, {}))
+    tagged = ["is_calibration" in exhibit.traits for exhibit in (*shown.highest[:4], shown.lowest[0])]
+    assert tagged == [True, False, True, False, True]
+    table = ranking_table(aside.tables)
+    assert table is not None
+    place = [column.label for column in table.columns].index("p")
+    first, second = table.rows[0], table.rows[1]
+    assert (first.cells[place].text, first.cells[place].key) == ("calibration: not tested", "")
+    assert second.cells[place].text.endswith(" flagged")
+    assert [i for i, row in enumerate(table.rows) if "is_calibration" in row.traits] == [0, 2, 255]
+    assert table.traits["is_calibration"] == "calibration: not tested"
+    page = render_report(aside)
+    assert page.count('<span class="trait">calibration: not tested</span>') == 3
+
+
+def test_of_a_table_that_was_read_by_its_ends_the_true_number_of_rows_is_printed(
+    extracted: ReportInputs, tmp_path: Path
+) -> None:
+    cut = {}
+    for name in ("ranking", "reproductions_by_score"):
+        pq.write_table(extracted.tables[name], tmp_path / name, row_group_size=32)
+        cut[name] = read_ends(tmp_path / name, 64)
+        assert cut[name].num_rows == 64
+    assert gallery(cut, Album({}, {})).n_ranked == 256
+    assert mart_table("ranking", cut["ranking"], "Ranking").note == "25 of 256 rows; all in tables/ranking.parquet."
+    table, plot = ranking_table(cut), score_against_hits(cut["reproductions_by_score"])
+    assert table is not None
+    assert table.note == "64 of 256 rows; all in tables/ranking.parquet."
+    assert plot is not None
+    assert "of 64 training images, the two ends of the ranking of 256, came out" in plot.caption
 
 
 def test_the_page_shows_the_beginning_of_a_long_ranking() -> None:

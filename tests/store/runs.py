@@ -38,11 +38,11 @@ def manifest_row(image: Image, index: int) -> dict[str, Any]:
     return {**identity, **place, **shape, "copies": copies, "occurrence": occurrence}
 
 
-def score_row(image: Image) -> dict[str, Any]:
+def score_row(image: Image, timestep: int = 20) -> dict[str, Any]:
     sample_id, content, split, _, _, growth = image
     identity = {"sample_id": sample_id, "content_hash": content, "split": split, "shard": f"{split}-000000.tar"}
     score = {"log_growth": growth, "log_growth_se": None, "eps_norm": 10.0 - growth, "n_evaluations": 2}
-    parameters = {"n_axes": 1, "n_steps": 1, "timestep": 20, "estimator": "edge", "delta": 0.05}
+    parameters = {"n_axes": 1, "n_steps": 1, "timestep": timestep, "estimator": "edge", "delta": 0.05}
     return {**identity, **score, **parameters, "status": "ok" if math.isfinite(growth) else "nonfinite"}
 
 
@@ -53,9 +53,11 @@ def write_manifest(run: RunDirectory, images: Sequence[Image], **changes: Any) -
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), run.manifest)
 
 
-def write_scores(run: RunDirectory, split: str, images: Sequence[Image], **columns: Sequence[float]) -> None:
+def write_scores(
+    run: RunDirectory, split: str, images: Sequence[Image], timestep: int = 20, **columns: Sequence[float]
+) -> None:
     """The part of one split's distinct images; ``columns`` are baselines."""
-    rows = [score_row(image) for image in images if image[2] == split and image[4] == 0]
+    rows = [score_row(image, timestep) for image in images if image[2] == split and image[4] == 0]
     names = [name for name in SCORES.names if name in score_row(images[0])]
     write_part(run.part(f"{split}-000000.tar"), {n: [row[n] for row in rows] for n in names} | columns, {})
 
@@ -91,14 +93,14 @@ def write_flags(run: RunDirectory, q_values: dict[tuple[str, str], float], alpha
     pq.write_table(pa.Table.from_pylist([{**row, "alpha": alpha, "n_controls": 39} for row in rows], FLAGS), run.flags)
 
 
-def write_run(path: Path, images: Sequence[Image] = IMAGES) -> RunDirectory:
+def write_run(path: Path, images: Sequence[Image] = IMAGES, timestep: int = 20) -> RunDirectory:
     """A run directory with these images, as the pipeline leaves it."""
     run = RunDirectory(path)
     write_json(run.record, {"run_id": "r"})
     write_manifest(run, images)
     pq.write_table(REJECTS.empty_table(), run.rejects)
     for split in ("train", "holdout"):
-        write_scores(run, split, images)
+        write_scores(run, split, images, timestep)
     return run
 
 

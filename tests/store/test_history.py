@@ -33,9 +33,10 @@ LATE: list[Image] = [
 ]
 
 
-def write(path: Path, images: list[Image], level: str, auc: float, timestep: int = 20) -> None:
-    run = write_run(path, images)
-    scoring = {"checkpoint_sha256": path.name, "parameters": {"timestep": timestep}}
+def write(path: Path, images: list[Image], level: str, auc: float, computed_from: int = 20, **given: Any) -> None:
+    """A run scored from that timestep; ``given`` are its parameters, if not that one."""
+    run = write_run(path, images, computed_from)
+    scoring = {"checkpoint_sha256": path.name, "parameters": given or {"timestep": computed_from}}
     write_json(run.record, {"run_id": path.name, "model": "m", "manifest_digest": "d", "scoring": scoring})
     interval = {"value": auc, "interval_95": [auc - 0.1, auc + 0.1]}
     comparisons = {"train_vs_holdout": {"log_growth": {"auc": interval}}}
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints of one training, and a run of other parameters between the first two."""
     folder = tmp_path_factory.mktemp("runs")
     write(folder / "step-200", EARLY, "not_shown", 0.5)
-    write(folder / "step-300", LATE, "memorized", 0.9, timestep=30)
+    write(folder / "step-300", LATE, "memorized", 0.9, 30)
     write(folder / "step-1000", LATE, "memorized", 0.75)
     write(folder / "step-9000", EARLY[1:], "memorized", 0.875)
     (folder / "no-run").mkdir()
@@ -115,6 +116,33 @@ def test_trend_compares_an_image_with_its_last_score_under_the_same_parameters(h
         ("step-9000", "step-1000", "train/b", 0.5, 0.0),
         ("step-9000", "step-200", "train/c", 0.0, 0.0),  # step-1000 did not have it
     ]
+
+
+def test_growth_is_compared_where_the_same_timestep_was_calibrated_or_given(tmp_path: Path) -> None:
+    images: list[Image] = [("train/a", "A", "train", 1, 0, 1.0), ("holdout/d", "D", "holdout", 1, 0, 0.5)]
+    for i, (computed_from, given) in enumerate(
+        [
+            (20, {"timestep": "auto"}),
+            (50, {"timestep": "auto"}),
+            (20, {"timestep": "auto"}),
+            (20, {"timestep": 20, "baselines": ["pia"]}),
+        ]
+    ):
+        grown = [(*image[:5], image[5] + i) for image in images]
+        write(tmp_path / f"step-{i}", grown, "memorized", 0.75, computed_from, **given)
+    with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
+        ranks, scores, runs = (rows(warehouse, name) for name in ("rank_trend", "score_trend", "runs"))
+    assert [(row["run"], row["previous_run"], row["growth_change"]) for row in ranks] == [
+        ("step-1", "step-0", None),
+        ("step-2", "step-1", None),
+        ("step-3", "step-2", 1.0),
+    ]
+    assert [(row["run"], row["previous_run"], row["timestep"], row["growth_change"]) for row in scores] == [
+        ("step-2", "step-0", 20, 2.0),
+        ("step-3", "step-2", 20, 1.0),
+    ]
+    assert [row["timestep"] for row in runs] == [20, 50, 20, 20]
+    assert len({row["parameters"] for row in runs[:3]}) == 1
 
 
 def test_history_tells_when_memorization_sets_in(history: HistoryWarehouse) -> None:
