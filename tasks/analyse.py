@@ -32,6 +32,7 @@ SCORE_NAMES = (
     "log_growth",
     "eps_norm",
     "fused",
+    "fused_norms",
     "dime",
     "sima",
     *(name for name in BASELINE_NAMES if name != "sima"),
@@ -290,7 +291,13 @@ def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> 
 def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     """What was chosen, and on how many images, without the fitted numbers."""
     known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
-    return known and {name: known[name] for name in ("timestep", "n_train", "n_control", "choices")}
+    if not known:
+        return None
+    second = known.get("second")
+    return {
+        **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
+        "second": second and {name: second[name] for name in ("timestep", "choices")},
+    }
 
 
 def training_record(model: Path) -> dict[str, Any]:
