@@ -33,6 +33,7 @@ SCORE_NAMES = (
     "log_growth",
     "eps_norm",
     "fused",
+    "fused_norms",
     "dime",
     "sima",
     *(name for name in BASELINE_NAMES if name != "sima"),
@@ -181,7 +182,7 @@ def evaluations(rows: pa.Table, repeats: int) -> dict[str, int]:
         rows: of :meth:`Sample.scores`.
         repeats: independent draws of the axes.
     """
-    known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1}
+    known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1, "fused_norms": 2}
     for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
         first_step = repeats * (row["n_axes"] + 1)
         known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
@@ -309,7 +310,13 @@ def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> 
 def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     """What was chosen, and on how many images, without the fitted numbers."""
     known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
-    return known and {name: known[name] for name in ("timestep", "n_train", "n_control", "choices")}
+    if not known:
+        return None
+    second = known.get("second")
+    return {
+        **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
+        "second": second and {name: second[name] for name in ("timestep", "choices")},
+    }
 
 
 def training_record(model: Path) -> dict[str, Any]:

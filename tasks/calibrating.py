@@ -22,6 +22,7 @@ from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters
 from tasks.scoring import ScoreJob, extend, in_order, scored_batches
 from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.reuse import require_same_scoring
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import CALIBRATION
 from tasks.store.spill import spilling
@@ -69,13 +70,19 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
     if min(is_train.sum(), (~is_train).sum()) >= FEWEST:
         timesteps = candidates(_schedule(job), job.parameters)
         bare = replace(job, parameters=job.parameters.bare())
-        calibration = calibrate({t: _scores(bare, rows, t, device) for t in timesteps}, is_train)
+        by_timestep = {t: _scores(bare, rows, t, device) for t in timesteps}
+        calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
     _publish(directory, rows if calibration else [], calibration, provenance)
     return calibration
 
 
 def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
-    """Take over what another run was calibrated to, so that its scores hold here too."""
+    """Take over what another run was calibrated to, so that its scores hold here too.
+
+    Raises:
+        RunError: the other run was scored with another checkpoint or other parameters.
+    """
+    require_same_scoring(other, job.directory.read_record()["scoring"])
     if job.parameters.timestep == "auto" and other.calibration.exists() and other.calibration_images.exists():
         known = read_json(other.calibration)["calibration"]
         with atomic_path(job.directory.calibration_images) as temporary:

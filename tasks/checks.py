@@ -48,11 +48,15 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
 
 
 def check_parameters(model: Path, parameters: ScoreParameters) -> None:
-    """Do the axes fit into the image and the steps into the checkpoint's schedule?
+    """Do the axes fit into the image, the steps into the checkpoint's schedule, and the timesteps together?
 
     Raises:
         ParametersError: they do not.
     """
+    if parameters.second_timestep == "auto" and parameters.timestep != "auto":
+        raise ParametersError(
+            "--second-timestep auto: it is calibrated together with the first, so needs --timestep auto"
+        )
     dimension = math.prod(state_shape(model))
     if parameters.axes > dimension:
         raise ParametersError(f"--axes {parameters.axes}: what the model diffuses has only {dimension} dimensions")

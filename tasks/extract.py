@@ -9,7 +9,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from tasks.device_worker import run_on_device
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, resolve

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.diffusion.checkpoint import LoadedModel
+from tasks.diffusion.denoiser import wide
 from tasks.diffusion.growth import Growth, log_growth
 from tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
 from tasks.diffusion.noise import generator_for
 from tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
 from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.schedule import spaced_timesteps
-from tasks.evidence.calibration import Calibration
+from tasks.evidence.calibration import SECOND, Calibration
 from tasks.parameters import ScoreParameters
 
 Columns = dict[str, list[Any]]
@@ -38,7 +39,7 @@ def measure(
     Args:
         parameters: with a timestep that is a number.
         max_batch: most images in one network call; halved until a batch fits into the device's memory.
-        calibration: for the columns ``dime`` and ``fused``.
+        calibration: for the columns ``dime`` and ``fused``, and with a second timestep for those at it.
     """
     try:
         with torch.inference_mode():
@@ -83,6 +84,9 @@ def _measure(
         noise = [generator_for(parameters.seed, f"{name} {content_hash}") for content_hash in content_hashes]
         shared = {"timestep": parameters.timestep, "eps": growths[0].eps} if name in SHARE_THE_BASE_PASS else {}
         values[name] = BASELINES[name](model.denoiser, x, model.schedule, noise, **shared)
+    second = calibration.second.timestep if calibration and calibration.second else None
+    if second is not None:
+        values |= _second_norms(model, x, model.grid(parameters.grid).conditioning(second), max_batch)
     scores = {name: value.cpu().double().numpy() for name, value in values.items()}
     if calibration is not None:
         scores |= calibration.scores(scores)
@@ -91,6 +95,7 @@ def _measure(
         "n_axes": math.prod(model.state_shape) if parameters.estimator == "exact" else parameters.axes,
         "n_steps": parameters.steps,
         "timestep": parameters.timestep,
+        **({} if second is None else {f"{SECOND}timestep": second}),
         "estimator": parameters.estimator,
         "delta": parameters.delta if parameters.estimator in ("edge", "volume") else None,
         "n_evaluations": (model.denoiser.n_evaluations - spent) // n,
@@ -118,13 +123,24 @@ def _growth(growths: Sequence[Growth], delta: float) -> dict[str, Tensor]:
     return {
         "log_growth": totals.mean(0),
         "log_growth_se": errors,
-        "eps_norm": torch.linalg.vector_norm(eps, dim=1),
-        "sima": eps.pow(4).sum(1),
+        **_norms(eps),
         "neighbour_eps_norm": torch.linalg.vector_norm(neighbours, dim=2).mean(1),
         "crowding": eps.shape[1] * ((axes * tangents).sum(2) / lengths.square()).mean(1),
         "tangent_norm": tangent_lengths.square().mean(1).sqrt(),
         "tangent_cosine": cosines.mean(1),
     }
+
+
+def _norms(eps: Tensor) -> dict[str, Tensor]:
+    """Of the predicted noise (B, ...), (B,) each."""
+    eps = eps.flatten(1)
+    return {"eps_norm": torch.linalg.vector_norm(eps, dim=1), "sima": eps.pow(4).sum(1)}
+
+
+def _second_norms(model: LoadedModel, x: Tensor, conditioning: float, max_batch: int) -> dict[str, Tensor]:
+    """The norms of one more pass, (B,) each."""
+    eps = torch.cat([model.denoiser(images, conditioning) for images in wide(x).split(max_batch)])
+    return {f"{SECOND}{name}": values for name, values in _norms(eps).items()}
 
 
 def _reversibility(model: LoadedModel, x: Tensor, n_steps: int) -> dict[str, Tensor]:

@@ -53,6 +53,11 @@ class ScoreParameters(Parameters):
         union_mode="left_to_right",
         description="timestep of the first step [training timesteps]; auto: calibrated against the holdout",
     )
+    second_timestep: Literal["none", "auto"] = Field(
+        "none",
+        description="auto: one more evaluation an image, at a timestep calibrated against the holdout, for the score "
+        "fused_norms",
+    )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
     estimator: Estimator = Field("edge", description="edge, volume, jvp, trace or exact: see tasks/diffusion/growth.py")
     grid: Grid = Field("ddim", description="ddim: the checkpoint's own schedule; continuous: the paper's Euler grid")
@@ -79,7 +84,7 @@ class ScoreParameters(Parameters):
 
     def bare(self) -> Self:
         """The same with nothing measured beside the growth."""
-        return self.model_copy(update={"baselines": (), "reversibility": 0})
+        return self.model_copy(update={"baselines": (), "reversibility": 0, "second_timestep": "none"})
 
 
 class ValidityParameters(Parameters):

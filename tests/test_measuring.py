@@ -13,9 +13,10 @@ from scipy.stats import spearmanr
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.membership import BASELINES
-from tasks.diffusion.names import BASELINE_NAMES, Estimator
+from tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels
+from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
 from tasks.measuring import measure
 from tasks.parameters import ScoreParameters
 from tasks.store.schemas import OPTIONAL_SCORES, SCORES
@@ -69,6 +70,53 @@ def test_every_estimator_gives_the_table_its_columns(
     assert columns.keys() == set(SCORES.names) - written_elsewhere
     assert columns["n_axes"] == [64 if estimator == "exact" else 2] * 3
     assert (columns["delta"][0] is None) == (estimator in ("jvp", "trace", "exact"))
+
+
+@pytest.fixture(scope="module")
+def at_100(model: LoadedModel, digits: np.ndarray) -> Calibration:
+    """Calibrated to timesteps 20 and 100."""
+    images, names = digits[:40, None], [str(i) for i in range(40)]
+    return calibrate(
+        {
+            t: {
+                name: np.array(values, dtype=float)
+                for name, values in measure(model, images, names, ScoreParameters(timestep=t), 64).items()
+                if isinstance(values[0], float)
+            }
+            for t in (20, 100)
+        },
+        np.arange(40) % 2 == 0,
+        second=True,
+    )
+
+
+@pytest.mark.parametrize("grid", ["ddim", "continuous"])
+def test_norms_at_the_second_timestep_are_those_of_a_run_from_there_for_one_evaluation(
+    grid: Grid, model: LoadedModel, pixels: np.ndarray, at_100: Calibration
+) -> None:
+    assert at_100.second is not None
+    first, second = at_100.timestep, at_100.second.timestep
+    assert {first, second} == {20, 100}
+    parameters = ScoreParameters(timestep=first, grid=grid)
+    columns = measure(model, pixels, HASHES, parameters, 2, at_100)
+    there = measure(model, pixels, HASHES, parameters.at(second), 64)
+    for name in ("eps_norm", "sima"):
+        np.testing.assert_allclose(columns[f"second_{name}"], there[name], rtol=1e-5)
+    assert columns["second_timestep"] == [second] * 3
+    assert columns["n_evaluations"] == [3] * 3
+    assert columns.keys() <= {*SCORES.names, *OPTIONAL_SCORES.names}
+    norms = [{name: np.array(found[name]) for name in ("eps_norm", "sima")} for found in (columns, there)]
+    expected = at_100.second.fused_norms.of(matrix(NORMS, *norms))
+    np.testing.assert_allclose(columns["fused_norms"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_norms_do_not_depend_on_the_batch(model: LoadedModel, digits: np.ndarray, at_100: Calibration) -> None:
+    images, names, parameters = digits[:12, None], [str(i) for i in range(12)], ScoreParameters(timestep=20)
+    together = measure(model, images, names, parameters, 64, at_100)["fused_norms"]
+    alone = [
+        measure(model, images[i : i + 1], names[i : i + 1], parameters, 2, at_100)["fused_norms"][0] for i in range(12)
+    ]
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
 
 
 def test_repeats_are_averaged_and_give_the_error(model: LoadedModel, pixels: np.ndarray) -> None:

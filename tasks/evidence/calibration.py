@@ -1,4 +1,4 @@
-r"""What is chosen on some images of known membership, to be reported on others: the timestep, and combined scores.
+r"""What is chosen on some images of known membership, to be reported on others: timesteps, and combined scores.
 
 Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. They give the growth, and as much again:
 
@@ -7,14 +7,20 @@ Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. T
     dime  = cos(phi) B^2 + sin(phi) V               Do & Alabi 2026 (DIME); lower: member
     fused = b + sum_j w_j (f_j - m_j) / s_j         log odds of membership, logistic regression; higher: member
 
-with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps. phi and w are fitted on
-the calibration images only.
+with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps. One more evaluation, at a
+second timestep t', gives
+
+    fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
+
+where |eps|_4 is the norm of Rao, Qu & Moyer 2025 (SimA, arXiv 2509.25003). t is where growth separates best, t' where
+fused_norms does; timesteps, phi and w are fitted on the calibration images only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +33,22 @@ from tasks.evidence.statistics import Array, auc
 Scores = Mapping[str, Array]
 """Columns of ``scores``, one entry an image."""
 
-FEATURES: dict[str, Callable[[Scores], Array]] = {
-    "log_growth": lambda scores: scores["log_growth"],
+Features = Mapping[str, Callable[[Scores], Array]]
+NORMS: Features = {
     "log_eps_norm": lambda scores: np.log(scores["eps_norm"]),
     "log_eps_4_norm": lambda scores: np.log(scores["sima"]) / 4.0,
+}
+FEATURES: Features = {
+    "log_growth": lambda scores: scores["log_growth"],
+    **NORMS,
     "log_tangent_norm": lambda scores: np.log(scores["tangent_norm"]),
     "tangent_cosine": lambda scores: scores["tangent_cosine"],
 }
 ANGLES = 360
 """Values of phi that are tried, evenly over the circle."""
 REGULARISATION = 1.0
+SECOND = "second_"
+"""Of a column: at the second timestep."""
 FEWEST = 20
 """Images of each kind below which nothing is fitted."""
 
@@ -48,7 +60,47 @@ class Choice(BaseModel):
 
     timestep: int
     auc: float
-    """Of log_growth, trained against held-out."""
+    """Trained against held-out: of log_growth; for the second timestep, of ``fused_norms``."""
+
+
+class LogOdds(BaseModel):
+    """Log odds of membership: a logistic regression on standardised features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    means: tuple[float, ...]
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+
+    @classmethod
+    def fit(cls, features: Array, is_train: NDArray[np.bool_]) -> Self:
+        """Of (n, features), either kind weighing the same."""
+        scaler = StandardScaler().fit(features)
+        model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=1_000)
+        model.fit(scaler.transform(features), is_train)
+        return cls(
+            means=_plain(scaler.mean_),
+            scales=_plain(scaler.scale_),
+            weights=_plain(model.coef_[0]),
+            intercept=float(model.intercept_[0]),
+        )
+
+    def of(self, features: Array) -> Array:
+        """Of further images, (n, features) -> (n,), in nats."""
+        standardised = (features - np.array(self.means)) / np.array(self.scales)
+        return np.asarray(standardised @ np.array(self.weights) + self.intercept)
+
+
+class SecondTimestep(BaseModel):
+    """What was chosen to be evaluated beside the first timestep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timestep: int
+    choices: tuple[Choice, ...]
+    fused_norms: LogOdds
+    """Of the ``NORMS`` at the first timestep, and of those at this one."""
 
 
 class Calibration(BaseModel):
@@ -60,24 +112,26 @@ class Calibration(BaseModel):
     choices: tuple[Choice, ...] = ()
     phi: float
     """Angle of DIME [radians]."""
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    """Of the standardised ``FEATURES``, in their order."""
-    intercept: float
+    fused: LogOdds
+    """Of the ``FEATURES``."""
+    second: SecondTimestep | None = None
+    """None where it was not asked for, or there is no other to choose from."""
     n_train: int
     n_control: int
 
     def scores(self, scores: Scores) -> dict[str, Array]:
-        """``dime`` and ``fused`` of further images."""
-        standardised = (features(scores) - np.array(self.means)) / np.array(self.scales)
-        return {"dime": dime(scores, self.phi), "fused": standardised @ np.array(self.weights) + self.intercept}
+        """``dime`` and ``fused`` of further images; ``fused_norms`` too where there is a second timestep."""
+        combined = {"dime": dime(scores, self.phi), "fused": self.fused.of(matrix(FEATURES, scores))}
+        if self.second is not None:
+            there = {name.removeprefix(SECOND): values for name, values in scores.items() if name.startswith(SECOND)}
+            combined["fused_norms"] = self.second.fused_norms.of(matrix(NORMS, scores, there))
+        return combined
 
 
-def features(scores: Scores) -> Array:
-    """(n, features)."""
+def matrix(features: Features, *scores: Scores) -> Array:
+    """(n, features), those of each ``scores`` after those of the one before."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.column_stack([feature(scores) for feature in FEATURES.values()])
+        return np.column_stack([feature(of) for of in scores for feature in features.values()])
 
 
 def dime(scores: Scores, phi: float) -> Array:
@@ -85,17 +139,20 @@ def dime(scores: Scores, phi: float) -> Array:
     return math.cos(phi) * scores["neighbour_eps_norm"] ** 2 + math.sin(phi) * scores["crowding"]
 
 
-def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_]) -> Calibration:
+def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_], *, second: bool = False) -> Calibration:
     """Choose the timestep at which growth separates best, and fit the combined scores there.
 
     Args:
         by_timestep: scores of the same calibration images from each timestep.
         is_train: trained on, or held out.
+        second: choose a second timestep too, and fit ``fused_norms``.
 
     Raises:
         ValueError: fewer than ``FEWEST`` images of either kind with finite scores.
     """
-    finite = np.logical_and.reduce([np.isfinite(features(scores)).all(axis=1) for scores in by_timestep.values()])
+    finite = np.logical_and.reduce(
+        [np.isfinite(matrix(FEATURES, scores)).all(axis=1) for scores in by_timestep.values()]
+    )
     is_train = is_train[finite]
     if min(is_train.sum(), (~is_train).sum()) < FEWEST:
         raise ValueError(f"{is_train.sum()} trained and {(~is_train).sum()} held-out images: {FEWEST} each are needed")
@@ -106,20 +163,27 @@ def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_]) ->
     )
     timestep = max(choices, key=lambda choice: choice.auc).timestep
     chosen = kept[timestep]
-    scaler = StandardScaler().fit(features(chosen))
-    model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=1_000)
-    model.fit(scaler.transform(features(chosen)), is_train)
     return Calibration(
         timestep=timestep,
         choices=choices,
         phi=_best_angle(chosen, is_train),
-        means=_plain(scaler.mean_),
-        scales=_plain(scaler.scale_),
-        weights=_plain(model.coef_[0]),
-        intercept=float(model.intercept_[0]),
+        fused=LogOdds.fit(matrix(FEATURES, chosen), is_train),
         n_train=int(is_train.sum()),
         n_control=int((~is_train).sum()),
+        second=_second_timestep(kept, timestep, is_train) if second and len(kept) > 1 else None,
     )
+
+
+def _second_timestep(by_timestep: Mapping[int, Scores], first: int, is_train: NDArray[np.bool_]) -> SecondTimestep:
+    """Of the others, the timestep whose norms separate best beside those of the first."""
+    others = {t: matrix(NORMS, by_timestep[first], scores) for t, scores in by_timestep.items() if t != first}
+    fits = {t: LogOdds.fit(norms, is_train) for t, norms in others.items()}
+    choices = tuple(
+        Choice(timestep=t, auc=auc(fit.of(others[t])[is_train], fit.of(others[t])[~is_train]))
+        for t, fit in fits.items()
+    )
+    timestep = max(choices, key=lambda choice: choice.auc).timestep
+    return SecondTimestep(timestep=timestep, choices=choices, fused_norms=fits[timestep])
 
 
 def _best_angle(scores: Scores, is_train: NDArray[np.bool_]) -> float:

@@ -25,7 +25,7 @@ from tasks.evidence.statistics import (
 Groups = tuple[NDArray[Any], NDArray[Any]]
 """Near-duplicate labels of the positives and of the negatives; one label means one group, also across the two."""
 
-HIGHER_IS_EASIER = frozenset({"log_growth", "fused"})
+HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms"})
 """Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
 
 N_PERMUTATIONS = 9_999

@@ -30,7 +30,7 @@ from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500
-BESIDE_GROWTH = ("baselines", "reversibility")
+BESIDE_GROWTH = ("baselines", "reversibility", "second_timestep")
 """Scoring parameters that growth does not depend on."""
 
 

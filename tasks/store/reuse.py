@@ -39,9 +39,7 @@ def write_reusable(
     Raises:
         RunError: the other directory is no run, or was scored with another checkpoint or other parameters.
     """
-    known = other.read_record().get("scoring")
-    if known != scoring:
-        raise RunError(f"--reuse {other.path}: its scores are of {difference(known or {}, scoring)}")
+    require_same_scoring(other, scoring)
     parts = _valid_parts(other, made_from)
     if not parts:
         run.reusable.unlink(missing_ok=True)
@@ -63,6 +61,20 @@ def write_reusable(
             for batch in reader:
                 writer.write_batch(batch)
     return int(pq.read_metadata(run.reusable).num_rows)
+
+
+def require_same_scoring(other: RunDirectory, scoring: Mapping[str, Any]) -> None:
+    """Refuse scores of another run that were not made as this run's are.
+
+    Args:
+        scoring: checkpoint and parameters, as claimed in this run's ``run.json``.
+
+    Raises:
+        RunError: the other directory is no run, or was scored with another checkpoint or other parameters.
+    """
+    known = other.read_record().get("scoring")
+    if known != scoring:
+        raise RunError(f"--reuse {other.path}: its scores are of {difference(known or {}, scoring)}")
 
 
 def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -> Path | None:

@@ -131,13 +131,28 @@ OPTIONAL_SCORES = pa.schema(
         _score("dime_11", "the same with 11 evaluations", "l2 squared"),
         _score("dime_31", "the same with 31 evaluations", "l2 squared"),
         _score("flipd", "local intrinsic dimension (Kamkari et al. 2024); lower: member", "dimensions"),
+        _field(
+            "second_timestep",
+            pa.int32(),
+            "timestep of second_eps_norm and second_sima",
+            "training timesteps",
+            nullable=True,
+        ),
+        _score("second_eps_norm", "eps_norm at the second timestep; lower: more easily reproduced", "l2"),
+        _score("second_sima", "sima at the second timestep; lower: member", "l4 to the fourth"),
+        _score(
+            "fused_norms",
+            "log odds of membership from eps_norm and sima (Rao, Qu & Moyer 2025) at both timesteps, calibrated "
+            "(tasks/evidence/calibration.py); higher: member",
+            "nats",
+        ),
         _score("reversibility_rms", "image -> latent -> image, root mean square error", "pixel values -1 ... 1"),
         _score("latent_norm", "|z| / sqrt(d) of the latent; 1 for a draw from N(0, I)", "1"),
         _score("latent_skewness", "of the latent's values; 0 for a draw from N(0, I)", "1"),
         _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
     ]
 )
-"""Columns that ``scores`` has where they were asked for (--baselines, --reversibility)."""
+"""Columns that ``scores`` has where they were asked for (--baselines, --second-timestep, --reversibility)."""
 
 CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
 """Images that the timestep and the combined scores were chosen on, and which no comparison may use."""

@@ -107,6 +107,12 @@ class FiniteData:
         return torch.eye(len(x)).to(x) / sigma - covariance / sigma**3
 
 
+def crowded_set(schedule: Schedule, dimension: int) -> tuple[FiniteData, Tensor]:
+    """Eight points, two of them (off by a little) to start from, and noise that leaves several of them in question."""
+    data = FiniteData(schedule, 0.5 * draw(4, 8, dimension) / math.sqrt(dimension))
+    return data, data.points[:2] + 0.05 * draw(5, 2, dimension)
+
+
 def step_maps(data: Oracle, x: Tensor, timesteps: Sequence[int]) -> list[Tensor]:
     """The Jacobian (d, d) of each numerical step, along the path that starts at x (d,)."""
     maps = []

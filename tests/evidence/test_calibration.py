@@ -55,6 +55,42 @@ def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:
     assert abs(auc(fused[IS_TRAIN], fused[~IS_TRAIN]) - 0.5) < 4 * math.sqrt(1 / (6 * N))
 
 
+def at_both(first: dict[str, Array], second: dict[str, Array]) -> dict[str, Array]:
+    """Scores at the first timestep, with the norms at the second."""
+    return {**first, "second_eps_norm": second["eps_norm"], "second_sima": second["sima"]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"),
+    [
+        ({}, {"eps": -1.0, "eps4": 0.5}, math.sqrt(1.0 + 0.25)),  # the second timestep alone carries the signal
+        ({"eps": -1.0}, {}, 1.0),  # it carries none, and takes none away
+        ({"eps": -1.0}, {"eps4": 1.0}, math.sqrt(2.0)),  # separations of independent Gaussians add in squares
+    ],
+)
+def test_norms_at_two_timesteps_separate_as_their_best_linear_combination(
+    first: dict[str, float], second: dict[str, float], distance: float
+) -> None:
+    others = {0: drawn(1), 100: drawn(3, **second), 400: drawn(4, eps=0.2)}
+    calibration = calibrate({20: drawn(2, 1.5, **first), **others}, IS_TRAIN, second=True)
+    assert calibration.timestep == 20
+    assert calibration.second is not None
+    assert calibration.second.timestep == 100 or not second
+    assert [choice.timestep for choice in calibration.second.choices] == [0, 100, 400]
+    fresh = at_both(drawn(5, 1.5, **first), drawn(6, **second))
+    found = calibration.scores(fresh)["fused_norms"]
+    assert auc(found[IS_TRAIN], found[~IS_TRAIN]) == pytest.approx(0.5 * (1.0 + math.erf(distance / 2.0)), abs=0.02)
+
+
+def test_no_second_timestep_is_chosen_unless_asked_for_and_where_there_is_no_other() -> None:
+    for calibration in (
+        calibrate({20: drawn(1), 50: drawn(2)}, IS_TRAIN),
+        calibrate({20: drawn(1)}, IS_TRAIN, second=True),
+    ):
+        assert calibration.second is None
+        assert calibration.scores(drawn(3)).keys() == {"dime", "fused"}
+
+
 @pytest.mark.parametrize(("shift", "sine"), [(-2.0, 1.0), (2.0, -1.0)])
 def test_the_angle_of_dime_turns_towards_what_separates(shift: float, sine: float) -> None:
     scores = drawn(1, crowding=shift)
@@ -82,6 +118,7 @@ def test_images_without_finite_scores_are_left_out_and_too_few_are_refused() -> 
 
 
 def test_a_calibration_survives_json() -> None:
-    calibration = calibrate({20: drawn(1, 1.0)}, IS_TRAIN)
-    again = Calibration.model_validate_json(calibration.model_dump_json())
-    np.testing.assert_array_equal(again.scores(drawn(2))["fused"], calibration.scores(drawn(2))["fused"])
+    calibration = calibrate({20: drawn(1, 1.0), 50: drawn(2)}, IS_TRAIN, second=True)
+    again, fresh = Calibration.model_validate_json(calibration.model_dump_json()), at_both(drawn(3), drawn(4))
+    for name in ("fused", "fused_norms"):
+        np.testing.assert_array_equal(again.scores(fresh)[name], calibration.scores(fresh)[name])

@@ -35,9 +35,9 @@ def part_bytes(run: Path) -> dict[str, bytes]:
     return {part.name: part.read_bytes() for part in sorted((run / "scores").glob("*.parquet"))}
 
 
-def scores_by_content(run: Path) -> dict[str, float]:
+def scores_by_content(run: Path, name: str = "log_growth") -> dict[str, float]:
     table = pq.read_table(run / "scores")
-    return dict(zip(table["content_hash"].to_pylist(), table["log_growth"].to_pylist(), strict=True))
+    return dict(zip(table["content_hash"].to_pylist(), table[name].to_pylist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     prefect: None, checkpoint: Path, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run, (train, holdout) = tmp_path / "calibrated", map(str, digit_files)
-    parameters = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2)
+    parameters = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2, second_timestep="auto")
     audit(str(checkpoint), train, run, holdout, parameters, ONE_THREAD, SMALL_SHARDS)
 
     calibration = json.loads((run / "calibration.json").read_text())["calibration"]
@@ -129,13 +129,15 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     )
     assert {row["timestep"] for row in scores} == {calibration["timestep"]}
     assert calibration["timestep"] == max(calibration["choices"], key=lambda choice: choice["auc"])["timestep"]
-    for name in ("log_growth", "eps_norm", "fused", "dime", "loss"):
+    for name in ("log_growth", "eps_norm", "fused", "fused_norms", "dime", "loss"):
         assert (evidence[name]["n_positive"], evidence[name]["n_negative"]) == (60 - 30, 40 - 20)
-    taken = {"log_growth": 2 * 2, "eps_norm": 1, "fused": 2 * 2, "dime": 2 * 2, "sima": 1, "loss": 1}
+    taken = {"log_growth": 2 * 2, "eps_norm": 1, "fused": 2 * 2, "fused_norms": 2, "dime": 2 * 2, "sima": 1, "loss": 1}
     assert {name: method["evaluations"] for name, method in found["methods"].items()} == taken
     assert {method["spearman_with_copies"]["n"] for method in found["methods"].values()} == {60 - 30}
-    # 2 repeats of base pass and neighbour, the loss, five steps to the latent and five back
-    assert {row["n_evaluations"] for row in scores} == {2 * 2 + 1 + 2 * 5}
+    second = max(calibration["second"]["choices"], key=lambda choice: choice["auc"])["timestep"]
+    assert {row["second_timestep"] for row in scores} == {calibration["second"]["timestep"]} == {second}
+    # 2 repeats of base pass and neighbour, the second timestep, the loss, five steps to the latent and five back
+    assert {row["n_evaluations"] for row in scores} == {2 * 2 + 1 + 1 + 2 * 5}
     assert all(row["log_growth_se"] > 0 and row["reversibility_rms"] > 0 for row in scores)
 
     before = part_bytes(run)
@@ -151,8 +153,14 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     score(other, str(checkpoint), parameters, ONE_THREAD, run)
     assert json.loads((other / "run.json").read_text())["reused"]["n_images"] == 50 + 40
     assert json.loads((other / "calibration.json").read_text())["calibration"] == calibration
-    known = scores_by_content(run)
-    assert scores_by_content(other).items() <= known.items()
+    for name in ("log_growth", "fused_norms"):
+        assert scores_by_content(other, name).items() <= scores_by_content(run, name).items()
+    without = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2)
+    third = tmp_path / "third"
+    shard(third, str(tmp_path / "fewer.npy"), holdout)
+    with pytest.raises(RunError, match="second_timestep: auto there, none now"):
+        score(third, str(checkpoint), without, ONE_THREAD, run)
+    assert not (third / "calibration.json").exists()
 
 
 def test_calibration_spends_nothing_on_what_is_not_calibrated(

@@ -98,6 +98,7 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         Ailment("checkpoint", "no .safetensors weights", inputs=(("model", "pickled"),)),
         Ailment("parameters", "beyond the schedule's last timestep", options=("--timestep", "999")),
         Ailment("parameters", "64 dimensions", options=("--axes", "65")),
+        Ailment("parameters", "needs --timestep auto", options=("--timestep", "20", "--second-timestep", "auto")),
         Ailment("device", "--device abacus", options=("--device", "abacus")),
     ],
     ids=lambda ailment: f"{ailment.check}: {ailment.says}",
