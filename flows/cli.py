@@ -59,6 +59,7 @@ def _resume() -> str:
 
 def _explained(error: Exception) -> str | None:
     """A line for the user whose input, or disk, is to blame; None if neither is."""
+    from tasks.device_worker import WorkerDied
     from tasks.score import ShardsFailed
     from tasks.store.files import is_disk_full
 
@@ -67,6 +68,8 @@ def _explained(error: Exception) -> str | None:
         return f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
     if isinstance(error, ShardsFailed):
         return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
+    if isinstance(error, WorkerDied):
+        return f"{error}; {_resume()}"
     if is_disk_full(error):
         return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
     return str(error) if isinstance(error, _user_errors()) else None

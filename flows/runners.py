@@ -6,7 +6,8 @@ shards of a run directory that every node must see under the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ from tasks.devices import DeviceError, available_devices, devices_for, threads_f
 from tasks.parameters import ComputeParameters
 from tasks.progress import Progress
 
+logger = logging.getLogger("latentprint")
 MAX_THREADS = 64
+DEATHS_FORGIVEN = 2
+"""How often Ray does a group again whose worker died: as often as a failed one is done again."""
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a local Ray cluster: nothing but job descriptions goes through it."""
 
@@ -58,8 +62,24 @@ def _ray_workers(compute: ComputeParameters) -> Iterator[Workers]:
     on_gpu = any(device.startswith("cuda") for device in wanted)
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     options = {"log_to_driver": False, "logging_level": "error", **({} if compute.ray_address else local)}
+    needed = {"CPU": compute.cores} | ({"GPU": 1} if on_gpu else {})
     with RayTaskRunner(address=compute.ray_address or None, init_kwargs=options) as runner:
-        n_workers = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)) // (1 if on_gpu else compute.cores)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        n_workers = sum(min(int(node.get(kind, 0) // n) for kind, n in needed.items()) for node in nodes)
+        if not n_workers:
+            _no_room(needed, compute)
         # max_calls=0: without it, Ray ends a worker that has a GPU after each task, and the model is loaded again
-        with remote_options(num_cpus=compute.cores, num_gpus=int(on_gpu), max_calls=0):
+        with remote_options(num_cpus=compute.cores, num_gpus=int(on_gpu), max_calls=0, max_retries=DEATHS_FORGIVEN):
             yield Workers(runner, max(1, n_workers))
+
+
+def _no_room(needed: Mapping[str, int], compute: ComputeParameters) -> None:
+    """Ray would wait without end for a node that is large enough; a cluster elsewhere may well start one.
+
+    Raises:
+        DeviceError: the cluster is this machine's.
+    """
+    words = f"--runner ray: no node has {' and '.join(f'{n} {kind}' for kind, n in needed.items())} for a worker"
+    if not compute.ray_address:
+        raise DeviceError(f"{words}: fewer --threads, or another --device")
+    logger.warning("%s; waiting for one", words)

@@ -17,6 +17,7 @@ from tasks.progress import Progress
 from tasks.score import (
     ShardsFailed,
     calibrate,
+    done_alone,
     score_again,
     score_all,
     scoring_status,
@@ -45,6 +46,7 @@ def score(
 
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
+        WorkerDied: each that calibrates, or that scores images again.
         RunError: another process works in this directory.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
@@ -67,7 +69,7 @@ def score(
         with workers_for(compute, progress) as (runner, n_workers):
             if other:
                 adopt_calibration(job, other)
-            job = calibrated(job, runner.submit(calibrate, {"job": job}).result())
+            job = calibrated(job, done_alone(calibrate, {"job": job}, runner))
             if other:
                 take_over_scores(job, other, scoring)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
@@ -75,7 +77,7 @@ def score(
             failed = score_all(jobs, runner, n_workers)
             if not failed and (again := validity_jobs(job, validity)):
                 progress.stage("scoring again", n_scored_again(again), "scores")
-                runner.submit(score_again, {"jobs": again}).result()
+                done_alone(score_again, {"jobs": again}, runner)
         directory.update_record(scoring_status=scoring_status(len(shards), failed))
         if failed:
             raise ShardsFailed(failed)

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from prefect import State, task
+from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from tasks.calibrating import calibrate_run
@@ -22,6 +23,7 @@ from tasks.store.run import RunDirectory
 from tasks.validity import ValidityJob, score_setting
 
 J = TypeVar("J")
+T = TypeVar("T")
 logger = logging.getLogger("latentprint")
 MAX_GROUPS = 2000
 GROUPS_PER_DEVICE = 64
@@ -100,17 +102,39 @@ def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> 
             elif error is not None and len(group) > 1:
                 again += [[job] for job in group]
             elif error is not None:
-                failed[group[0].shard] = f"its worker died ({str(error).partition(chr(10))[0] or type(error).__name__})"
+                failed[group[0].shard] = f"its worker died ({_first_line(error)})"
         groups = again
     return failed
+
+
+def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner[Any]) -> T:
+    """What a task returns that is no group of shards.
+
+    Raises:
+        WorkerDied: each time it was tried.
+        BaseException: the task's, or the run is being stopped.
+    """
+    future = runner.submit(task, arguments)
+    error = _error_of(future)
+    if error is not None and isinstance(error, Exception) and future.state.is_crashed():
+        raise WorkerDied(f"{task.name}: {_first_line(error)}") from error
+    result: T = future.result()
+    return result
 
 
 def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
     futures = [runner.submit(score_group, {"jobs": group}) for group in groups]
-    for future in futures:
-        future.wait()
-    return [None if future.state.is_completed() else future.state.result(raise_on_failure=False) for future in futures]
+    return [_error_of(future) for future in futures]
+
+
+def _error_of(future: PrefectFuture[Any]) -> BaseException | None:
+    future.wait()
+    return None if future.state.is_completed() else future.state.result(raise_on_failure=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def scoring_status(n_shards: int, failed: Mapping[str, str]) -> dict[str, Any]:

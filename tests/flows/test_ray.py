@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import flows.score
+import tasks.score
 from flows.score import score
 from flows.shard import shard
+from tasks.device_worker import WorkerDied
+from tasks.devices import DeviceError
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.score import ShardsFailed
+from tasks.scoring import ScoreJob
 from tasks.store.run import RunDirectory
 
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e '.[ray]'")
 import ray
 
 LONG = ScoreParameters(axes=8, steps=20)
+RAY = ComputeParameters(runner="ray", devices=("cpu",), threads=1)
 SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
+POISON = "train-000001.tar"
+
+
+class PoisonedJob(ScoreJob):
+    """Kills whoever scores the poison shard, wherever the job has travelled to."""
+
+    def provenance(self) -> dict[str, Any]:
+        if self.shard == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().provenance()
+
+
+class PoisonedRun(ScoreJob):
+    """Kills whoever calibrates."""
+
+    def origin(self) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().origin()
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +69,12 @@ def local(
     return part_bytes(run)
 
 
+@pytest.fixture
+def sharded(prefect: None, digit_files: tuple[Path, Path], tmp_path: Path) -> Path:
+    shard(tmp_path / "run", *map(str, digit_files), SMALL_SHARDS)
+    return tmp_path / "run"
+
+
 def part_bytes(run: Path) -> dict[str, bytes]:
     return {part.name: part.read_bytes() for part in sorted((run / "scores").glob("*.parquet"))}
 
@@ -54,20 +87,18 @@ def working() -> list[psutil.Process]:
 
 
 def test_two_ray_workers_give_the_same_bytes_and_a_killed_one_costs_a_retry(
-    cluster: None, local: dict[str, bytes], checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+    cluster: None, local: dict[str, bytes], sharded: Path, checkpoint: Path
 ) -> None:
-    run = tmp_path / "run"
-    shard(run, *map(str, digit_files), SMALL_SHARDS)
     seen: set[int] = set()
     killed: list[int] = []
 
     def kill_one() -> None:
         """Once both work and the first part is there, SIGKILL one; then go on looking who works."""
         deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and RunDirectory(run).read_record().get("scoring_status") is None:
+        while time.monotonic() < deadline and RunDirectory(sharded).read_record().get("scoring_status") is None:
             busy = working()
             seen.update(process.pid for process in busy)
-            if busy and not killed and len(seen) >= 2 and part_bytes(run):
+            if busy and not killed and len(seen) >= 2 and part_bytes(sharded):
                 busy[0].kill()
                 killed.append(busy[0].pid)
             time.sleep(0.02)
@@ -75,10 +106,45 @@ def test_two_ray_workers_give_the_same_bytes_and_a_killed_one_costs_a_retry(
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        score(run, str(checkpoint), LONG, ComputeParameters(runner="ray", devices=("cpu",), threads=1))
+        score(sharded, str(checkpoint), LONG, RAY)
     finally:
         killer.join()
     assert killed, "the kill must fall into the run"
-    assert len(part_bytes(run)) == len(local) > 4
-    assert part_bytes(run) == local
-    assert RunDirectory(run).read_record()["scoring_status"]["state"] == "complete"
+    assert len(part_bytes(sharded)) == len(local) > 4
+    assert part_bytes(sharded) == local
+    assert RunDirectory(sharded).read_record()["scoring_status"]["state"] == "complete"
+
+
+def test_a_poison_shard_is_isolated_named_and_resumed(
+    cluster: None, local: dict[str, bytes], sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the workers of its group with it first, then, alone, its own."""
+    begin = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.score, "ScoreJob", PoisonedJob)
+        patch.setattr(tasks.score, "GROUPS_PER_DEVICE", 1)
+        with pytest.raises(ShardsFailed, match="its worker died") as failure:
+            score(sharded, str(checkpoint), LONG, RAY)
+    assert time.monotonic() - begin < 300
+    assert set(failure.value.reasons) == {POISON}
+    poisoned = f"part-{Path(POISON).stem}.parquet"
+    assert part_bytes(sharded) == {name: content for name, content in local.items() if name != poisoned}
+    status = RunDirectory(sharded).read_record()["scoring_status"]
+    assert (status["state"], status["n_scored"], set(status["failed"])) == ("partial", len(local) - 1, {POISON})
+    score(sharded, str(checkpoint), LONG, RAY)
+    assert part_bytes(sharded) == local
+
+
+def test_a_calibration_that_kills_its_workers_ends_the_run_in_words(
+    cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.score, "ScoreJob", PoisonedRun)
+    with pytest.raises(WorkerDied, match="calibrate: The worker died"):
+        score(sharded, str(checkpoint), LONG, RAY)
+
+
+def test_more_cores_than_any_node_has_are_refused_and_not_waited_for(
+    cluster: None, sharded: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(DeviceError, match="no node has 3 CPU"):
+        score(sharded, str(checkpoint), LONG, RAY.model_copy(update={"threads": 3}))
