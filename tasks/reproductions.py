@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -84,11 +83,10 @@ class TrainingImages:
 
     def by_shard(self) -> Iterator[tuple[str, slice]]:
         """Each shard that holds any, and which of the rows."""
-        begin = 0
-        for shard, rows in groupby(self.rows["shard"].to_pylist()):
-            end = begin + len(list(rows))
+        runs = pc.call_function("run_end_encode", [self.rows["shard"].combine_chunks()])
+        ends = runs.run_ends.to_pylist()
+        for shard, begin, end in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False):
             yield str(shard), slice(begin, end)
-            begin = end
 
     def pixels(self) -> Iterator[Pixels]:
         """Each of them, (C, H, W), in the order of the rows.
@@ -169,8 +167,8 @@ class _Counter:
 
     def __init__(self, jobs: list[SampleJob], training: TrainingImages, matches: pa.Table) -> None:
         self.jobs, self.training, self.matches = jobs, training, matches
-        row_of = {sample_id: row for row, sample_id in enumerate(training.rows["sample_id"].to_pylist())}
-        self.nearest = np.array([row_of[sample_id] for sample_id in matches["nearest_sample_id"].to_pylist()])
+        rows = pc.index_in(matches["nearest_sample_id"], value_set=training.rows["sample_id"].combine_chunks())
+        self.nearest = rows.to_numpy().astype(np.int64)
         self.distance, self.second = (matches[f"{name}_distance"].to_numpy() for name in ("nearest", "second"))
         self.keys = matches["generated"]
 

@@ -39,7 +39,7 @@ without being copies: a linear gradient has at most 2.8."""
 N_ORDERINGS, WINDOW, MOST_BITS = 16, 8, 10
 """Pairs are looked for among the ``WINDOW`` next in each of ``N_ORDERINGS`` orders, up to ``MOST_BITS`` signs apart."""
 
-_ROWS_AT_A_TIME = 2**20
+_ROWS_AT_A_TIME = 2**18
 _BASIS = dct(np.eye(SIDE), axis=0, norm="ortho")[:N_FREQUENCIES]
 _RADIAL_FREQUENCY = np.hypot(*np.mgrid[:N_FREQUENCIES, :N_FREQUENCIES])
 _LOWEST_FIRST = np.argsort(_RADIAL_FREQUENCY.ravel()[1:], kind="stable")
@@ -86,8 +86,12 @@ def near_duplicate_groups(signatures: NDArray[np.int8]) -> NDArray[np.int64]:
 
 def _sign_bits(signatures: NDArray[np.int8]) -> NDArray[np.uint64]:
     """uint64 (N,): the signs, lowest frequency in the most significant bit."""
-    packed = np.packbits(np.pad(signatures[:, _LOWEST_FIRST] > 0, ((0, 0), (0, 1))), axis=1)
-    return np.ascontiguousarray(packed).view(">u8").ravel().astype(np.uint64)
+    bits = np.empty(len(signatures), np.uint64)
+    for begin in range(0, len(signatures), _ROWS_AT_A_TIME):
+        signs = signatures[begin : begin + _ROWS_AT_A_TIME, _LOWEST_FIRST] > 0
+        packed = np.packbits(np.pad(signs, ((0, 0), (0, 1))), axis=1)
+        bits[begin : begin + _ROWS_AT_A_TIME] = np.ascontiguousarray(packed).view(">u8").ravel()
+    return bits
 
 
 def _near_neighbours(
@@ -115,14 +119,14 @@ def _cosine(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
 
 def _merge(parent: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     """The components of the old groups and the new links; each image points to its component's first member."""
-    n = len(parent)
-    rows, columns = np.concatenate([np.arange(n), a]), np.concatenate([parent, b])
-    _, component = connected_components(
-        coo_array((np.ones(len(rows), np.int8), (rows, columns)), (n, n)), directed=False
-    )
-    first = np.full(n, n)
-    np.minimum.at(first, component, np.arange(n))
-    return first[component]
+    roots, ends = np.unique(np.concatenate([parent[a], parent[b]]), return_inverse=True)
+    links = coo_array((np.ones(len(a), np.int8), (ends[: len(a)], ends[len(a) :])), (len(roots), len(roots)))
+    _, component = connected_components(links, directed=False)
+    first = np.full(len(roots), len(parent))
+    np.minimum.at(first, component, roots)
+    joined = np.arange(len(parent))
+    joined[roots] = first[component]
+    return joined[parent]
 
 
 def _numbered(parent: NDArray[np.int64]) -> NDArray[np.int64]:
