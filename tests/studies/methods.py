@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
@@ -32,6 +30,7 @@ from tasks.diffusion.membership import BASELINES
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
+from tasks.evidence.calibration import SECOND, LogOdds, calibrate
 from tasks.evidence.comparison import true_positive_rate
 from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.paired import compare_predictions
@@ -132,12 +131,17 @@ Fit = Callable[[Features, NDArray[np.bool_]], Callable[[Features], Array]]
 """(features and membership of the calibration half) -> score of any half, higher: member."""
 
 
+def separation(score: Array, is_train: NDArray[np.bool_]) -> float:
+    """AUC of trained against held-out."""
+    return auc(score[is_train], score[~is_train])
+
+
 def best_timestep(prefix: str, sign: float) -> Fit:
     """One feature, at the timestep that separates best."""
 
     def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
         keys = [f"{prefix}@{t}" for t in TIMESTEPS]
-        key = max(keys, key=lambda name: auc(sign * features[name][is_train], sign * features[name][~is_train]))
+        key = max(keys, key=lambda name: separation(sign * features[name], is_train))
         return lambda other: sign * other[key]
 
     return fit
@@ -156,7 +160,7 @@ def dime_of(k: int) -> Fit:
         for t in TIMESTEPS:
             for phi in np.linspace(-math.pi, math.pi, 180, endpoint=False):
                 value = -(math.cos(phi) * features[f"bias_{k}@{t}"] + math.sin(phi) * features[f"crowding_{k}@{t}"])
-                if (area := auc(value[is_train], value[~is_train])) > best:
+                if (area := separation(value, is_train)) > best:
                     best, chosen = area, (t, phi)
         t, phi = chosen
         return lambda other: -(math.cos(phi) * other[f"bias_{k}@{t}"] + math.sin(phi) * other[f"crowding_{k}@{t}"])
@@ -168,23 +172,43 @@ def logistic(candidates: list[list[str]]) -> Fit:
     """Logistic regression on the best of several sets of features, by its own fit's AUC."""
 
     def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
-        best: tuple[float, Callable[[Features], Array]] | None = None
-        for names in candidates:
-            scaler = StandardScaler().fit(np.column_stack([features[name] for name in names]))
-            model = LogisticRegression(class_weight="balanced", max_iter=2_000)
-            model.fit(scaler.transform(np.column_stack([features[name] for name in names])), is_train)
-
-            def score(other: Features, names: list[str] = names, scaler: Any = scaler, model: Any = model) -> Array:
-                columns = np.column_stack([other[name] for name in names])
-                return np.asarray(model.decision_function(scaler.transform(columns)))
-
-            area = auc(score(features)[is_train], score(features)[~is_train])
-            if best is None or area > best[0]:
-                best = area, score
-        assert best is not None
-        return best[1]
+        fitted = [(names, LogOdds.fit(stacked(features, names), is_train)) for names in candidates]
+        areas = [separation(odds.of(stacked(features, names)), is_train) for names, odds in fitted]
+        names, odds = fitted[int(np.argmax(areas))]
+        return lambda other: odds.of(stacked(other, names))
 
     return fit
+
+
+def stacked(features: Features, names: list[str]) -> Array:
+    """(n, names)."""
+    return np.column_stack([features[name] for name in names])
+
+
+def fused_norms(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+    """As a run calibrates it: a second timestep beside the one at which growth separates best."""
+    calibration = calibrate({t: scores_at(features, t) for t in TIMESTEPS}, is_train, second=True)
+    assert calibration.second is not None
+    first, second = calibration.timestep, calibration.second.timestep
+
+    def score(other: Features) -> Array:
+        there = {f"{SECOND}{name}": values for name, values in scores_at(other, second).items()}
+        return calibration.scores({**scores_at(other, first), **there})["fused_norms"]
+
+    return score
+
+
+def scores_at(features: Features, t: int) -> dict[str, Array]:
+    """The columns of ``scores`` that a run with one axis has, from timestep ``t``."""
+    return {
+        "log_growth": features[f"growth_1@{t}"],
+        "eps_norm": np.exp(features[f"eps_norm@{t}"]),
+        "sima": np.exp(4.0 * features[f"eps_4@{t}"]),
+        "tangent_norm": np.exp(features[f"tangent_1@{t}"]),
+        "tangent_cosine": features[f"cosine_1@{t}"],
+        "neighbour_eps_norm": np.sqrt(features[f"bias_1@{t}"]),
+        "crowding": features[f"crowding_1@{t}"],
+    }
 
 
 def fused_features(k: int, t: int) -> list[str]:
@@ -209,6 +233,7 @@ METHODS: dict[str, tuple[int, Fit]] = {
             ]
         ),
     ),
+    "fused_norms": (3, fused_norms),
     "growth, K = 10": (11, best_timestep("growth_10", 1.0)),
     "DIME, 11": (11, dime_of(10)),
     "fused, K = 10": (11, logistic([fused_features(10, t) for t in TIMESTEPS])),
