@@ -151,10 +151,11 @@ def _facts(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, 
     }
     calibration = evidence.get("calibration")
     if calibration:
+        second = calibration.get("second")
         facts["Calibrated apart"] = (
-            "timestep {timestep}, chosen on {n_train:,} trained and {n_control:,} held-out images "
-            "that are in no comparison".format(**calibration)
-        )
+            "timestep {timestep}{also}, chosen on {n_train:,} trained and {n_control:,} held-out images "
+            "that are in no comparison"
+        ).format(**calibration, also=f", and {second['timestep']} for fused_norms" if second else "")
     checksum = record.get("scoring", {}).get("checkpoint_sha256")
     return facts | ({"Checkpoint, SHA-256": f"{checksum[:16]}…"} if checksum else {})
 

@@ -18,6 +18,7 @@ STUDIES = (
     ("headline", "--model", "memorized", "--images", "6"),
     ("headline", "--model", "memorized", "--images", "2", "--jvp"),
     ("headline", "--model", "large", "--images", "4"),
+    ("cleaned",),
     ("odds",),
     ("side",),
     ("kills",),
