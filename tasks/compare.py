@@ -44,11 +44,9 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
         )
         for name, directory in runs.items()
     )
-    changed = changed_flags(a, b, trend)
-    a, b = (
-        replace(run, pictures=pictures_of(runs[name], _of_run(images, name), _shown(rows)))
-        for name, run, rows in (("A", a, changed.gone), ("B", b, changed.new))
-    )
+    changed = changed_flags(trend)
+    shown = [*_shown(changed.new), *_shown(changed.gone)]
+    b = replace(b, pictures=pictures_of(runs["B"], _of_run(images, "B"), shown))
     page = render_comparison(a, b, trend, redact)
     try:
         with atomic_open(out) as stream:

@@ -51,7 +51,7 @@ class ComparedRun:
     ranking: pa.Table
     flags: pa.Table
     pictures: Mapping[str, Pixels] = field(default_factory=dict)
-    """sample_id -> pixels, of :func:`changed_flags`."""
+    """sample_id -> pixels, of :func:`changed_flags`; those of the later run are shown."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class ChangedFlags:
-    """Images flagged in one run alone, most easily reproduced first: rows of ``rank_trend`` or of ``flagged``."""
+    """Images tested in both runs and flagged in one alone, most easily reproduced first: rows of ``rank_trend``."""
 
     new: list[dict[str, Any]]
     gone: list[dict[str, Any]]
+    n_tested: int
+    """Images tested in both."""
 
 
-def changed_flags(before: ComparedRun, after: ComparedRun, trend: pa.Table) -> ChangedFlags:
-    """Of the images in both runs, those that were tested in both; of the others, all that are flagged.
+def changed_flags(trend: pa.Table) -> ChangedFlags:
+    """Of the images that were tested in both runs, those whose flag came or went.
 
     Args:
         trend: the relation ``rank_trend`` of the two.
     """
-    new = trend.filter(pc.field("is_flagged") & ~pc.field("was_flagged")).to_pylist()
-    gone = trend.filter(pc.field("was_flagged") & ~pc.field("is_flagged")).to_pylist()
-    new += _only_here(after, before)
-    gone += _only_here(before, after)
-    return ChangedFlags(*([*sorted(rows, key=lambda row: -row["log_growth"])] for rows in (new, gone)))
+    was, now = pc.field("was_flagged"), pc.field("is_flagged")
+    tested = trend.filter(~(was.is_null() | now.is_null())).sort_by([("log_growth", "descending")])
+    return ChangedFlags(tested.filter(now & ~was).to_pylist(), tested.filter(was & ~now).to_pylist(), tested.num_rows)
 
 
 def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, redact: bool = False) -> str:
@@ -101,7 +101,9 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
     warnings = incomparable(before, after)
     is_comparable = not parameter_differences(before, after)
     pairs = [Pair(*pair) for pair in zip(key_numbers(before.evidence), key_numbers(after.evidence), strict=True)]
-    flags = changed_flags(before, after, trend)
+    flags = changed_flags(trend)
+    counts = _counts(before, after, trend, flags)
+    album = Album(after.pictures, {}, redact)
     previous, now = (trend[name].to_numpy().astype(np.float64) for name in ("previous_percentile", "percentile"))
     shift = percentile_shift(previous, now, ("A", "B"))
     return render(
@@ -109,19 +111,14 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
         runs={"A": _described(before), "B": _described(after)},
         verdicts={"A": verdict(before.evidence), "B": verdict(after.evidence)},
         sentence=_sentence(verdict(before.evidence), verdict(after.evidence), pairs[0], flags),
+        alone=_alone(counts["in A alone"], counts["in B alone"]),
         warnings=warnings,
         is_redacted=redact,
         pairs=pairs,
         shift=shift,
-        counts={
-            "in both": trend.num_rows,
-            "only in A": before.ranking.num_rows - trend.num_rows,
-            "only in B": after.ranking.num_rows - trend.num_rows,
-            "newly flagged": len(flags.new),
-            "no longer flagged": len(flags.gone),
-        },
-        new=_exhibits(flags.new, Album(after.pictures, {}, redact)),
-        gone=_exhibits(flags.gone, Album(before.pictures, {}, redact)),
+        counts=counts,
+        new=_exhibits(flags.new, album),
+        gone=_exhibits(flags.gone, album),
         trend=_trend_table(trend, flags, is_comparable),
         differences=_differences(before, after),
         queries=[
@@ -161,10 +158,20 @@ def incomparable(before: ComparedRun, after: ComparedRun) -> list[str]:
     return found
 
 
-def _only_here(here: ComparedRun, there: ComparedRun) -> list[dict[str, Any]]:
-    is_there = pc.is_in(here.flags["content_hash"], there.ranking["content_hash"].combine_chunks())
-    rows: list[dict[str, Any]] = here.flags.filter(pc.invert(is_there)).filter(pc.field("is_flagged")).to_pylist()
-    return rows
+def _counts(before: ComparedRun, after: ComparedRun, trend: pa.Table, flags: ChangedFlags) -> dict[str, int]:
+    """Numbers of distinct training images, by what is said of them."""
+    counts = {
+        "in both": trend.num_rows,
+        "tested in both": flags.n_tested,
+        "newly flagged": len(flags.new),
+        "no longer flagged": len(flags.gone),
+    }
+    for name, here, there in (("A", before, after), ("B", after, before)):
+        is_there = pc.is_in(here.flags["content_hash"], there.ranking["content_hash"].combine_chunks())
+        counts[f"in {name} alone"] = here.ranking.num_rows - trend.num_rows
+        alone = here.flags.filter(pc.invert(is_there))
+        counts[f"in {name} alone, flagged"] = alone.filter(pc.field("is_flagged")).num_rows
+    return counts
 
 
 def _parameters(run: ComparedRun) -> dict[str, Any]:
@@ -192,7 +199,13 @@ def _sentence(before: Verdict, after: Verdict, auc: Pair, flags: ChangedFlags) -
     change = ""
     if auc.before.estimate is not None and auc.after.estimate is not None:
         change = f" Trained against held out, the AUC went from {auc.before.value} to {auc.after.value}: {auc.change}"
-    return f"{verdicts}.{change} {number(len(flags.new))} images newly flagged, {number(len(flags.gone))} no longer."
+    changed = f"newly flagged {number(len(flags.new))}, no longer flagged {number(len(flags.gone))}"
+    return f"{verdicts}.{change} Of the images tested in both runs ({number(flags.n_tested)}): {changed}."
+
+
+def _alone(n_before: int, n_after: int) -> str:
+    verb = "image is" if n_before == 1 else "images are"
+    return f"{number(n_before)} {verb} in A alone, {number(n_after)} in B alone."
 
 
 def _exhibits(rows: list[dict[str, Any]], album: Album) -> list[Exhibit]:
@@ -201,8 +214,6 @@ def _exhibits(rows: list[dict[str, Any]], album: Album) -> list[Exhibit]:
 
 def _exhibit(row: Mapping[str, Any], album: Album) -> Exhibit:
     name = setting(row["sample_id"])
-    if "previous_rank" not in row:
-        return Exhibit("", name, album.training(row["sample_id"]), {"": "in this run alone"})
     facts = {"rank in A": number(row["previous_rank"]), "rank in B": number(row["rank"])}
     return Exhibit("", name, album.training(row["sample_id"]), facts)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tasks.reporting.compare import ComparedRun, changed_flags, incomparable, render_comparison
 from tasks.reporting.html import ReportInputs
+from tasks.reporting.thumbnails import data_uri
 from tests.reporting.synthetic import HOSTILE, Run, blob
 from tests.reporting.test_html import Page
 
@@ -84,7 +87,7 @@ def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
         {row["content_hash"] for row in run.tables["flagged"].to_pylist() if row["is_flagged"]}
         for run in (inputs, later)
     )
-    found = changed_flags(compared("A", inputs), compared("B", later), trend)
+    found = changed_flags(trend)
     assert {row["content_hash"] for row in found.new} == now - was
     assert {row["content_hash"] for row in found.gone} == was - now
     assert len(found.gone) >= 10
@@ -92,15 +95,43 @@ def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
     assert [row["log_growth"] for row in found.new[:2]] == [21.0, 20.0]
 
 
-def test_an_image_of_one_run_alone_that_is_flagged_is_new(inputs: ReportInputs) -> None:
-    before = compared("A", inputs, ranking=inputs.tables["ranking"].slice(1), flags=inputs.tables["flagged"].slice(1))
-    flags = before.flags, inputs.tables["flagged"]
-    trend = trend_of(before.ranking, inputs.tables["ranking"], flags)
-    found = changed_flags(before, compared("B", inputs), trend)
-    first = inputs.tables["ranking"].slice(0, 1).to_pylist()[0]
-    assert [row["sample_id"] for row in found.new] == [first["sample_id"]]
-    page = Page(render_comparison(before, compared("B", inputs), trend))
-    assert "in this run alone" in page.texts
+def left_out(run: ComparedRun, names: Sequence[str]) -> ComparedRun:
+    kept = [table.filter(~pc.field("sample_id").isin(names)) for table in (run.ranking, run.flags)]
+    return replace(run, ranking=kept[0], flags=kept[1])
+
+
+def flag_of(run: ComparedRun, name: str, is_flagged: bool | None) -> ComparedRun:
+    """The run with another flag for one image; None: it was not tested."""
+    rows = [row for row in run.flags.to_pylist() if row["sample_id"] != name or is_flagged is not None]
+    changed = [row | ({"is_flagged": is_flagged} if row["sample_id"] == name else {}) for row in rows]
+    return replace(run, flags=pa.Table.from_pylist(changed, schema=run.flags.schema))
+
+
+def test_images_that_were_left_out_of_a_run_or_of_its_test_change_no_flag(inputs: ReportInputs) -> None:
+    names, lowest = inputs.tables["ranking"]["sample_id"].to_pylist(), inputs.tables["ranking"].num_rows - 1
+    before, after = (compared(name, inputs) for name in ("A", "B"))
+    assert inputs.tables["flagged"]["is_flagged"][:6].to_pylist() == [True] * 6
+    before = left_out(flag_of(before, names[5], None), [names[0]])  # tested in B alone; in B alone
+    after = left_out(flag_of(after, names[4], False), [*names[1:3], names[lowest]])  # the flag that went; in A alone
+    trend = trend_of(before.ranking, after.ranking, (before.flags, after.flags))
+    found = changed_flags(trend)
+    assert ([row["sample_id"] for row in found.new], [row["sample_id"] for row in found.gone]) == ([], [names[4]])
+    page = Page(render_comparison(before, after, trend))
+    assert "Of the images tested in both runs (251): newly flagged 0, no longer flagged 1." in page.text
+    assert "3 images are in A alone, 1 in B alone." in page.texts
+    facts = {"in both": 252, "tested in both": 251, "newly flagged": 0, "no longer flagged": 1}
+    alone = {"in A alone": 3, "in A alone, flagged": 2, "in B alone": 1, "in B alone, flagged": 1}
+    for label, count in (facts | alone).items():
+        assert page.texts[page.texts.index(f"Training images {label}") + 1] == str(count), label
+
+
+def test_an_image_whose_flag_went_is_shown_as_it_is_called_in_the_later_run(inputs: ReportInputs) -> None:
+    first = inputs.tables["ranking"]["sample_id"][0].as_py()
+    pictures = [{first: blob((28, 28), seed)} for seed in (1, 2)]
+    before = compared("A", inputs, pictures=pictures[0])  # another image has that name there
+    after = flag_of(compared("B", inputs, pictures=pictures[1]), first, False)
+    page = Page(render_comparison(before, after, trend_of(before.ranking, after.ranking, (before.flags, after.flags))))
+    assert [a["src"] for tag, a in page.tags if tag == "img"] == [data_uri(pictures[1][first])]
 
 
 def with_parameters(run: ComparedRun, **parameters: Any) -> ComparedRun:
@@ -159,7 +190,7 @@ def test_runs_without_anything_in_common_still_make_a_page(inputs: ReportInputs,
 
 
 def test_pictures_of_a_comparison_can_be_redacted(inputs: ReportInputs, later: ReportInputs, trend: pa.Table) -> None:
-    found = changed_flags(compared("A", inputs), compared("B", later), trend)
+    found = changed_flags(trend)
     pictures = {row["sample_id"]: blob((28, 28), i) for i, row in enumerate((*found.new, *found.gone))}
     runs = compared("A", inputs, pictures=pictures), compared("B", later, pictures=pictures)
     open_, redacted = (Page(render_comparison(*runs, trend, redact)) for redact in (False, True))
