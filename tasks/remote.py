@@ -36,9 +36,10 @@ logger = logging.getLogger("latentprint")
 
 
 def staging_folder(url: str) -> Path:
-    """Where the local copy of a run lies: below ``LATENTPRINT_STAGING``, or the user's cache."""
+    """Where the local copy of a run lies, by its name: below ``LATENTPRINT_STAGING``, or the user's cache."""
     home = Path(os.environ.get("LATENTPRINT_STAGING") or Path.home() / ".cache" / "latentprint")
-    return home / hashlib.blake2b(url.partition("?")[0].encode(), digest_size=8).hexdigest()
+    key = url.partition("?")[0].rstrip("/")
+    return home / f"{key.rpartition('/')[2]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
 
 
 class RemoteRun:
