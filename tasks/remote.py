@@ -5,7 +5,8 @@
 Every file of a run appears under its name only when it is whole, and an object of a store only when its last byte has
 arrived, so copying files one by one keeps what a run directory promises: whatever machine goes on from the store finds
 finished shards and parts and makes the rest. ``SHA256SUMS`` goes last, and what it says is checked as in any run. Only
-one machine at a time may write to a run: its lock is a local one.
+one machine at a time may write to a run: its lock is a local one, because ``pyarrow.fs`` offers no conditional create
+(``If-None-Match: *``, https://github.com/apache/arrow/issues/44281) with which two machines could agree on one there.
 """
 
 from __future__ import annotations
