@@ -5,7 +5,8 @@
 Every file of a run appears under its name only when it is whole, and an object of a store only when its last byte has
 arrived, so copying files one by one keeps what a run directory promises: whatever machine goes on from the store finds
 finished shards and parts and makes the rest. ``SHA256SUMS`` goes last, and what it says is checked as in any run. Only
-one machine at a time may write to a run: its lock is a local one.
+one machine at a time may write to a run: its lock is a local one, because ``pyarrow.fs`` offers no conditional create
+(``If-None-Match: *``, https://github.com/apache/arrow/issues/44281) with which two machines could agree on one there.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ logger = logging.getLogger("latentprint")
 
 
 def staging_folder(url: str) -> Path:
-    """Where the local copy of a run lies: below ``LATENTPRINT_STAGING``, or the user's cache."""
+    """Where the local copy of a run lies, by its name: below ``LATENTPRINT_STAGING``, or the user's cache."""
     home = Path(os.environ.get("LATENTPRINT_STAGING") or Path.home() / ".cache" / "latentprint")
-    return home / hashlib.blake2b(url.partition("?")[0].encode(), digest_size=8).hexdigest()
+    key = url.partition("?")[0].rstrip("/")
+    return home / f"{key.rpartition('/')[2]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
 
 
 class RemoteRun:

@@ -59,7 +59,14 @@ Out = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Option(help="An existing run directory, or its s3:// URL.", parser=run_path, metavar="RUN")]
-Reuse = Annotated[Path | None, typer.Option(help="Take scores of the same images, model and options from this run.")]
+Reuse = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take scores of the same images, model and options from this run, or s3:// URL.",
+        parser=tables_path,
+        metavar="RUN",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")]

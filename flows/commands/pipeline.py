@@ -190,9 +190,15 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
 
 @app.command()
 def report(
-    run: Annotated[Path | None, typer.Option(help="Check, analyse and report this run again.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Check, analyse and report this run, or s3:// URL, again.", parser=run_path, metavar="RUN"),
+    ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two reported runs: a page of what changed.", metavar="RUN_A RUN_B")
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="Two reported runs, or s3:// URLs: a page of what changed.", parser=run_path, metavar="RUN_A RUN_B"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --compare: the page; default RUN_B/compare.html.")] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Blur every picture, in report-redacted.html.")] = False,

@@ -16,7 +16,12 @@ def gate(
         Path | None,
         typer.Option(help="The run to decide on, or its s3:// URL.", parser=tables_path, metavar="RUN"),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option(help="An earlier run, for the limits on an increase.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier run, or its s3:// URL, for the limits on an increase.", parser=tables_path, metavar="RUN"
+        ),
+    ] = None,
     max_auc: Annotated[float | None, typer.Option(help="AUC, trained against held out; 0.5 is chance.")] = None,
     max_flag_rate: Annotated[float | None, typer.Option(help="Flagged, of the training images [of 1].")] = None,
     max_memorized_share: Annotated[float | None, typer.Option(help="Copies, of the generated images [of 1].")] = None,

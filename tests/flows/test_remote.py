@@ -11,7 +11,7 @@ import pytest
 
 from flows import cli
 from tasks.remote import RemoteRun, staging_folder
-from tasks.store.run import RunDirectory, RunError
+from tasks.store.run import RunDirectory
 from tests.datasets.test_stores import options, server  # noqa: F401  # fixtures
 from tests.store.test_warehouse import write_run
 
@@ -40,13 +40,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-def objects(store: pafs.FileSystem, key: str) -> dict[str, bytes]:
+def files(store: pafs.FileSystem, key: str) -> dict[str, pafs.FileInfo]:
+    """Path within the run -> what the store says of it."""
     found = store.get_file_info(pafs.FileSelector(key, recursive=True))
-    files = [file.path for file in found if file.type == pafs.FileType.File]
-    return {path.removeprefix(f"{key}/"): store.open_input_file(path).read() for path in files}
+    return {file.path.removeprefix(f"{key}/"): file for file in found if file.type == pafs.FileType.File}
 
 
-def test_shards_and_parts_go_through_the_store_from_machine_to_machine(
+def objects(store: pafs.FileSystem, key: str) -> dict[str, bytes]:
+    return {name: store.open_input_file(file.path).read() for name, file in files(store, key).items()}
+
+
+def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_once(
     prefect: None,
     options: str,  # noqa: F811
     store: pafs.FileSystem,
@@ -55,25 +59,39 @@ def test_shards_and_parts_go_through_the_store_from_machine_to_machine(
     digit_files: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
-    url = f"s3://runs/first{options}"
+    url, local = f"s3://runs/first{options}", tmp_path / "local"
     sources = ["--train", digit_files[0], "--holdout", digit_files[1], "--shard-mb", 16 / 512]
+    audit = ["audit", *sources, "--model", checkpoint, "--timestep", 20, "--threads", 1, "--validity", 0]
+    audit += ["--extract", 48]
+    assert machine("one", *audit, "--out", local)[0] == 0
     assert machine("one", "shard", *sources, "--out", url)[0] == 0
-    assert machine("one", "shard", *sources, "--out", tmp_path / "local")[0] == 0
-    scoring = ["--model", checkpoint, "--timestep", 20, "--threads", 1]
-    assert machine("two", "score", "--run", url, *scoring)[0] == 0
+    assert machine("two", *audit, "--out", url)[0] == 0
     there = objects(store, "runs/first")
-    local = {path.name: path.read_bytes() for path in (tmp_path / "local" / "shards").iterdir()}
-    assert {name.removeprefix("shards/"): content for name, content in there.items() if "shards/" in name} == local
-    assert len(local) == sum(name.startswith("scores/part-") for name in there)
-    assert there.keys() >= {"run.json", "manifest.parquet", "rejects.parquet", "SHA256SUMS"}
-    assert not [name for name in there if "/." in name or name.startswith(".")]
+    here = {path.relative_to(local).as_posix(): path.read_bytes() for path in local.rglob("*") if path.is_file()}
+    assert there.keys() == here.keys() - {".lock"}
+    differing = {name for name, content in there.items() if content != here[name]}
+    assert differing <= {"run.json", "report.html"}, "only they say when, and how long it took"
 
-    code, output, _ = machine("three", "sql", "--run", url, "--json", "SELECT count(*) AS n FROM scores")
+    def written() -> dict[str, int]:
+        """When what is computed only once was, to the second [ns]."""
+        costly = ("shards/", "scores/", "samples/", "matches/")
+        found = files(store, "runs/first").items()
+        return {name: file.mtime_ns for name, file in found if name.startswith(costly)}
+
+    before = written()
+    assert machine("three", *audit, "--out", url)[0] == 0
+    assert written() == before
+    assert len(before) == 2 * len(list((local / "shards").iterdir())) + 1 + 1
+
+    there = objects(store, "runs/first")
+    code, output, _ = machine("four", "sql", "--run", url, "--json", "SELECT count(*) AS n FROM scores")
     assert (code, json.loads(output)) == (0, [{"n": 60 + 40}])
     assert not list(staging_folder(url).rglob("*.tar"))
-    code, output, _ = machine("three", "verify", "--run", url, "--json")
+    code, output, _ = machine("four", "verify", "--run", url, "--json")
     assert (code, json.loads(output)["differences"]) == (0, [])
     assert objects(store, "runs/first") == there, "asking changes nothing"
+    assert machine("four", "report", "--compare", local, url)[0] == 0
+    assert b"first-" in objects(store, "runs/first")["compare.html"], "the page names the run"
 
 
 def test_what_is_published_is_whole_and_what_is_gone_goes(
@@ -140,6 +158,18 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         assert "secret" not in errors
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str) -> None:  # noqa: F811
-    with pytest.raises(RunError, match="there is no bucket no-such-bucket"):
-        RemoteRun(f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}").fetch()
+@pytest.mark.parametrize(
+    "command",
+    [
+        "audit --model x --train x --out",
+        "report --run",
+        "report --compare x",
+        "report --run x --before",
+        "score --run x --model x --reuse",
+        "gate --run x --baseline",
+    ],
+)
+def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, machine: Machine, command: str) -> None:  # noqa: F811
+    url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
+    code, _, errors = machine("one", *command.split(), url)
+    assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")
