@@ -52,9 +52,7 @@ def test_every_setting_is_scored_on_the_same_images_and_summed_up(scored: Path) 
     page = (scored / "sweep.html").read_text()
     assert page.count("<svg") >= 6
     best = max(setting["auc"] for setting in result["settings"])
-    cheap = max(setting["auc"] for setting in result["settings"] if setting["n_axes"] == setting["n_steps"] == 1)
     assert f"The highest AUC, trained against held out, is {best:.3f}, with" in page
-    assert f"One axis and one step reach {cheap:.3f}, with" in page
 
 
 def test_settings_that_are_there_are_kept_and_new_ones_added(scored: Path) -> None:
