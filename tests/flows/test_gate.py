@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,12 +91,13 @@ def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_bad_run_is_blocked_and_the_clean_one_passes(gate: Gate, bad: Path, clean: Path) -> None:
-    for run, expected, outcome in ((bad, 1, "fail"), (clean, 0, "pass")):
+    counts = {"tests": "1", "errors": "0", "skipped": "0"}
+    for run, expected, outcome, n_failures in ((bad, 1, "fail", "1"), (clean, 0, "pass", "0")):
         code, printed, _ = gate("--run", run, "--max-auc", 0.6, "--json")
         assert code == expected
         assert json.loads(printed) == json.loads((run / "verdict.json").read_text())
         assert json.loads(printed)["outcome"] == outcome
-        assert (run / "junit.xml").is_file()
+        assert ET.parse(run / "junit.xml").getroot().attrib == counts | {"failures": n_failures}
 
 
 def test_a_baseline_of_the_same_family_and_controls_is_compared(gate: Gate, bad: Path, clean: Path) -> None:
@@ -145,13 +147,13 @@ def test_the_shell_job_ends_with_the_gates_status(bad: Path, clean: Path, tmp_pa
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n')
     command.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT)}
-    for run, status in ((bad, 1), (clean, 0)):
+    for run, status, mark in ((bad, 1, "❌ fail"), (clean, 0, "✅ pass")):
         summary = tmp_path / f"{run.name}.md"
         environment = {**os.environ, **path, "RUN": str(run), "GITHUB_STEP_SUMMARY": str(summary)}
         job = ["sh", str(PROJECT / "infra" / "examples" / "gate.sh")]
         answer = subprocess.run(job, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert answer.returncode == status, answer.stderr
-        assert "max-auc" in summary.read_text()
+        assert f"| max-auc | {mark} |" in summary.read_text()
 
 
 def test_the_release_flow_publishes_the_clean_checkpoint_alone_and_tells_of_changes(
@@ -174,7 +176,8 @@ def test_the_release_flow_publishes_the_clean_checkpoint_alone_and_tells_of_chan
     assert not (tmp_path / "served").exists()
     for _ in range(2):
         release(str(clean_model), runs["clean"], tmp_path / "served", AUC)
-    assert (tmp_path / "served" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    weights = Path("unet") / "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "served" / weights).read_bytes() == (clean_model / weights).read_bytes()
     assert [(event, payload["before"], payload["outcome"]) for event, payload in told] == [
         (VERDICT_CHANGED, None, "fail"),
         (VERDICT_CHANGED, None, "pass"),
