@@ -69,8 +69,12 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             os.environ["PREFECT_API_URL"] = url
-            yield
-            APILogWorker.drain_all(timeout=5)  # what is still queued would complain once the server is gone
+            try:
+                yield
+            except Exception:
+                APILogWorker.drain_all(timeout=5)  # what is still queued would complain once the server is gone
+                raise
+            APILogWorker.drain_all(timeout=5)
             time.sleep(1.5)  # the recorder flushes its last task runs every second
     except (SystemExit, KeyboardInterrupt):
         server.kill()  # to stop by itself takes it longer than a user, or a machine that shuts down, will wait

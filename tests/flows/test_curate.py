@@ -147,7 +147,8 @@ def test_nothing_left_is_one_line(audited: Path, tmp_path: Path, latentprint: La
     options = ("--run", audited, "--out", tmp_path / "set", "--action", "drop")
     done = latentprint("curate", *options, "--images", "SELECT sample_id FROM ranking")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("no image would be left to train on; choose fewer with --images")
+    complaint = "no image would be left to train on; choose fewer with --images"
+    assert done.stderr == f"latentprint: {audited}: {complaint}\n"
     assert not (tmp_path / "set" / "curation.json").exists()
 
 
