@@ -45,7 +45,7 @@ def measure_cleaning(run: Path, before: Path) -> dict[str, Any]:
     names, sides = _images(directory, earlier)
     samples = _found(earlier.matches), _found(directory.cleaned_matches)
     found = {
-        "run_before": str(before),
+        "run_before": earlier.path.name,
         "run_id_before": earlier.read_record()["run_id"],
         "checkpoint_sha256_before": earlier.read_record()["scoring"]["checkpoint_sha256"],
         "training": _training(directory, earlier),

@@ -91,7 +91,6 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
 def _made_from(directory: RunDirectory, chosen: pa.Table, parameters: CurateParameters) -> dict[str, Any]:
     record = directory.read_record()
     return {
-        "run": str(directory.path.resolve()),
         "run_id": record.get("run_id"),
         "manifest_digest": record["manifest_digest"],
         "checkpoint_sha256": record.get("scoring", {}).get("checkpoint_sha256"),

@@ -67,6 +67,14 @@ Reuse = Annotated[
         metavar="RUN",
     ),
 ]
+Before = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run of the model before its training set was cleaned; what that changed is reported.",
+        parser=run_path,
+        metavar="RUN",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")]

@@ -9,6 +9,7 @@ import typer
 
 from flows.commands.arguments import (
     AsJson,
+    Before,
     Device,
     Holdout,
     Model,
@@ -33,14 +34,6 @@ from tasks.parameters import (
 )
 
 Extract = Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)]
-Before = Annotated[
-    Path | None,
-    typer.Option(
-        help="Run of the model before its training set was cleaned; what that changed is reported.",
-        parser=run_path,
-        metavar="RUN",
-    ),
-]
 PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
 DEMO_SCORING = ScoreParameters(baselines=("loss",))

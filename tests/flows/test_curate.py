@@ -172,6 +172,7 @@ def test_a_retrained_model_is_held_against_the_one_before(
     found = json.loads((tmp_path / "run" / "evidence.json").read_text())["cleaned_set"]
     assert found["status"] == "ok"
     assert found["run_id_before"] == json.loads((audited / "run.json").read_text())["run_id"]
+    assert found["run_before"] == "first"  # no path of a machine goes into what is forwarded
     assert found["training"].startswith("not recorded")
     counted = json.loads((audited / "evidence.json").read_text())["reproductions"]["ratio"]["n_copies"]
     assert found["before"]["n_copies"] == counted
