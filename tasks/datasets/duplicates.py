@@ -15,7 +15,11 @@ here such bits only propose pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dct
@@ -63,75 +67,96 @@ def signature(pixels: NDArray[np.uint8]) -> bytes | None:
     return bytes(np.round(127 * direction).astype(np.int8))
 
 
-def near_duplicate_groups(signatures: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Group of each of N different images, numbered from 0 by its first member; -1 for an image alone.
+def signs(signature: bytes) -> int:
+    """The signs of a signature's components as bits of a 64-bit number, the lowest frequency in the highest."""
+    positive = np.frombuffer(signature, np.int8)[_LOWEST_FIRST] > 0
+    return int.from_bytes(np.packbits(positive).tobytes(), "big")
+
+
+def near_duplicate_groups(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    """The groups of near duplicates among different images, numbered from 0 by their first members.
 
     Instead of comparing all pairs, the images are sorted by their signatures' signs, ``N_ORDERINGS`` times with another
-    frequency to begin with, and neighbours in each order compared: 5 s for 10^6 images and 0.15 kB for each. That finds
-    99% of the near pairs of Fashion-MNIST.
+    frequency to begin with, and neighbours in each order compared. That finds 99% of the near pairs of Fashion-MNIST.
+    DuckDB sorts, on disk if need be; beside that, memory grows with the images that have near duplicates, not with all.
 
     Args:
-        signatures: int8, (N, ``SIGNATURE_BYTES``).
+        connection: with a relation ``contents``: ``number`` (int64), ``signs`` and ``signature`` of each image.
+
+    Returns:
+        ``number`` and ``near_duplicate_group``, both int64, of the images in groups, by number.
     """
-    n = len(signatures)
-    bits = _sign_bits(signatures)
-    parent = np.arange(n)
+    components = _Components()
     for ordering in range(N_ORDERINGS):
-        turn = np.uint64(ordering * 64 // N_ORDERINGS)
-        turned = (bits << turn) | (bits >> (np.uint64(64) - turn)) if turn else bits
-        links = _near_neighbours(np.argsort(turned, kind="stable"), bits, signatures, parent)
-        parent = _merge(parent, *links)
-    return _numbered(parent)
+        turn = ordering * 64 // N_ORDERINGS
+        query = """
+            SELECT number, signs, signature FROM contents
+            ORDER BY signs & $lower::UBIGINT, signs >> $n_lower::UBIGINT, number
+        """
+        turned = {"lower": 2 ** (64 - turn) - 1, "n_lower": min(64 - turn, 63)}
+        for images in _overlapping(connection.sql(query, params=turned).to_arrow_reader(_ROWS_AT_A_TIME)):
+            for a, b in _near_pairs(images, components):
+                components.link(a, b)
+        components.join()
+    return components.table()
 
 
-def _sign_bits(signatures: NDArray[np.int8]) -> NDArray[np.uint64]:
-    """uint64 (N,): the signs, lowest frequency in the most significant bit."""
-    bits = np.empty(len(signatures), np.uint64)
-    for begin in range(0, len(signatures), _ROWS_AT_A_TIME):
-        signs = signatures[begin : begin + _ROWS_AT_A_TIME, _LOWEST_FIRST] > 0
-        packed = np.packbits(np.pad(signs, ((0, 0), (0, 1))), axis=1)
-        bits[begin : begin + _ROWS_AT_A_TIME] = np.ascontiguousarray(packed).view(">u8").ravel()
-    return bits
+def _overlapping(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Each batch after the last ``WINDOW`` rows of those before it."""
+    before: list[pa.RecordBatch] = []
+    for batch in batches:
+        images = pa.Table.from_batches([*before, batch]).combine_chunks()
+        yield images
+        before = images.slice(max(0, len(images) - WINDOW)).to_batches()
 
 
-def _near_neighbours(
-    order: NDArray[np.int64], bits: NDArray[np.uint64], signatures: NDArray[np.int8], parent: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs at most ``WINDOW`` apart in ``order`` that are near, and not yet of one group."""
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+def _near_pairs(images: pa.Table, components: _Components) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Numbers of images at most ``WINDOW`` rows apart that are near, and not yet of one component."""
+    numbers, bits = images["number"].to_numpy(), images["signs"].to_numpy()
+    signatures = np.frombuffer(b"".join(images["signature"].to_numpy()), np.int8).reshape(-1, SIGNATURE_BYTES)
     for step in range(1, WINDOW + 1):
-        for begin in range(0, len(order) - step, _ROWS_AT_A_TIME):
-            a = order[begin : begin + _ROWS_AT_A_TIME][: len(order) - step - begin]
-            b = order[begin + step : begin + step + _ROWS_AT_A_TIME]
-            possible = (np.bitwise_count(bits[a] ^ bits[b]) <= MOST_BITS) & (parent[a] != parent[b])
-            a, b = a[possible], b[possible]
-            near = _cosine(signatures[a], signatures[b]) >= SIMILARITY
-            found.append((a[near], b[near]))
-    first, second = zip(*found, strict=True) if found else ((), ())
-    return np.concatenate([np.empty(0, np.int64), *first]), np.concatenate([np.empty(0, np.int64), *second])
+        a = np.flatnonzero(np.bitwise_count(bits[:-step] ^ bits[step:]) <= MOST_BITS)
+        a = a[components.of(numbers[a]) != components.of(numbers[a + step])]
+        a = a[_cosine(signatures[a], signatures[a + step]) >= SIMILARITY]
+        yield numbers[a], numbers[a + step]
+
+
+class _Components:
+    """Connected components of the linked images, each called by its lowest number; of others nothing is kept."""
+
+    def __init__(self) -> None:
+        self._members = self._roots = np.empty(0, np.int64)
+        self._links: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+
+    def of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The name of each image's component, as last joined."""
+        if not len(self._members):
+            return numbers
+        at = np.minimum(np.searchsorted(self._members, numbers), len(self._members) - 1)
+        return np.where(self._members[at] == numbers, self._roots[at], numbers)
+
+    def link(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Link a_i and b_i. Joined when there are more links than members: twice the work for twice the images."""
+        self._links.append((a, b))
+        if sum(len(linked) for linked, _ in self._links) > max(_ROWS_AT_A_TIME, len(self._members)):
+            self.join()
+
+    def join(self) -> None:
+        """Follow the links made since the last time."""
+        a, b = (np.concatenate(ends) for ends in zip((self._members, self._roots), *self._links, strict=True))
+        members, ends = np.unique(np.concatenate([a, b]), return_inverse=True)
+        links = coo_array((np.ones(len(a), np.int8), (ends[: len(a)], ends[len(a) :])), (len(members), len(members)))
+        _, component = connected_components(links, directed=False)
+        _, first = np.unique(component, return_index=True)
+        self._members, self._roots, self._links = members, members[first[component]], []
+
+    def table(self) -> pa.Table:
+        """``number`` and ``near_duplicate_group`` of all members."""
+        _, groups = np.unique(self._roots, return_inverse=True)
+        return pa.table({"number": self._members, "near_duplicate_group": groups})
 
 
 def _cosine(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.float64]:
     x, y = a.astype(np.float64), b.astype(np.float64)
     cosine: NDArray[np.float64] = np.vecdot(x, y) / np.sqrt(np.vecdot(x, x) * np.vecdot(y, y))
     return cosine
-
-
-def _merge(parent: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The components of the old groups and the new links; each image points to its component's first member."""
-    roots, ends = np.unique(np.concatenate([parent[a], parent[b]]), return_inverse=True)
-    links = coo_array((np.ones(len(a), np.int8), (ends[: len(a)], ends[len(a) :])), (len(roots), len(roots)))
-    _, component = connected_components(links, directed=False)
-    first = np.full(len(roots), len(parent))
-    np.minimum.at(first, component, roots)
-    joined = np.arange(len(parent))
-    joined[roots] = first[component]
-    return joined[parent]
-
-
-def _numbered(parent: NDArray[np.int64]) -> NDArray[np.int64]:
-    sizes = np.bincount(parent, minlength=len(parent))
-    leaders = np.flatnonzero(sizes > 1)
-    numbers = np.full(len(parent), -1)
-    numbers[leaders] = np.arange(len(leaders))
-    return numbers[parent]

@@ -4,7 +4,8 @@ A shard is a plain WebDataset tar, ``KEY.json`` then ``KEY.png``, with fixed own
 same order give the same bytes. It is the data set itself, repeats included; the manifest says which rows are the same
 picture, so that each distinct content is scored once, and which nearly are.
 
-Memory is bounded by twice the largest shard while writing, and by about 0.3 kB a distinct image while joining.
+Memory is bounded by twice the largest shard while writing, and by what DuckDB may take while joining, beside some bytes
+for each image that has near duplicates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.duplicates import SIGNATURE_BYTES, near_duplicate_groups, signature
+from tasks.datasets.duplicates import near_duplicate_groups, signature, signs
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import Source, SourceError
 from tasks.datasets.sources.names import valid
@@ -35,7 +35,7 @@ from tasks.store.spill import spilling
 
 ROWS_PER_BATCH = 10_000
 
-SPLIT_MANIFEST = MANIFEST.append(pa.field("signature", pa.binary()))
+SPLIT_MANIFEST = MANIFEST.append(pa.field("signature", pa.binary())).append(pa.field("signs", pa.uint64()))
 """Rows of one split until the splits are joined: what near duplicates are told from is not kept."""
 
 
@@ -128,20 +128,33 @@ def join_manifests(parts: list[Path], manifest: Path) -> None:
     across the splits, since a holdout image that nearly is a training image is no control: ``near_duplicate_group`` is
     null for an image that has no near duplicate but exact copies of itself.
     """
+    paths = {"parts": [str(part) for part in parts]}
+    contents = """
+        CREATE TABLE contents AS
+        WITH firsts AS (
+            SELECT content_hash, signature, signs, split, shard, shard_index FROM read_parquet($parts)
+            WHERE signature IS NOT NULL
+            QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY split DESC, shard, shard_index) = 1
+        )
+        SELECT row_number() OVER (ORDER BY split DESC, shard, shard_index) AS number, content_hash, signature, signs
+        FROM firsts
+    """
+    joined = """
+        SELECT * REPLACE (
+            CAST(count(*) OVER (PARTITION BY split, content_hash) AS INTEGER) AS copies,
+            CAST(row_number() OVER (PARTITION BY split, content_hash ORDER BY shard, shard_index) - 1 AS INTEGER)
+                AS occurrence,
+            near_duplicates.near_duplicate_group AS near_duplicate_group
+        )
+        FROM read_parquet($parts) LEFT JOIN near_duplicates USING (content_hash)
+        ORDER BY split DESC, shard, shard_index
+    """
     with spilling(manifest.parent) as connection:
-        paths = {"parts": [str(part) for part in parts]}
-        connection.register("near_duplicates", _near_duplicates(connection, paths))
-        query = """
-            SELECT * REPLACE (
-                CAST(count(*) OVER (PARTITION BY split, content_hash) AS INTEGER) AS copies,
-                CAST(row_number() OVER (PARTITION BY split, content_hash ORDER BY shard, shard_index) - 1 AS INTEGER)
-                    AS occurrence,
-                near_duplicates.number AS near_duplicate_group
-            )
-            FROM read_parquet($parts) LEFT JOIN near_duplicates USING (content_hash)
-            ORDER BY split DESC, shard, shard_index
-        """
-        reader = connection.sql(query, params=paths).to_arrow_reader(ROWS_PER_BATCH)
+        connection.execute(contents, paths)
+        connection.register("groups", near_duplicate_groups(connection))
+        connection.execute("CREATE TABLE near_duplicates AS FROM contents JOIN groups USING (number)")
+        connection.execute("DROP TABLE contents")
+        reader = connection.sql(joined, params=paths).to_arrow_reader(ROWS_PER_BATCH)
         with atomic_path(manifest) as temporary, pq.ParquetWriter(temporary, MANIFEST) as writer:
             for batch in reader:
                 writer.write_batch(batch.select(MANIFEST.names).cast(MANIFEST))
@@ -224,23 +237,6 @@ def read_pictures(folder: Path, positions: Collection[tuple[str, int]]) -> dict[
     }
 
 
-def _near_duplicates(connection: duckdb.DuckDBPyConnection, paths: dict[str, Any]) -> pa.Table:
-    """(content_hash, number) of the contents that belong to a group, the groups numbered in the manifest's order."""
-    query = """
-        SELECT content_hash, signature FROM read_parquet($parts) WHERE signature IS NOT NULL
-        QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY split DESC, shard, shard_index) = 1
-        ORDER BY split DESC, shard, shard_index
-    """
-    content_hashes, signatures = [], [np.empty((0, SIGNATURE_BYTES), np.int8)]
-    for batch in connection.sql(query, params=paths).to_arrow_reader(ROWS_PER_BATCH):
-        content_hashes.append(batch["content_hash"])
-        joined = b"".join(batch["signature"].to_pylist())
-        signatures.append(np.frombuffer(joined, np.int8).reshape(-1, SIGNATURE_BYTES))
-    numbers = near_duplicate_groups(np.concatenate(signatures))
-    table = pa.table({"content_hash": pa.chunked_array(content_hashes, pa.string()), "number": numbers})
-    return table.filter(numbers >= 0)
-
-
 def pixels_of(png: bytes) -> NDArray[np.uint8]:
     """The picture in a PNG of a shard, uint8, (H, W) or (H, W, 3).
 
@@ -303,6 +299,7 @@ class _ShardWriter:
         size = sum(512 + -(-len(members[name]) // 512) * 512 for name in ("json", "png"))
         if self._pending and self._size + size > self.shard_bytes:
             self.close()
+        looks = signature(picture.pixels)
         row = {
             "sample_id": sample_id,
             "content_hash": picture.content_hash,
@@ -319,7 +316,8 @@ class _ShardWriter:
             "occurrence": 0,
             "near_duplicate_group": None,
             "label": label,
-            "signature": signature(picture.pixels),
+            "signature": looks,
+            "signs": None if looks is None else signs(looks),
         }
         self._pending.append(members)
         self._size += size

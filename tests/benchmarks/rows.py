@@ -111,7 +111,8 @@ def write_run(run: RunDirectory, n_images: int) -> None:
             signatures = pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(SIGNATURE_BYTES), len(batch), [None, pa.py_buffer(drawn.tobytes())]
             ).cast(pa.binary())
-            split.write_batch(pa.RecordBatch.from_arrays([*batch.columns, signatures], schema=SPLIT_MANIFEST))
+            signs = pa.array(generator.integers(2**63, size=len(batch), dtype=np.uint64) * 2)
+            split.write_batch(pa.RecordBatch.from_arrays([*batch.columns, signatures, signs], schema=SPLIT_MANIFEST))
 
 
 def write_scores(run: RunDirectory, n_images: int) -> None:
