@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from tasks.parameters import Parameters
 
@@ -19,8 +20,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Parameters)}
     own, made = [], []
     for parameter in inspect.signature(command).parameters.values():
-        if parameter.name in groups:
-            made += [_option(name, field) for name, field in groups[parameter.name].model_fields.items()]
+        if kind := groups.get(parameter.name):
+            panel = f"{kind.__name__.removesuffix('Parameters')} options"
+            made += [_option(name, field, panel) for name, field in kind.model_fields.items()]
         else:
             own.append(parameter.replace(annotation=hints[parameter.name]))
 
@@ -44,10 +46,16 @@ def flag(name: str, field: FieldInfo) -> str:
     return f"--{str(named).replace('_', '-')}"
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+def _option(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     """Numbers as numbers; everything else as text, which the parameters' own validation reads."""
     kind = field.annotation if field.annotation in (int, float) else str
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    described = f"{str(field.description)[0].upper()}{str(field.description)[1:]}."
-    annotation = Annotated[kind, typer.Option(flag(name, field), help=described)]  # type: ignore[valid-type]
+    described = escape(f"{str(field.description)[0].upper()}{str(field.description)[1:]}.")
+    option = typer.Option(flag(name, field), help=described, metavar=_choices(field), rich_help_panel=panel)
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]  # made at run time
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _choices(field: FieldInfo) -> str | None:
+    """``a|b``, if there are only these."""
+    return "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -28,7 +28,7 @@ class ShardParameters(Parameters):
         "", pattern=r"^([1-9]\d{0,4}x[1-9]\d{0,4})?$", description="bring all images to WIDTHxHEIGHT; empty: leave them"
     )
     fit: Fit = Field("crop", description="to --size: crop what overhangs, centred, or stretch each side")
-    resample: Resample = Field("bilinear", description="bilinear, bicubic, lanczos, box or nearest, with antialiasing")
+    resample: Resample = Field("bilinear", description="filter of --size, with antialiasing")
     colour: Mode = Field("keep", description="bring all images to L (grey) or RGB; keep: leave them")
 
     @property
@@ -55,17 +55,23 @@ class ScoreParameters(Parameters):
     )
     second_timestep: Literal["none", "auto"] = Field(
         "none",
-        description="auto: one more evaluation an image, at a timestep calibrated against the holdout, for the score "
-        "fused_norms",
+        description="one more evaluation an image, for the score fused_norms; auto: at a timestep calibrated against "
+        "the holdout",
     )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
-    estimator: Estimator = Field("edge", description="edge, volume, jvp, trace or exact: see tasks/diffusion/growth.py")
-    grid: Grid = Field("ddim", description="ddim: the checkpoint's own schedule; continuous: the paper's Euler grid")
+    estimator: Estimator = Field(
+        "edge",
+        description="what grows. edge: the paper's sum of log edge lengths; volume: the parallelepiped; jvp: the same "
+        "by exact tangents; trace: all axes, estimated (Hutchinson); exact: all axes, by the Jacobian",
+    )
+    grid: Grid = Field(
+        "ddim", description="the ODE's timesteps. ddim: the checkpoint's; continuous: the paper's Euler grid"
+    )
     delta: float = Field(0.05, gt=0.0, le=10.0, description="perturbation length [l2 in pixel values -1 ... 1]")
     repeats: int = Field(1, ge=1, description="independent draws of the axes, averaged; from 2 on they give the error")
-    precision: Precision = Field("fp32", description="the network's arithmetic: fp32, tf32 (CUDA) or bf16")
+    precision: Precision = Field("fp32", description="the network's arithmetic; tf32: on CUDA")
     baselines: tuple[BaselineName, ...] = Field(
-        (), description=f"membership scores beside it: all, or of {','.join(BASELINE_NAMES)}"
+        (), description=f"membership scores beside it: all, or a list of {', '.join(BASELINE_NAMES)}"
     )
     reversibility: int = Field(
         0, ge=0, description="DDIM steps to latent and back that measure its error; 0: not measured"
@@ -104,9 +110,9 @@ class ExtractParameters(Parameters):
 
     samples: int = Field(4096, ge=1, description="images to generate")
     steps: int = Field(50, ge=2, description="network evaluations an image")
-    sampler: Literal["ddim", "ancestral"] = Field("ddim", description="ddim: deterministic; ancestral: DDPM")
+    sampler: Literal["ddim", "ancestral"] = Field("ddim", description="how images are generated; ancestral: DDPM")
     seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
-    embedding: EmbeddingName = Field("pixel", description="what distances are measured in: pixel | dct")
+    embedding: EmbeddingName = Field("pixel", description="what distances are measured in")
     samples_per_tar: int = Field(256, ge=1, description="generated images a tar, the unit of work [images]")
 
 
@@ -121,7 +127,9 @@ class SweepParameters(Parameters):
     deltas: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
         (0.05,), description="perturbation lengths [l2 in pixel values -1 ... 1]"
     )
-    estimators: tuple[Estimator, ...] = Field(("edge", "volume"), description="see tasks/diffusion/growth.py")
+    estimators: tuple[Estimator, ...] = Field(
+        ("edge", "volume"), description=f"of {', '.join(get_args(Estimator))}: see latentprint score --help"
+    )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
     images: int = Field(64, ge=2, description="distinct images of each split")
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
@@ -170,7 +178,7 @@ class SideParameters(Parameters):
         0.5, ge=-1.0, le=1.0, description="clusters below it give no label [mean cosine similarity to the centre]"
     )
     images: int = Field(8192, ge=3, description="generated images to cluster, the first ones")
-    feature: EmbeddingName = Field("pixel", description="what is clustered: pixel | dct")
+    feature: EmbeddingName = Field("pixel", description="what is clustered")
     training_steps: int = Field(2000, ge=2, description="steps of 64 images, for either classifier")
     scales: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
         (1.0, 4.0, 16.0), min_length=1, description="guidance scales"
@@ -190,13 +198,13 @@ class CurateParameters(Parameters):
 
     action: Literal["drop", "dedupe", "quarantine", "reweight", "modify"] = Field(
         "dedupe",
-        description="drop or quarantine images; dedupe: keep one of those that are alike; reweight: these share the "
-        "weight of one; modify: mirror and crop",
+        description="what is done: drop or quarantine images; dedupe: keep one of those that are alike; reweight: "
+        "these share the weight of one; modify: mirror and crop",
     )
     images: str = Field(
         "",
-        description="which: a saved question, or a SELECT, that has a column sample_id; empty: the flagged ones, and "
-        "to dedupe or reweight all",
+        description="which images: a saved question, or a SELECT, that has a column sample_id; empty: the flagged "
+        "ones, and to dedupe or reweight all",
     )
     alike: Literal["near", "exact"] = Field("near", description="to dedupe or reweight: near duplicates, or exact ones")
     mirror: float = Field(0.5, ge=0.0, le=1.0, description="to modify: probability that an image is mirrored")
@@ -215,15 +223,17 @@ class ComputeParameters(Parameters):
 
     devices: tuple[str, ...] = Field(
         ("auto",),
-        description="cpu, mps, cuda, cuda:0,cuda:1 ...; auto: every GPU, or the CPU",
+        description="where the network runs: cpu, mps, cuda, cuda:0,cuda:1 ...; auto: every GPU, or the CPU",
         json_schema_extra={"flag": "device"},
     )
     threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: the cores, shared out")
     batch_size: int = Field(0, ge=0, description="images a network call; 0: sized to the device's memory")
     runner: Literal["threads", "ray"] = Field(
-        "threads", description="threads: this machine's devices; ray: a Ray cluster's"
+        "threads", description="who runs the tasks. threads: this machine; ray: a Ray cluster"
     )
-    ray_address: str = Field("", description="ray://HOST:10001 or auto; empty: a cluster of this machine's cores")
+    ray_address: str = Field(
+        "", description="of the Ray cluster: ray://HOST:10001 or auto; empty: one of this machine's cores"
+    )
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -260,5 +270,5 @@ class TrainParameters(Parameters):
 
 
 def _split(value: object) -> object:
-    """``a,b`` as a command line gives it, as ("a", "b")."""
-    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+    """``a, b`` as a command line gives it, as ("a", "b")."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

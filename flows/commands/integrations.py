@@ -41,7 +41,7 @@ def publish(
     experiment: Annotated[str, typer.Option(help="MLflow experiment; made if it is not there.")] = "latentprint",
     as_json: AsJson = False,
 ) -> None:
-    """Log parameters, measurements and files of a reported run to MLflow (pip install 'latentprint[mlflow]').
+    r"""Log parameters, measurements and files of a reported run to MLflow (pip install 'latentprint\[mlflow]').
 
     Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
     """

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
+from tasks.parameters import ScoreParameters
 
 
 def run_in_process(
@@ -103,6 +104,15 @@ def test_every_command_has_help_that_says_what_it_does() -> None:
         answer = CliRunner().invoke(cli.app, [str(command.name or command.callback.__name__), "--help"])
         assert answer.exit_code == 0
         assert str(command.callback.__doc__).split(".")[0].split(":")[0][:40] in " ".join(answer.output.split())
+
+
+def test_help_of_each_option_is_its_description_with_the_unit() -> None:
+    answer = " ".join(CliRunner().invoke(cli.app, ["audit", "--help"], env={"COLUMNS": "400"}).output.split())
+    for name, field in ScoreParameters.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in answer
+        assert str(field.description)[1:] in answer
+    assert "[l2 in pixel values -1 ... 1]" in answer
+    assert "edge|volume|jvp|trace|exact" in answer
 
 
 def test_json_and_only_json_on_standard_output(
