@@ -28,7 +28,7 @@ from tasks.store.schemas import CALIBRATION
 from tasks.store.spill import spilling
 
 MOST_IMAGES = 1_000
-"""Of each split; and at most half of it, so that as many are left to report on."""
+"""Of each split; see :func:`set_aside`."""
 CANDIDATES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Timesteps that are tried, as shares of the schedule."""
 DEFAULT_TIMESTEP = 0.02
@@ -112,6 +112,11 @@ def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
     return sorted({min(round(share * schedule.n_timesteps), max(last, 0)) for share in CANDIDATES})
 
 
+def set_aside(n_distinct: int) -> int:
+    """Most images of a split to calibrate on; as many at least are left to report on."""
+    return min(MOST_IMAGES, n_distinct // 2)
+
+
 def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
     """Manifest rows of the calibration images: distinct contents of either split that do not occur in both.
 
@@ -121,7 +126,7 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
     with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
         rows = connection.sql(_FIRST_BY_HASH, params=parameters).to_arrow_table().to_pylist()
-    left = {row["split"]: min(MOST_IMAGES, row["n_split"] // 2) for row in rows}
+    left = {row["split"]: set_aside(row["n_split"]) for row in rows}
     chosen: list[dict[str, Any]] = []
     for _, unit in groupby(rows, key=lambda row: str(row["unit"])):
         members = list(unit)

@@ -12,17 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 
+from tasks.calibrating import candidates, set_aside
 from tasks.checks import ITEMS_TO_TRY, PREPARE, ParametersError, check_parameters, shape_in_words
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
 from tasks.devices import DeviceError, devices_for, threads_for
 from tasks.diffusion.checkpoint import CheckpointError, image_shape, load_denoiser, resolve
+from tasks.evidence.calibration import FEWEST
 from tasks.measuring import measure
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.progress import duration
@@ -66,9 +68,22 @@ class _Patient:
     devices: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     """Of the first items of all sources, those that fit."""
-    n_items: int = 0
+    n_items: dict[str, int] = field(default_factory=dict)
+    """Of each split."""
     decode_seconds: float = 0.0
     """An image."""
+
+    @property
+    def n_in_all(self) -> int:
+        return sum(self.n_items.values())
+
+
+class _Cost(NamedTuple):
+    """Of an image, in a batch of ``n_images``."""
+
+    seconds: float
+    evaluations: int
+    n_images: int
 
 
 def examine(
@@ -191,7 +206,7 @@ def _count(patient: _Patient, split: str, location: str) -> Check:
     except SourceError as error:
         return Check(name, "fail", str(error), "give a source that is there and can be read")
     cut = time.monotonic() > deadline
-    patient.n_items += n_items
+    patient.n_items[split] = n_items
     values = {"n_items": n_items, "all_counted": not cut}
     if cut:
         finding = f"at least {n_items}: not all were counted within {COUNT_SECONDS:.0f} s"
@@ -203,7 +218,7 @@ def _count(patient: _Patient, split: str, location: str) -> Check:
 
 def _disk(patient: _Patient) -> Check:
     png_bytes = float(np.mean([len(picture.png()) for picture in patient.pictures]))
-    needed = patient.n_items * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
+    needed = patient.n_in_all * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
     place = next(parent for parent in (patient.out.resolve(), *patient.out.resolve().parents) if parent.exists())
     free = shutil.disk_usage(place).free
     finding = f"about {_size(needed)} needed, {_size(free)} free at {place}"
@@ -228,26 +243,31 @@ def _probe(patient: _Patient, folder: Path, devices: list[str]) -> Iterator[Chec
 
         scoring = patient.scoring.at(0) if patient.scoring.timestep == "auto" else patient.scoring
 
-        def seconds_for(n: int) -> float:
+        def timed(scoring: ScoreParameters, n: int) -> _Cost:
             chosen = np.arange(n) % len(names)
             begin = time.perf_counter()
             with model.given(0 if model.n_classes else None):
-                measure(model, pixels[chosen], [names[i] for i in chosen], scoring, max_batch)
-            return time.perf_counter() - begin
+                columns = measure(model, pixels[chosen], [names[i] for i in chosen], scoring, max_batch)
+            return _Cost((time.perf_counter() - begin) / n, columns["n_evaluations"][0], n)
 
-        seconds_for(1)
-        n = min(a_batch, max(1, int(PROBE_SECONDS / 3 / seconds_for(1))))
+        def typical(scoring: ScoreParameters) -> _Cost:
+            n = min(a_batch, max(1, int(PROBE_SECONDS / 3 / timed(scoring, 1).seconds)))
+            return sorted(timed(scoring, n) for _ in range(3))[1]
+
+        bare = scoring.bare()
+        timed(bare, 1)
         with _peak_memory(model.device) as peak:
-            seconds_for(n)
-        seconds = sorted(seconds_for(n) for _ in range(3))[1] / n
+            whole = typical(scoring)
+        growth = whole if scoring == bare else typical(bare)
     except (RuntimeError, CheckpointError) as error:  # torch raises RuntimeError, of which being out of memory is one
         finding = f"the network does not run on {devices[0]} ({str(error).splitlines()[0]})"
         yield Check("memory", "fail", finding, "choose another --device, or a smaller --batch-size")
         return
     finally:
         torch.set_num_threads(threads)
-    yield _memory(peak["bytes"] * a_batch / n, model.device, len(devices), max_batch)
-    yield _time(patient, seconds / len(devices), seconds)
+    yield _memory(peak["bytes"] * a_batch / whole.n_images, model.device, len(devices), max_batch)
+    n_tried = len(candidates(model.grid(patient.scoring.grid), patient.scoring))
+    yield _time(patient, len(devices), whole, growth, _n_set_aside(patient) * n_tried)
 
 
 def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int) -> Check:
@@ -263,13 +283,36 @@ def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int)
     return Check("memory", "ok", finding, values=values)
 
 
-def _time(patient: _Patient, seconds_an_image: float, on_one_device: float) -> Check:
-    sharding, scoring = patient.n_items * patient.decode_seconds, patient.n_items * seconds_an_image
+def _n_set_aside(patient: _Patient) -> int:
+    """Images to calibrate on, at most: repeats are counted as images."""
+    of_each = [set_aside(patient.n_items.get(split, 0)) for split in ("train", "holdout")]
+    return sum(of_each) if patient.scoring.timestep == "auto" and min(of_each) >= FEWEST else 0
+
+
+def _time(patient: _Patient, n_devices: int, whole: _Cost, growth: _Cost, n_calibrating: int) -> Check:
+    """Of all items.
+
+    Args:
+        whole: of an image, without the second timestep, which takes a calibration.
+        growth: the same with the growth alone, as it is calibrated.
+        n_calibrating: scores of the calibration, all on one device.
+    """
+    n = patient.n_in_all
+    n_more = int(n_calibrating > 0 and patient.scoring.second_timestep == "auto")
+    an_image = whole.seconds + n_more * growth.seconds / growth.evaluations
+    values = {
+        "shard_seconds": n * patient.decode_seconds,
+        "calibrate_seconds": n_calibrating * growth.seconds,
+        "score_seconds": n * an_image / n_devices,
+        "score_seconds_an_image": an_image,
+        "calibrate_evaluations": n_calibrating * growth.evaluations,
+        "score_evaluations_an_image": whole.evaluations + n_more,
+    }
+    to_calibrate = f", {duration(values['calibrate_seconds'])} to calibrate" if n_calibrating else ""
     finding = (
-        f"about {duration(sharding)} to shard and {duration(scoring)} to score {patient.n_items} items "
-        f"({on_one_device * 1e3:.3g} ms an image and device; repeats are scored once)"
+        f"about {duration(values['shard_seconds'])} to shard{to_calibrate} and {duration(values['score_seconds'])} to "
+        f"score {n} items ({an_image * 1e3:.3g} ms an image and device; repeats are scored once)"
     )
-    values = {"shard_seconds": sharding, "score_seconds": scoring, "score_seconds_an_image": on_one_device}
     return Check("time", "ok", finding, values=values)
 
 

@@ -16,10 +16,12 @@ from tasks.diffusion.membership import BASELINES
 from tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
-from tasks.measuring import measure
+from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.store.schemas import OPTIONAL_SCORES, SCORES
+from tests.diffusion.tf32 import emulated_tf32
 
 HASHES = ["a", "b", "c"]
 
@@ -159,13 +161,18 @@ def test_bf16_is_refused_for_differences_and_taken_for_exact_tangents(checkpoint
     assert np.isfinite(columns["log_growth"]).all()
 
 
-def test_bf16_tangents_and_fp32_differences_rank_images_as_fp32_tangents_do(demo_model: Path) -> None:
-    """Measured on 64 images of the bundled model: Spearman 0.9999 at t = 20, 0.9998 at t = 100 (bf16), 1.0000 (edge).
-
-    TF32 has 3 bits more than bf16.
-    """
+@pytest.fixture(scope="module")
+def demo_images(demo_model: Path) -> tuple[np.ndarray, list[str]]:
+    """24 held-out images of the bundled data, and their names."""
     pictures = [item.picture() for item in islice(open_source(demo_model.parent / "holdout.tar"), 24)]
-    images, names = np.stack([p.pixels[None] for p in pictures]), [p.content_hash for p in pictures]
+    return np.stack([p.pixels[None] for p in pictures]), [p.content_hash for p in pictures]
+
+
+def test_bf16_tangents_and_fp32_differences_rank_images_as_fp32_tangents_do(
+    demo_model: Path, demo_images: tuple[np.ndarray, list[str]]
+) -> None:
+    """On 64 held-out images of the bundled model: Spearman 0.9998 at t = 20, 0.9999 at 100 (bf16); 1.0000 (edge)."""
+    images, names = demo_images
 
     def growth(dtype: torch.dtype, estimator: Estimator) -> list[float]:
         model = load_denoiser(str(demo_model), "cpu", dtype)
@@ -174,3 +181,45 @@ def test_bf16_tangents_and_fp32_differences_rank_images_as_fp32_tangents_do(demo
     exact = growth(torch.float32, "jvp")
     assert spearmanr(growth(torch.bfloat16, "jvp"), exact).statistic > 0.995
     assert spearmanr(growth(torch.float32, "edge"), exact).statistic > 0.9999
+
+
+def test_emulated_tf32_ranks_images_as_fp32_by_tangents_and_by_differences_that_are_not_refused(
+    demo_model: Path, demo_images: tuple[np.ndarray, list[str]]
+) -> None:
+    """Emulated arithmetic (tests/diffusion/tf32.py), no GPU's. Measured on 64 held-out images of the bundled model:
+    Spearman's rank correlation with fp32's exact tangents, operands rounded to nearest and (in brackets) cut off.
+
+                                 share of noise    t = 20              t = 100
+        jvp                                        1.0000 (1.0000)     1.0000 (1.0000)
+        eps_norm                                   1.0000 (1.0000)     1.0000 (0.9999)
+        edge, delta 0.5                    0.03    0.9994 (0.9994)     0.9997 (0.9996)
+        edge, delta 0.137, least allowed   0.10    0.9999 (0.9990)     0.9994 (0.9977)
+        edge, delta 0.05, refused          0.27    0.9987 (0.9967)     0.9955 (0.9921)
+        edge, delta 0.01, refused          1.4     0.991  (0.969)      0.960  (0.878)
+        edge, delta 0.005, refused         2.7     0.76   (0.986)      0.53   (0.913)
+
+    So what the rule allows ranks well, and it refuses early: ranks dissolve at shares beyond 1.
+    """
+    images, names = demo_images
+    model = load_denoiser(str(demo_model), "cpu")
+    allowed, refused, dissolved = 0.137, 0.05, 0.005
+    require_bits(bits_of("tf32"), images[0].size, allowed)
+    with pytest.raises(ValueError, match=r"delta >= 0\.14"):
+        require_bits(bits_of("tf32"), images[0].size, refused)
+
+    def scores(estimator: Estimator, delta: float = allowed) -> Columns:
+        parameters = ScoreParameters(timestep=100, estimator=estimator, delta=delta)
+        return measure(model, images, names, parameters, 24)
+
+    def agreement(found: Columns, name: str = "log_growth") -> float:
+        return float(spearmanr(found[name], exact[name]).statistic)
+
+    exact = scores("jvp")
+    with emulated_tf32() as n_products:
+        tangents, differences, noise = scores("jvp"), scores("edge"), scores("edge", dissolved)
+    assert n_products.total() > 0
+    assert tangents["log_growth"] != exact["log_growth"]
+    assert agreement(tangents) > 0.9995
+    assert agreement(tangents, "eps_norm") > 0.9995
+    assert agreement(differences) > 0.995
+    assert agreement(noise) < 0.9

@@ -13,7 +13,9 @@ second timestep t', gives
     fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
 
 where |eps|_4 is the norm of Rao, Qu & Moyer 2025 (SimA, arXiv 2509.25003). t is where growth separates best, t' where
-fused_norms does; timesteps, phi and w are fitted on the calibration images only.
+fused_norms does: by AUC; of those with the same one, such as 1, by the standardised difference d_a
+(:func:`tasks.evidence.statistics.standardised_difference`), of which the AUC of Gaussians is a function; of those with
+the same again, the first. Timesteps, phi and w are fitted on the calibration images only.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from tasks.evidence.statistics import Array, auc
+from tasks.evidence.statistics import Array, auc, standardised_difference
 
 Scores = Mapping[str, Array]
 """Columns of ``scores``, one entry an image."""
@@ -61,6 +63,14 @@ class Choice(BaseModel):
     timestep: int
     auc: float
     """Trained against held-out: of log_growth; for the second timestep, of ``fused_norms``."""
+    d_a: float | None = None
+    """Of the same; decides between equal AUC. None: written before it was measured."""
+
+    @classmethod
+    def of(cls, timestep: int, score: Array, is_train: NDArray[np.bool_]) -> Self:
+        """By scores of which a higher one means trained on."""
+        trained, held_out = score[is_train], score[~is_train]
+        return cls(timestep=timestep, auc=auc(trained, held_out), d_a=standardised_difference(trained, held_out))
 
 
 class LogOdds(BaseModel):
@@ -157,11 +167,8 @@ def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_], *,
     if min(is_train.sum(), (~is_train).sum()) < FEWEST:
         raise ValueError(f"{is_train.sum()} trained and {(~is_train).sum()} held-out images: {FEWEST} each are needed")
     kept = {t: {name: values[finite] for name, values in scores.items()} for t, scores in by_timestep.items()}
-    choices = tuple(
-        Choice(timestep=t, auc=auc(scores["log_growth"][is_train], scores["log_growth"][~is_train]))
-        for t, scores in kept.items()
-    )
-    timestep = max(choices, key=lambda choice: choice.auc).timestep
+    choices = tuple(Choice.of(t, scores["log_growth"], is_train) for t, scores in kept.items())
+    timestep = _best(choices)
     chosen = kept[timestep]
     return Calibration(
         timestep=timestep,
@@ -178,12 +185,13 @@ def _second_timestep(by_timestep: Mapping[int, Scores], first: int, is_train: ND
     """Of the others, the timestep whose norms separate best beside those of the first."""
     others = {t: matrix(NORMS, by_timestep[first], scores) for t, scores in by_timestep.items() if t != first}
     fits = {t: LogOdds.fit(norms, is_train) for t, norms in others.items()}
-    choices = tuple(
-        Choice(timestep=t, auc=auc(fit.of(others[t])[is_train], fit.of(others[t])[~is_train]))
-        for t, fit in fits.items()
-    )
-    timestep = max(choices, key=lambda choice: choice.auc).timestep
+    choices = tuple(Choice.of(t, fit.of(others[t]), is_train) for t, fit in fits.items())
+    timestep = _best(choices)
     return SecondTimestep(timestep=timestep, choices=choices, fused_norms=fits[timestep])
+
+
+def _best(choices: Sequence[Choice]) -> int:
+    return max(choices, key=lambda choice: (choice.auc, choice.d_a)).timestep
 
 
 def _best_angle(scores: Scores, is_train: NDArray[np.bool_]) -> float:

@@ -39,6 +39,31 @@ def test_the_timestep_at_which_growth_separates_best_is_chosen() -> None:
     assert by_timestep[100] < 0.5
 
 
+@pytest.mark.parametrize("gaps", [(3.0, 5.0), (5.0, 3.0), (5.0, 5.0)])
+def test_of_timesteps_that_put_every_pair_in_order_the_one_with_the_wider_gap_is_chosen(
+    gaps: tuple[float, float],
+) -> None:
+    """Scores 0, 1, 2 of held-out images, variance 2/3; the same and a gap of trained ones; equal gaps: the first."""
+    within, ones, is_train = np.tile([0.0, 1.0, 2.0], 40), np.ones(120), np.arange(120) < 60
+
+    def apart(gap: float) -> dict[str, Array]:
+        score = within + gap * is_train
+        norms = {"eps_norm": np.exp(-score), "sima": np.exp(-4.0 * score)}
+        others = ("tangent_norm", "tangent_cosine", "crowding", "neighbour_eps_norm")
+        return {"log_growth": score, **norms, **dict.fromkeys(others, ones)}
+
+    by_timestep = {0: apart(gaps[0]), 20: apart(gaps[1])}
+    by_growth = calibrate(by_timestep, is_train)
+    of_growth_alone = {**apart(9.0), "eps_norm": ones, "sima": ones}
+    by_norms = calibrate({**by_timestep, 100: of_growth_alone}, is_train, second=True).second
+    assert by_norms is not None
+    for chosen in (by_growth, by_norms):
+        assert [choice.auc for choice in chosen.choices] == [1.0, 1.0]
+        expected = [gap / math.sqrt(2 / 3 * 60 / 59) for gap in gaps]
+        assert [choice.d_a for choice in chosen.choices] == pytest.approx(expected)
+        assert chosen.timestep == (20 if gaps[1] > gaps[0] else 0)
+
+
 def test_fused_separates_as_the_best_linear_combination_on_images_it_has_not_seen() -> None:
     means = {"eps": -1.0, "cosine": 0.5}
     calibration = calibrate({20: drawn(1, 1.0, **means)}, IS_TRAIN)

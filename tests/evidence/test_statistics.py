@@ -19,6 +19,7 @@ from tasks.evidence.statistics import (
     reliability_curve,
     resampled_counts,
     spearman,
+    standardised_difference,
 )
 
 
@@ -50,6 +51,16 @@ def test_auc_counts_pairs_and_halves_ties() -> None:
     pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
     assert auc(positives, negatives) == pytest.approx(sum(pairs) / 6)
     assert auc(-positives, -negatives) == pytest.approx(1 - sum(pairs) / 6)
+
+
+def test_the_standardised_difference_is_in_units_of_the_spread_within_and_goes_on_where_the_auc_is_1() -> None:
+    positives, negatives = np.array([5.0, 9.0]), np.array([1.0, 2.0, 3.0])  # variances 8 and 1
+    assert standardised_difference(positives, negatives) == pytest.approx(5.0 / np.sqrt(4.5))
+    assert standardised_difference(negatives, positives) == pytest.approx(-5.0 / np.sqrt(4.5))
+    assert standardised_difference(np.ones(3), np.zeros(2)) == 0.0
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(1.0, 2.0, 20_000), generator.normal(0.0, 0.5, 20_000)
+    assert auc(a, b) == pytest.approx(stats.norm.cdf(standardised_difference(a, b) / np.sqrt(2.0)), abs=0.01)
 
 
 def test_resamples_draw_as_many_images_as_there_are_from_each_side() -> None:

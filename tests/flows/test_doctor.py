@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import tasks.doctor
 from flows import cli
 from tasks.datasets.shards import write_shards
 from tasks.datasets.sources import open_source
+from tasks.parameters import ScoreParameters
 from tasks.store.run import RunDirectory
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -55,20 +55,31 @@ class Ailment(NamedTuple):
     inputs: tuple[tuple[str, str], ...] = ()
 
 
-def test_a_healthy_run_is_counted_timed_and_measured(
-    doctor: Doctor, digit_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def twenty_ms_an_image(_: object, pixels: np.ndarray, *__: object) -> None:
-        assert pixels.shape[1:] == (1, 8, 8)
-        time.sleep(0.02 * len(pixels))
+@pytest.fixture
+def ten_ms_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that nothing but the network moves: two evaluations for an image's growth, one for each baseline."""
+    clock = [0.0]
 
-    monkeypatch.setattr(tasks.doctor, "measure", twenty_ms_an_image)
+    def measured(_: object, pixels: np.ndarray, __: object, scoring: ScoreParameters, ___: int) -> dict[str, list[int]]:
+        assert pixels.shape[1:] == (1, 8, 8)
+        evaluations = 2 + len(scoring.baselines)
+        clock[0] += 0.01 * evaluations * len(pixels)
+        return {"n_evaluations": [evaluations] * len(pixels)}
+
+    monkeypatch.setattr(tasks.doctor, "measure", measured)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_a_healthy_run_is_counted_timed_and_measured(
+    doctor: Doctor, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
     code, checks = doctor()
     assert code == 0
     assert {check["status"] for check in checks.values()} == {"ok"}
     assert (checks["train items"]["values"]["n_items"], checks["holdout items"]["values"]["n_items"]) == (80, 40)
-    assert 0.02 <= checks["time"]["values"]["score_seconds_an_image"] < 0.03
-    assert 120 * 0.02 <= checks["time"]["values"]["score_seconds"] < 120 * 0.03
+    assert checks["time"]["values"]["score_seconds_an_image"] == pytest.approx(0.02)
+    assert checks["time"]["values"]["score_seconds"] == pytest.approx(120 * 0.02)
     run = RunDirectory(tmp_path / "run")
     for split, location in zip(("train", "holdout"), digit_files, strict=True):
         limits = {"shard_bytes": 2**30, "max_bad_fraction": 0.0}
@@ -78,11 +89,36 @@ def test_a_healthy_run_is_counted_timed_and_measured(
     assert shard_bytes < checks["disk"]["values"]["needed_bytes"] < 1.5 * shard_bytes
 
 
+@pytest.mark.parametrize(
+    ("options", "holdout", "an_image", "calibrating"),
+    [
+        ((), True, 2, 60 * 8 * 2),  # half of 80 and of 40 images, from eight timesteps
+        (("--second-timestep", "auto"), True, 3, 60 * 8 * 2),
+        (("--second-timestep", "auto", "--baselines", "loss,sima"), True, 5, 60 * 8 * 2),
+        (("--steps", "990"), True, 2, 60 * 3 * 2),  # of a thousand timesteps, these leave room for 0, 5 and 9
+        (("--timestep", "20"), True, 2, 0),
+        (("--second-timestep", "auto"), False, 2, 0),  # nothing to calibrate against
+    ],
+)
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_the_time_counts_the_calibration_and_the_second_timestep(
+    options: tuple[str, ...], holdout: bool, an_image: int, calibrating: int, doctor: Doctor
+) -> None:
+    code, checks = doctor(*options, **({} if holdout else {"holdout": None}))
+    assert code == 0
+    values = checks["time"]["values"]
+    assert (values["score_evaluations_an_image"], values["calibrate_evaluations"]) == (an_image, calibrating)
+    assert values["score_seconds"] == pytest.approx((120 if holdout else 80) * an_image * 0.01)
+    assert values["calibrate_seconds"] == pytest.approx(calibrating * 0.01)
+    assert (" to calibrate" in checks["time"]["finding"]) == (calibrating > 0)
+
+
 def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
     code, checks = doctor("--axes", "3", holdout=None)
     assert code == 0
     assert checks["holdout"]["status"] == "warn"
     assert checks["memory"]["values"]["batch_size"] == 64
+    assert checks["time"]["values"]["score_evaluations_an_image"] == 4
     assert 0 < checks["time"]["values"]["score_seconds"] == 80 * checks["time"]["values"]["score_seconds_an_image"]
 
 
