@@ -70,6 +70,7 @@ def score(
             if other:
                 adopt_calibration(job, other)
             job = calibrated(job, done_alone(calibrate, {"job": job}, runner))
+            directory.update_record(scored_with=job.made_from())
             if other:
                 take_over_scores(job, other, scoring)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")

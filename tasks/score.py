@@ -72,8 +72,7 @@ def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, A
     Raises:
         RunError: the other run was scored with another checkpoint or other parameters.
     """
-    made_from = {name: value for name, value in job.provenance().items() if name != "shard_sha256"}
-    n_images = write_reusable(job.directory, other, scoring, made_from)
+    n_images = write_reusable(job.directory, other, scoring, job.made_from())
     job.directory.update_record(reused={"run": str(other.path), "n_images": n_images})
 
 

@@ -66,6 +66,14 @@ class ScoreJob:
             "parameters": self.parameters.model_dump(mode="json"),
         }
 
+    def made_from(self) -> dict[str, Any]:
+        """What all parts depend on; the timestep is a number."""
+        return {
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "parameters": self.parameters.model_dump(mode="json"),
+            "calibration": self.calibration and self.calibration.model_dump(mode="json"),
+        }
+
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it.
 
@@ -75,12 +83,7 @@ class ScoreJob:
         found = sha256(self.directory.shards / self.shard)
         if self.shard_sha256 not in (None, found):
             raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
-        return {
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "shard_sha256": found,
-            "parameters": self.parameters.model_dump(mode="json"),
-            "calibration": self.calibration and self.calibration.model_dump(mode="json"),
-        }
+        return {**self.made_from(), "shard_sha256": found}
 
 
 def score_shard(job: ScoreJob, device: str) -> int:

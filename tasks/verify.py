@@ -17,7 +17,7 @@ from tasks.store.checksums import damaged_files
 from tasks.store.files import digest, sha256
 from tasks.store.manifest import manifest_digest
 from tasks.store.parts import read_provenance
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, difference
 
 ROWS_AT_A_TIME = 10_000
 Rows = list[dict[str, Any]]
@@ -56,8 +56,8 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
         for shard, rows in _rows_by_shard(run.manifest):
             for difference in verify_shard(run.shards / shard, rows):
                 yield Finding(f"shards/{shard}", difference.sample_id, difference.reason)
-            if "scoring" in record and _name(run, run.part(shard)) not in damaged:
-                yield from _part_findings(run, shard, rows, record["scoring"])
+            if "scored_with" in record and _name(run, run.part(shard)) not in damaged:
+                yield from _part_findings(run, shard, rows, record["scored_with"])
     except (OSError, pa.ArrowException) as error:
         yield Finding(run.manifest.name, "", f"cannot be read ({error})")
 
@@ -92,7 +92,7 @@ def _rows_by_shard(manifest: Path) -> Iterator[tuple[str, Rows]]:
             yield str(shard), list(of_shard)
 
 
-def _part_findings(run: RunDirectory, shard: str, rows: Rows, scoring: dict[str, Any]) -> Iterator[Finding]:
+def _part_findings(run: RunDirectory, shard: str, rows: Rows, made_from: dict[str, Any]) -> Iterator[Finding]:
     part = run.part(shard)
     name = _name(run, part)
     if not part.exists():
@@ -104,10 +104,11 @@ def _part_findings(run: RunDirectory, shard: str, rows: Rows, scoring: dict[str,
         yield Finding(name, "", f"cannot be read ({str(error).splitlines()[0]})")
         return
     shard_path = run.shards / shard
-    expected = {**scoring, "shard_sha256": sha256(shard_path) if shard_path.exists() else None}
+    expected = {**made_from, "shard_sha256": sha256(shard_path) if shard_path.exists() else None}
     for field in sorted({*expected, *provenance}):
         if provenance.get(field) != expected.get(field):
-            yield Finding(name, "", f"made from {field} {provenance.get(field)}, but it is {expected.get(field)} now")
+            was = difference(provenance.get(field), expected.get(field), field)
+            yield Finding(name, "", f"made from something else ({was})")
     wanted = {row["sample_id"]: row["content_hash"] for row in rows if row["occurrence"] == 0}
     for sample_id, content_hash in zip(table["sample_id"].to_pylist(), table["content_hash"].to_pylist(), strict=True):
         if wanted.pop(sample_id, None) != content_hash:

@@ -14,10 +14,12 @@ from flows.score import score
 from flows.shard import shard
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.store.checksums import read_checksums
+from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 from tasks.verify import verify_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
+AUTO = ScoreParameters()
 SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 
 
@@ -27,7 +29,7 @@ def scored(
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "scored"
     shard(run, *map(str, digit_files), SMALL_SHARDS)
-    score(run, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
+    score(run, str(checkpoint), AUTO, ONE_THREAD)
     return run
 
 
@@ -47,8 +49,9 @@ def found(run: RunDirectory) -> list[str]:
     return [str(finding) for finding in verify_run(run)]
 
 
-def test_a_run_as_written_has_no_differences(run: RunDirectory) -> None:
+def test_a_run_as_written_has_no_differences_calibrated_as_it_is(run: RunDirectory) -> None:
     assert found(run) == []
+    assert run.read_record()["scored_with"]["calibration"] == read_json(run.calibration)["calibration"] is not None
     recorded = read_checksums(run)
     assert {"manifest.parquet", "rejects.parquet"} < recorded.keys()
     assert sum(name.startswith("scores/") for name in recorded) == sum(name.startswith("shards/") for name in recorded)
@@ -87,7 +90,7 @@ def test_without_checksums_hashes_and_provenance_still_tell(run: RunDirectory) -
 
 def test_another_parameter_missing_part_and_exchanged_part_are_named(run: RunDirectory) -> None:
     record = json.loads(run.record.read_text())
-    record["scoring"]["parameters"]["timestep"] = 21
+    record["scoring"]["parameters"]["axes"] = record["scored_with"]["parameters"]["axes"] = 2
     run.record.write_text(json.dumps(record))
     run.part("holdout-000000.tar").unlink()
     shutil.copy(run.part("train-000000.tar"), run.part("train-000001.tar"))
@@ -95,8 +98,8 @@ def test_another_parameter_missing_part_and_exchanged_part_are_named(run: RunDir
     lines = found(run)
     assert lines[0].startswith("run.json: its run id is")
     assert "scores/part-holdout-000000.parquet: missing: the shard is not scored; run the same command again" in lines
-    assert any("part-train-000000.parquet: made from parameters" in line and "'timestep': 21" in line for line in lines)
-    assert any("part-train-000001.parquet: made from shard_sha256" in line for line in lines)
+    assert "scores/part-train-000000.parquet: made from something else (axes: 1 there, 2 now)" in lines
+    assert any("part-train-000001.parquet: made from something else (shard_sha256: " in line for line in lines)
     assert any(line.endswith(": without a score") for line in lines)
 
 
@@ -107,7 +110,7 @@ def test_damaged_parts_and_deleted_shards_are_made_again(
     flip(run.part("train-000000.tar"), 200)
     (run.shards / "train-000001.tar").unlink()
     shard(run.path, *map(str, digit_files), SMALL_SHARDS)
-    score(run.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
+    score(run.path, str(checkpoint), AUTO, ONE_THREAD)
     assert found(run) == []
     assert {path: path.read_bytes() for path in before} == before
 
@@ -116,7 +119,7 @@ def test_a_damaged_shard_is_not_scored(prefect: None, run: RunDirectory, checkpo
     path = run.shards / "train-000001.tar"
     flip(path, path.read_bytes().index(b"IDAT") + 10)
     with pytest.raises(Exception, match=r"train-000001\.tar.*delete it") as failure:
-        score(run.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
+        score(run.path, str(checkpoint), AUTO, ONE_THREAD)
     assert "train-000000" not in str(failure.value)
 
 
