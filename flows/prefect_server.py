@@ -11,12 +11,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tasks.processes import die_with_parent
 
@@ -101,28 +103,30 @@ def _start(scheduler: bool) -> tuple[subprocess.Popen[bytes], str]:
         environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_FINAL": "1"}
         if not scheduler:
             environment["PREFECT__SERVER_EPHEMERAL"] = "1"
-        server = subprocess.Popen(
-            [*command, *options],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            preexec_fn=die_with_parent,
-        )
-        try:
-            _wait_until_healthy(server, f"http://127.0.0.1:{port}/api")
-        except BaseException:
-            server.kill()
-            raise
+        with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it once the server answers
+            server = subprocess.Popen(
+                [*command, *options],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                preexec_fn=die_with_parent,
+            )
+            try:
+                _wait_until_healthy(server, f"http://127.0.0.1:{port}/api", errors)
+            except BaseException:
+                server.kill()
+                raise
     return server, f"http://127.0.0.1:{port}/api"
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, errors: BinaryIO) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            message = server.stderr.read().decode(errors="replace") if server.stderr else ""
-            raise RuntimeError(f"the Prefect server ended with code {server.returncode}: {message[-2000:]}")
+            errors.seek(0)
+            message = errors.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"the Prefect server ended with code {server.returncode}: {message}")
         try:
             with opener.open(f"{url}/health", timeout=5):
                 return

@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from tasks.calibrating import candidates
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
-from tasks.diffusion.schedule import ascending_timesteps
+from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
+from tasks.diffusion.names import BaselineName, Precision
+from tasks.diffusion.schedule import Schedule, ascending_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from tasks.store.spill import spilling
@@ -48,7 +53,7 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
 
 
 def check_parameters(model: Path, parameters: ScoreParameters) -> None:
-    """Do the axes fit into the image, the steps into the checkpoint's schedule, and the timesteps together?
+    """Do the axes fit into the image, the steps into the schedule, and can the baselines be computed?
 
     Raises:
         ParametersError: they do not.
@@ -60,14 +65,38 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
     dimension = math.prod(state_shape(model))
     if parameters.axes > dimension:
         raise ParametersError(f"--axes {parameters.axes}: what the model diffuses has only {dimension} dimensions")
-    schedule = grid_of(load_schedule(model)[0], parameters.grid)
+    own = load_schedule(model)[0]
+    schedule = grid_of(own, parameters.grid)
     start = 0 if parameters.timestep == "auto" else parameters.timestep
+    if parameters.reversibility >= own.n_timesteps:
+        raise ParametersError(
+            f"--reversibility {parameters.reversibility}: the checkpoint's schedule has {own.n_timesteps} timesteps"
+        )
+    timesteps = candidates(schedule, parameters) if parameters.timestep == "auto" else [parameters.timestep]
+    for name in parameters.baselines:
+        _check_baseline(name, own, timesteps, dimension, parameters.precision)
     try:
         ascending_timesteps(schedule, parameters.steps, start, parameters.stride)
         if parameters.estimator in ("edge", "volume"):
             require_bits(bits_of(parameters.precision), dimension, parameters.delta)
     except ValueError as error:
         raise ParametersError(str(error)) from error
+
+
+def _check_baseline(
+    name: BaselineName, schedule: Schedule, timesteps: list[int], dimension: int, precision: Precision
+) -> None:
+    """Has the schedule the baseline's timesteps, and does the arithmetic carry DIME's probes from each of these?"""
+    shares = {"timestep": timesteps[0]} if name in SHARE_THE_BASE_PASS else {}
+    image = torch.zeros(1, 1, 1, dimension)
+    try:
+        BASELINES[name](lambda x, _: x.sin(), image, schedule, [torch.Generator()], **shares)
+        if name.startswith("dime"):
+            reach = GAMMA * min(map(schedule.sigma, timesteps)) * math.sqrt(dimension)
+            require_bits(bits_of(precision), dimension, reach)
+    except ValueError as error:
+        reason = str(error).partition(": use the estimator")[0]
+        raise ParametersError(f"--baselines {name}: {reason}; leave it out with this model and precision") from error
 
 
 def check_sampler(model: Path, parameters: ExtractParameters | SideParameters) -> None:

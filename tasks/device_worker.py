@@ -58,9 +58,11 @@ class DeviceWorker:
             raise WorkersClosed
         try:
             return self._executor.submit(function, *arguments, self.device).result()
-        except BrokenProcessPool as error:
+        except RuntimeError as error:  # a broken pool's, or that of one shut down since we looked; or the function's
             if self._closed:
                 raise WorkersClosed from error
+            if not isinstance(error, BrokenProcessPool):
+                raise
             self._executor = self._spawn()
             raise WorkerDied(f"the worker process of {self.device} was killed (out of memory?)") from error
 

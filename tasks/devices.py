@@ -32,12 +32,16 @@ def devices_for(compute: ComputeParameters) -> list[str]:
     for device in compute.devices:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
             raise DeviceError(f"--device {device}: auto, cpu, mps, cuda or cuda:N is needed")
-        kind = device.split(":")[0]
-        if kind != "cpu" and not any(known.startswith(kind) for known in available_devices()):
+        if device not in ("cpu", *available_devices(), *(known.partition(":")[0] for known in available_devices())):
             raise DeviceError(f"--device {device}: not on this machine, which has {', '.join(available_devices())}")
     return list(compute.devices)
 
 
 def threads_for(compute: ComputeParameters, devices: list[str]) -> int:
     """Torch threads a worker: as asked, else the cores shared out among the workers."""
-    return compute.threads or max(1, (os.cpu_count() or 1) // len(devices))
+    return compute.threads or max(1, cores() // len(devices))
+
+
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

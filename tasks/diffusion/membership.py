@@ -30,6 +30,8 @@ from tasks.diffusion.tangents import exact_tangents, require_resolvable
 
 Generators = Sequence[torch.Generator]
 Baseline = Callable[[EpsModel, Tensor, Schedule, Generators], Tensor]
+GAMMA = 0.1
+"""How far a probe of :func:`dime` reaches, in sigmas a pixel."""
 
 
 def loss(eps_model: EpsModel, x: Tensor, schedule: Schedule, generators: Generators, *, timestep: int = 100) -> Tensor:
@@ -121,7 +123,7 @@ def dime(
     generators: Generators,
     *,
     timestep: int = 20,
-    gamma: float = 0.1,
+    gamma: float = GAMMA,
     phi: float | None = None,
     n_probes: int = 1,
     eps: Tensor | None = None,

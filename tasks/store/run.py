@@ -240,8 +240,8 @@ class RunDirectory:
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
-            _held.add(key)
             self._sweep()
+            _held.add(key)
             try:
                 yield
             finally:
@@ -250,7 +250,8 @@ class RunDirectory:
     def _sweep(self) -> None:
         """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
         for temporary in self.path.rglob(".*.tmp"):
-            temporary.unlink(missing_ok=True)
+            if not temporary.is_dir():
+                temporary.unlink(missing_ok=True)
         for folder in self.path.rglob(f"{SPILL}*"):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -78,6 +78,7 @@ def test_bad_input_is_one_line_and_exit_2(
         ("--delta", "nan", "--delta"),
         ("--device", "abacus", "--device abacus"),
         ("--timestep", "999", "beyond the schedule's last timestep"),
+        ("--reversibility", "1000", "--reversibility 1000: the checkpoint's schedule has 1000 timesteps"),
     ],
 )
 def test_bad_parameters_are_one_line_and_exit_2(

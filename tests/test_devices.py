@@ -1,0 +1,48 @@
+"""Devices by name, cores that may be used, and calls that meet the end of their pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from typing import Any
+
+import pytest
+
+from tasks import devices
+from tasks.device_worker import DeviceWorker, WorkersClosed
+from tasks.devices import DeviceError, devices_for, threads_for
+from tasks.parameters import ComputeParameters
+
+
+@pytest.mark.parametrize(("named", "there"), [("cuda", True), ("cuda:1", True), ("cpu", True), ("cuda:7", False)])
+def test_a_gpu_is_taken_by_its_number_only_if_it_is_there(
+    named: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cuda:0", "cuda:1"])
+    if there:
+        assert devices_for(ComputeParameters(devices=(named,))) == [named]
+    else:
+        with pytest.raises(DeviceError, match="cuda:7: not on this machine, which has cuda:0, cuda:1"):
+            devices_for(ComputeParameters(devices=(named,)))
+
+
+def test_cores_that_are_not_ours_are_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8}, raising=False)
+    assert threads_for(ComputeParameters(), ["cpu"]) == 3
+    assert threads_for(ComputeParameters(), ["cpu", "cpu"]) == 1
+    assert threads_for(ComputeParameters(threads=7), ["cpu"]) == 7
+
+
+def test_a_call_that_meets_a_pool_just_closed_is_no_failure_of_its_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = DeviceWorker("cpu", 1, multiprocessing.get_context("spawn").Value("q", 0))
+    worker.close()
+    monkeypatch.setattr(worker, "_closed", False)  # as it was when the call began
+    submit = worker._executor.submit
+
+    def closed_meanwhile(*arguments: Any) -> Any:
+        worker._closed = True
+        return submit(*arguments)
+
+    monkeypatch.setattr(worker._executor, "submit", closed_meanwhile)
+    with pytest.raises(WorkersClosed):
+        worker.run(len, "ab")
