@@ -60,9 +60,14 @@ def write_inputs(folder: Path) -> list[str]:
     np.save(folder / "train.npy", np.concatenate([digits[:60], digits[:10], digits[:10]]))
     np.save(folder / "holdout.npy", digits[100:140])
     torch.manual_seed(0)
-    options = {"batch_size": 64, "learning_rate": 5e-3, "ema_decay": 0.9, "seed": 0}
     trainer = Trainer(
-        build_unet(1, 8, (8, 16)), from_pixels(torch.from_numpy(digits[:60, None])), n_steps=50, **options
+        build_unet(1, 8, (8, 16)),
+        from_pixels(torch.from_numpy(digits[:60, None])),
+        n_steps=50,
+        batch_size=64,
+        learning_rate=5e-3,
+        ema_decay=0.9,
+        seed=0,
     )
     for _ in range(50):
         trainer.step()

@@ -27,6 +27,7 @@ from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.growth import orthonormalise
 from tasks.diffusion.membership import BASELINES
+from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
@@ -44,9 +45,9 @@ N_AXES = 30
 DELTA = 0.05
 BATCH = 16
 SAMPLES, SAMPLING_STEPS = 2_000, 50
-REFERENCE = "DIME, 2"
+REFERENCES = {"dime_2": "DIME, 2", "dime_31": "DIME, 31"}
 """What the others' AUCs are held against, on the same images."""
-BASELINE_EVALUATIONS = {"loss": 1, "pia": 2, "pian": 2, "secmi": 12, "flipd": 2}
+BASELINE_EVALUATIONS: dict[BaselineName, int] = {"loss": 1, "pia": 2, "pian": 2, "secmi": 12, "flipd": 2}
 
 Features = dict[str, Array]
 """By name and timestep, ``eps_norm@20``; one entry an image."""
@@ -77,7 +78,7 @@ def counted_hits(name: str, model: LoadedModel, train: NDArray[np.uint8]) -> NDA
             latents = gaussian([generator_for(1, f"sample {i}") for i in names], model.state_shape)
             samples.append(to_pixels(sample_ddim(model.denoiser, latents, model.schedule, SAMPLING_STEPS)))
         flat = [from_pixels(x.flatten(1)).numpy() for x in (torch.cat(samples), torch.from_numpy(train))]
-        neighbours = nearest(*flat, k=2)
+        neighbours = nearest(flat[0], flat[1], k=2)
         hits = np.bincount(neighbours.indices[ratio_rule(neighbours), 0], minlength=len(train))
         path.parent.mkdir(exist_ok=True)
         np.save(path, hits)
@@ -265,14 +266,18 @@ def judged(name: str) -> list[dict[str, Any]]:
         hits = counted_hits(name, model, train)
         cache = FOLDER / f"features-{name}.npz"
         if not cache.exists():
-            np.savez(cache, **measured(model, np.concatenate([train, holdout])))
+            columns = measured(model, np.concatenate([train, holdout]))
+            np.savez(cache, **columns)  # type: ignore[arg-type]  # none is called allow_pickle
     features = dict(np.load(cache))
     is_train = np.arange(len(train) + len(holdout)) < len(train)
     rows = []
-    at_equal_cost = cross_fitted(METHODS[REFERENCE][1], features, is_train)
+    references = {key: cross_fitted(METHODS[method][1], features, is_train) for key, method in REFERENCES.items()}
     for method, (n_evaluations, fit) in METHODS.items():
         scores = cross_fitted(fit, features, is_train)
-        against = compare_predictions(at_equal_cost, scores, is_train.astype(float))
+        against = {
+            key: compare_predictions(reference, scores, is_train.astype(float)).auc
+            for key, reference in references.items()
+        }
         trained, held_out = scores[is_train], scores[~is_train]
         area, rate = auc_interval(trained, held_out, 0), true_positive_rate(trained, held_out, 0.01)
         repeated = copies > 1
@@ -285,8 +290,8 @@ def judged(name: str) -> list[dict[str, Any]]:
                 "n_holdout": len(held_out),
                 "auc": area.value,
                 "auc_interval_95": [area.low, area.high],
-                "auc_minus_dime_2": against.auc and against.auc.difference,
-                "minus_dime_2_interval_95": against.auc and against.auc.interval_95,
+                **{f"auc_minus_{key}": paired and paired.difference for key, paired in against.items()},
+                **{f"minus_{key}_interval_95": paired and paired.interval_95 for key, paired in against.items()},
                 "tpr_at_1_percent": rate.value,
                 "tpr_interval_95": rate.interval_95,
                 "auc_repeated": auc(trained[repeated], trained[~repeated])

@@ -1,10 +1,10 @@
 """Odds by splitting against plain counting, on the bundled model, for ten images that counting can reach too.
 
-    python -m tests.studies.odds > odds.json       # about 25 minutes of one core to itself
+    python -m tests.studies.odds                   # about 25 minutes of one core to itself
 
 The images are spread over those that between 1 in 20 and 1 in 2,000 plain samples reproduce (ratio rule). The odds use
 samples of their own, so the two estimates are independent; but the images are chosen by the counts, so the rarest of
-them were lucky in the counting, a little. A table on standard error, JSON on standard output; the counted samples and
+them were lucky in the counting, a little. A table on standard error, JSON in ``results/``; the counted samples and
 each image's row are kept in ``.study/odds`` (not shipped), so that a killed study continues.
 """
 
@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 import time
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -33,8 +34,7 @@ from tasks.diffusion.sampling import ddim_path, from_pixels
 from tasks.evidence.statistics import binomial_interval
 from tasks.store.files import read_json, write_json
 from tests.benchmarks.__main__ import DEMO
-from tests.studies.__main__ import distinct
-from tests.studies.models import FOLDER
+from tests.studies.models import FOLDER, RESULTS
 
 BATCH = 64
 PATH_IMAGES = 5
@@ -52,7 +52,7 @@ def sample_paths(model: LoadedModel, latents: Tensor, sampling_steps: int) -> Te
 
 def plain_samples(model: LoadedModel, n: int, sampling_steps: int) -> Tensor:
     """``n`` samples, sample i depending on (seed, i) only, made in blocks that are kept."""
-    shape, blocks = (model.channels, model.size, model.size), []
+    shape, blocks = model.state_shape, []
     for begin in range(0, n, BATCH):
         block = FOLDER / "odds" / f"samples-{sampling_steps}-{COUNTING_SEED}-{begin:06d}.npy"
         if not block.is_file():
@@ -61,7 +61,7 @@ def plain_samples(model: LoadedModel, n: int, sampling_steps: int) -> Tensor:
             block.parent.mkdir(parents=True, exist_ok=True)
             np.save(block, sample_paths(model, latents, sampling_steps)[:, -1].flatten(1).numpy())
         blocks.append(np.load(block))
-    return torch.from_numpy(np.concatenate(blocks)[:n]).unflatten(1, shape)
+    return torch.from_numpy(np.concatenate(blocks)[:n]).reshape(-1, *shape)
 
 
 def spread(hits: Tensor, n: int, n_images: int) -> list[int]:
@@ -107,25 +107,26 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, steps = load_denoiser(str(DEMO / "model"), "cpu"), arguments.sampling_steps
-    copies: dict[str, int] = {}
-    for item in open_source(DEMO / "train.tar"):
-        name = item.picture().content_hash
-        copies[name] = copies.get(name, 0) + 1
-    pixels, names = distinct("train", len(copies))
-    images = from_pixels(torch.from_numpy(pixels))
+    pictures = [item.picture() for item in open_source(DEMO / "train.tar")]
+    copies = Counter(picture.content_hash for picture in pictures)
+    pixels = {picture.content_hash: picture.pixels[None] for picture in pictures}
+    names, images = list(pixels), from_pixels(torch.from_numpy(np.stack(list(pixels.values()))))
     margins = [ratio_margin(image, torch.cat([images[:i], images[i + 1 :]])) for i, image in enumerate(images)]
 
     counted = plain_samples(model, arguments.samples, steps)
     hits = torch.tensor([int((margin(counted) < 0).sum()) for margin in margins])
-    sampler = {
-        "generate": lambda z: sample_paths(model, z, steps),
-        "counter": lambda: model.denoiser.n_evaluations,
-    }
+
+    def generate(latents: Tensor) -> Tensor:
+        return sample_paths(model, latents, steps)
+
+    def counter() -> int:
+        return model.denoiser.n_evaluations
 
     @cache
     def prior() -> Prior:
         generator = generator_for(SPLITTING_SEED, "prior")
-        return draw_prior(shape=images.shape[1:], n=arguments.prior, generator=generator, **sampler)
+        shape = images.shape[1:]
+        return draw_prior(shape=shape, n=arguments.prior, generator=generator, generate=generate, counter=counter)
 
     rows = []
     for i in spread(hits, len(counted), arguments.images):
@@ -133,7 +134,14 @@ def main() -> None:
         if not kept.is_file():
             begin, generator = time.process_time(), generator_for(SPLITTING_SEED, names[i])
             level = along_path(margins[i])
-            odds = estimate_odds(level=level, prior=prior(), generator=generator, n_chains=arguments.chains, **sampler)
+            odds = estimate_odds(
+                level=level,
+                prior=prior(),
+                generator=generator,
+                n_chains=arguments.chains,
+                generate=generate,
+                counter=counter,
+            )
             row = {"image": names[i], "copies": copies[names[i]], **compared(odds, int(hits[i]), len(counted), steps)}
             write_json(kept, {**row, "cpu_seconds": time.process_time() - begin})
         rows.append(read_json(kept))
@@ -142,7 +150,7 @@ def main() -> None:
     within = sum(0.5 <= row["ratio"] <= 2.0 for row in rows)
     n_prior = steps * arguments.prior * (1 + N_REPEATS)
     summary = {"within_a_factor_of_2": within, "n_images": len(rows), "prior_n_evaluations": n_prior}
-    print(json.dumps({**vars(arguments), **summary, "images": rows}, indent=2))
+    write_json(RESULTS / "odds.json", {**vars(arguments), **summary, "images": rows})
 
 
 def show(rows: list[dict[str, Any]]) -> None:

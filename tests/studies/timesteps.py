@@ -36,7 +36,7 @@ SETTINGS = [
 
 def distinct(split: str, n: int) -> tuple[np.ndarray, list[str]]:
     """The first n distinct images of a split, uint8 (n, 1, 28, 28), spread over the numbers of copies; their hashes."""
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
     for item in open_source(DEMO / f"{split}.tar"):
         picture = item.picture()
         pictures.setdefault(picture.content_hash, picture.pixels[None])
@@ -56,17 +56,17 @@ def main() -> None:
     table = Table("axes", "steps", "timestep", "stride", "estimator", "evaluations", "train", "holdout", "AUC", "95%")
     for parameters in SETTINGS:
         scored = {split: measure(model, *images, parameters, 64) for split, images in splits.items()}
-        groups = [np.array(scored[split]["log_growth"]) for split in splits]
-        area = auc_interval(*groups, seed=0)
+        train, holdout = (np.array(scored[split]["log_growth"]) for split in splits)
+        area = auc_interval(train, holdout, seed=0)
         row = {
             **parameters.model_dump(include={"axes", "steps", "timestep", "stride", "estimator"}),
             "evaluations": scored["train"]["n_evaluations"][0],
-            "mean_train_nats": float(groups[0].mean()),
-            "mean_holdout_nats": float(groups[1].mean()),
+            "mean_train_nats": float(train.mean()),
+            "mean_holdout_nats": float(holdout.mean()),
             "auc": area.value,
             "interval_95": f"{area.low:.3f} to {area.high:.3f}",
         }
-        rows.append({**row, "n_train": len(groups[0]), "n_holdout": len(groups[1])})
+        rows.append({**row, "n_train": len(train), "n_holdout": len(holdout)})
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(file=sys.stderr, width=140).print(table)
     RESULTS.mkdir(exist_ok=True)
