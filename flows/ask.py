@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.shell import GREETING, Shell, line_editing
+from tasks.reporting.formats import visible
 from tasks.store.dictionary import describe_relation, saved_queries
 from tasks.store.files import atomic_path
 from tasks.store.history import HistoryWarehouse, find_runs
@@ -25,6 +26,7 @@ from tasks.store.run import RunDirectory
 from tasks.store.warehouse import Warehouse
 
 Format = Literal["table", "csv", "json", "parquet"]
+LONGEST_CELL = 2000
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -128,12 +130,15 @@ def _write(rows: pa.Table, output: Format, stream: TextIO) -> None:
         stream.write("\n")
     elif output == "csv":
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(rows.column_names)
+        writer.writerow(map(neutralised, rows.column_names))
         writer.writerows([neutralised(value) for value in row.values()] for row in rows.to_pylist())
     else:
         table = Table()
         for name in rows.column_names:
             table.add_column(Text(name))
         for row in rows.to_pylist():
-            table.add_row(*(Text(f"{value:.6g}" if isinstance(value, float) else str(value)) for value in row.values()))
+            cells = (
+                f"{value:.6g}" if isinstance(value, float) else visible(value, LONGEST_CELL) for value in row.values()
+            )
+            table.add_row(*map(Text, cells))
         Console(file=stream, width=None if stream.isatty() else 200).print(table)

@@ -15,7 +15,7 @@ from flows.report import report
 from flows.score import score
 from flows.shard import shard
 from tasks.checks import check_inputs, check_parameters, check_sampler
-from tasks.diffusion.checkpoint import resolve
+from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
@@ -24,6 +24,7 @@ from tasks.parameters import (
     ValidityParameters,
 )
 from tasks.provenance import software
+from tasks.store.reuse import has_scores
 from tasks.store.run import RunDirectory
 
 
@@ -58,17 +59,22 @@ def audit(
 ) -> dict[str, Any]:
     """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
 
+    ``reuse``, another run, shares shards of the same images, and scores of images, model and options that are the same.
     With ``extraction`` the model generates images too, and the report says which training images came out; with
     ``before``, the run of the model before its training set was cleaned, it says what that changed.
     """
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    check_inputs_task(resolve(model), sources, scoring, sharding, extraction)
+    folder = resolve(model)
+    identity = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
+    check_inputs_task(folder, sources, scoring, sharding, extraction)
+    for other in filter(None, (reuse, before)):
+        RunDirectory(other).read_record()
     with directory.lock():
-        shard(run, train, holdout, sharding)
+        shard(run, train, holdout, sharding, reuse)
         sharded = time.monotonic()
-        score(run, model, scoring, compute, reuse, validity)
+        score(run, model, scoring, compute, reuse if reuse and has_scores(reuse, identity) else None, validity)
         scored = time.monotonic()
         directory.update_record(
             software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}

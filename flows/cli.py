@@ -18,6 +18,7 @@ from flows.commands.arguments import remote_runs
 from flows.prefect_server import configure_environment
 from tasks.processes import TERMINATED, end_on_sigterm
 
+LONGEST_COMPLAINT = 4000
 GRACE_SECONDS = 5.0
 """After SIGTERM, for the run to end by itself."""
 
@@ -32,6 +33,7 @@ def main() -> None:
     code = 2
     try:
         with remote_runs:
+            _require_unicode(sys.argv)
             app()
     except SystemExit as stop:
         if stop.code != TERMINATED:
@@ -53,19 +55,44 @@ def main() -> None:
     raise SystemExit(code)
 
 
+def _require_unicode(arguments: list[str]) -> None:
+    """Prefect and JSON carry no names that are not text.
+
+    Raises:
+        RunError: one is not.
+    """
+    from tasks.store.run import RunError
+
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= sign <= "\udfff" for sign in argument):
+            raise RunError(f"{argument}: this name is not UTF-8: rename it, or give a link to it")
+
+
 def _resume() -> str:
-    return f"what is finished is kept; resume with: {shlex.join(['latentprint', *sys.argv[1:]])}"
+    return f"finished splits, parts and samples are kept; resume with: {shlex.join(['latentprint', *sys.argv[1:]])}"
 
 
 def _explained(error: Exception) -> str | None:
-    """A line for the user whose input, or disk, is to blame; None if neither is."""
+    """A line for the user whose input, or disk, is to blame, names in it as they are safe to print; None if neither is.
+
+    DuckDB points at the place in the user's own query, in lines of its own.
+    """
+    from tasks.reporting.formats import visible
+    from tasks.store.queries import QueryError
+
+    words = _words(error)
+    lines = words.split("\n") if words and isinstance(error, QueryError) else [words]
+    return words and "\n".join(visible(line, LONGEST_COMPLAINT) for line in lines)
+
+
+def _words(error: Exception) -> str | None:
     from tasks.device_worker import WorkerDied
     from tasks.score import ShardsFailed
     from tasks.store.files import is_disk_full
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"--{'.'.join(str(part) for part in first['loc']).replace('_', '-')}: {first['msg']}"
+        return f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}"
     if isinstance(error, ShardsFailed):
         return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
     if isinstance(error, WorkerDied):

@@ -35,7 +35,7 @@ def extract(
         RunError: the run is not scored, is in use, or holds an extraction with other parameters.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
-        ExtractionFailed: some tars could not be generated; what is finished is kept, and running again goes on.
+        ExtractionFailed: some tars could not be generated; finished ones are kept, and running again goes on.
     """
     directory, begin = RunDirectory(run), time.monotonic()
     model, checksum = scored_model(directory)

@@ -10,15 +10,24 @@ from prefect import flow
 from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
-from tasks.shard import join_manifest, shard_split
+from tasks.shard import join_manifest, require_apart, shard_split, start_afresh
 from tasks.store.checksums import add_checksums, is_sharded, read_checksums
 from tasks.store.manifest import count_images, manifest_digest
+from tasks.store.reuse import share_shards
 from tasks.store.run import RunDirectory
 
 
 @flow(name="shard", flow_run_name="shard {run}")
-def shard(run: Path, train: str, holdout: str | None = None, parameters: ShardParameters = ShardParameters()) -> None:
+def shard(
+    run: Path,
+    train: str,
+    holdout: str | None = None,
+    parameters: ShardParameters = ShardParameters(),
+    reuse: Path | None = None,
+) -> None:
     """Shard the training images and, if given, the holdout; what is finished already is kept.
+
+    ``reuse``, another run of the same images, shares its shards.
 
     Raises:
         SourceError: a source is missing, unreadable, empty, or too much of it is.
@@ -28,7 +37,11 @@ def shard(run: Path, train: str, holdout: str | None = None, parameters: ShardPa
     sources = {"train": train} | ({"holdout": holdout} if holdout else {})
     for location in sources.values():
         open_source(location)
+        require_apart(directory, location)
+    splits = [directory.split_manifest(split) for split in sources]
     with directory.lock():
+        if not any(made.exists() for made in (directory.manifest, *splits)):
+            start_afresh(directory)
         directory.claim(
             "data",
             {
@@ -38,7 +51,7 @@ def shard(run: Path, train: str, holdout: str | None = None, parameters: ShardPa
             },
         )
         resharded = not is_sharded(directory)
-        if resharded:
+        if resharded and not (reuse and share_shards(directory, RunDirectory(reuse))):
             directory.manifest.unlink(missing_ok=True)
             for split, location in sources.items():
                 shard_split(run, split, location, parameters)

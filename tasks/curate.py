@@ -63,6 +63,7 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
 
     Raises:
         RunError: the folder holds another cleaned set, or nothing would be left to train on.
+        QueryError: images are named, none of them the run's.
         SourceError: a shard of the run is damaged.
     """
     directory, record = RunDirectory(run), out / RECORD
@@ -76,6 +77,9 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
     with spilling(out) as connection, atomic_path(out / DECISIONS) as temporary:
         connection.register("selected", chosen)
         connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
+        n_known = connection.execute("SELECT count(*) FROM selected SEMI JOIN manifest USING (sample_id)").fetchall()
+        if len(chosen) and n_known == [(0,)]:
+            raise QueryError(f"--images names {len(chosen)} samples, none of which is in {directory.path}")
         query = (SQL / "curate" / "decisions.sql").read_text(encoding="utf-8")
         asked = {"action": parameters.action, "alike": parameters.alike}
         decisions = connection.sql(query, params=asked).to_arrow_reader(ROWS_PER_BATCH)

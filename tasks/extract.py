@@ -65,7 +65,7 @@ def finish(futures: Sequence[PrefectFuture[int]]) -> None:
         if isinstance(failure, CheckpointError):
             raise failure
     if failures:
-        raise ExtractionFailed(f"generating: {failures[0]}; what is finished is kept, run again")
+        raise ExtractionFailed(f"generating: {failures[0]}; finished tars are kept, run again")
 
 
 @task(name="match-samples", cache_policy=NO_CACHE)

@@ -22,7 +22,7 @@ class Parameters(BaseModel):
 class ShardParameters(Parameters):
     """How images become WebDataset shards; what is done to them to fit the model must be what was done in training."""
 
-    shard_mb: float = Field(64.0, ge=2**-8, description="largest size of a shard [MiB]")
+    shard_mb: float = Field(64.0, ge=2**-8, le=2**20, description="largest size of a shard [MiB]")
     max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0, description="share of unusable items that is tolerated")
     size: str = Field(
         "", pattern=r"^([1-9]\d{0,4}x[1-9]\d{0,4})?$", description="bring all images to WIDTHxHEIGHT; empty: leave them"
@@ -223,6 +223,7 @@ class ComputeParameters(Parameters):
 
     devices: tuple[str, ...] = Field(
         ("auto",),
+        min_length=1,
         description="where the network runs: cpu, mps, cuda, cuda:0,cuda:1 ...; auto: every GPU, or the CPU",
         json_schema_extra={"flag": "device"},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from prefect import task
@@ -10,7 +11,24 @@ from prefect.cache_policies import NO_CACHE
 from tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
+
+
+def require_apart(run: RunDirectory, location: str) -> None:
+    """Refuse a run within its own images: the next command would take its shards for some of them.
+
+    Raises:
+        RunError: it lies there.
+    """
+    folder = Path(location)
+    if folder.is_dir() and run.path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{run.path} lies within the images of {location}: choose an --out beside them")
+
+
+def start_afresh(run: RunDirectory) -> None:
+    """Forget images of which no split was finished: those given now may be others, or mended."""
+    run.forget("data")
+    shutil.rmtree(run.shards, ignore_errors=True)
 
 
 @task(name="shard-split", task_run_name="shard {split}", cache_policy=NO_CACHE)

@@ -62,7 +62,7 @@ Run = Annotated[Path, typer.Option(help="An existing run directory, or its s3://
 Reuse = Annotated[
     Path | None,
     typer.Option(
-        help="Take scores of the same images, model and options from this run, or s3:// URL.",
+        help="Another run, or its s3:// URL: what it has of the same images, model and options is not made again.",
         parser=tables_path,
         metavar="RUN",
     ),

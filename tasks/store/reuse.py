@@ -1,4 +1,4 @@
-"""Scores of another run, for the images that both have: a changed data set is scored only where it changed.
+"""Shards and scores of another run: a changed data set is scored only where it changed, an unchanged one not sharded.
 
 A score depends on the image's content, the checkpoint and the parameters alone, so it holds for any run in which these
 are the same. (To the bit it also depends on the images that shared its batch: 1e-7 nats in float32.)
@@ -6,6 +6,9 @@ are the same. (To the bit it also depends on the images that shared its batch: 1
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.store.checksums import damaged_files
-from tasks.store.files import atomic_path
+from tasks.store.checksums import damaged_files, is_sharded, read_checksums
+from tasks.store.files import atomic_path, sha256
 from tasks.store.parts import read_provenance
 from tasks.store.run import RunDirectory, RunError, difference
 from tasks.store.spill import spilling
 
+logger = logging.getLogger("latentprint")
 ROWS_PER_BATCH = 10_000
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,6 +65,35 @@ def write_reusable(
             for batch in reader:
                 writer.write_batch(batch)
     return int(pq.read_metadata(run.reusable).num_rows)
+
+
+def share_shards(run: RunDirectory, other: RunDirectory) -> bool:
+    """Give this run the shards and manifest of another run of the same images, as links where the disk has them.
+
+    Returns:
+        False, and nothing is shared, if the other's images are others, or not what was written.
+    """
+    if other.read_record().get("data") != run.read_record()["data"] or not is_sharded(other):
+        return False
+    files = [other.rejects, *sorted(other.shards.glob("*.tar")), other.manifest]
+    written = read_checksums(other)
+    if any(written.get(file.relative_to(other.path).as_posix()) != sha256(file) for file in files):
+        return False
+    for file in files:
+        with atomic_path(run.path / file.relative_to(other.path)) as temporary:
+            try:
+                os.link(file, temporary)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, temporary)
+    return True
+
+
+def has_scores(path: Path, scoring: Mapping[str, Any]) -> bool:
+    """Was that run scored with this checkpoint and these parameters? If not, its shards may still be of use."""
+    known = RunDirectory(path).read_record().get("scoring")
+    if known != scoring:
+        logger.info("--reuse %s: its scores are of %s; all images are scored", path, difference(known or {}, scoring))
+    return bool(known == scoring)
 
 
 def require_same_scoring(other: RunDirectory, scoring: Mapping[str, Any]) -> None:

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from tasks.store.files import read_json, write_json
+from tasks.store.files import is_disk_full, read_json, write_json
 from tasks.store.spill import SPILL
 
 _held: set[Path] = set()
@@ -212,6 +212,12 @@ class RunDirectory:
         if known is None:
             write_json(self.record, {**record, stage: identity})
 
+    def forget(self, stage: str) -> None:
+        """Take a claim back, of which nothing came."""
+        record = self.read_record() if self.record.exists() else {}
+        if stage in record:
+            write_json(self.record, {name: value for name, value in record.items() if name != stage})
+
     def update_record(self, **fields: Any) -> None:
         """Add or replace top-level fields of ``run.json``."""
         write_json(self.record, {**self.read_record(), **fields})
@@ -223,14 +229,13 @@ class RunDirectory:
         Re-entrant within a process: a flow holds it, and so may its subflows.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or it cannot be written to.
         """
         key = self.path.resolve()
         if key in _held:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as stream:
+        with self._lock_file() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -247,6 +252,15 @@ class RunDirectory:
             finally:
                 _held.remove(key)
 
+    def _lock_file(self) -> IO[str]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("a+")
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise RunError(f"{self.path}: cannot be written to ({error.strerror}): choose another directory") from error
+
     def _sweep(self) -> None:
         """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
         for temporary in self.path.rglob(".*.tmp"):
@@ -261,5 +275,7 @@ def difference(known: Any, wanted: Any, name: str = "") -> str:
     if isinstance(known, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*known, *wanted}):
             if known.get(key) != wanted.get(key):
-                return difference(known.get(key), wanted.get(key), key)
-    return f"{name}: {known} there, {wanted} now"
+                return difference(known.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    if name.startswith("fingerprints.") and known and wanted:
+        return f"the files of --{name.partition('.')[2]} have changed"
+    return f"{name.rpartition('.')[2]}: {known} there, {wanted} now"

@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import tasks.score
 from flows import cli
 from flows.score import score
 from flows.shard import shard
+from tasks.datasets.sources import SourceError
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.score import ShardsFailed
@@ -118,8 +121,53 @@ def test_a_checkpoint_that_is_replaced_while_running_ends_the_run_and_mixes_no_s
         with pytest.raises(CheckpointError, match="changed since the run began"):
             score(sharded.path, str(model), ScoreParameters(timestep=20), ONE_THREAD)
     assert POISON not in scored_shards(sharded)
-    with pytest.raises(RunError, match="holds another run"):
+    with pytest.raises(RunError, match=r"holds another run"):
         score(sharded.path, str(model), ScoreParameters(timestep=20), ONE_THREAD)
+
+
+def test_images_that_were_mended_before_anything_was_finished_need_no_other_directory(
+    prefect: None, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "images", RunDirectory(tmp_path / "run")
+    folder.mkdir()
+    for i, digit in enumerate(np.load(digit_files[1])[:4]):
+        Image.fromarray(digit).save(folder / f"{i}.png")
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(b"")
+    with pytest.raises(SourceError, match="1 of 4 items"):
+        shard(run.path, str(folder))
+    (folder / "3.png").write_bytes(whole)
+    shard(run.path, str(folder))
+    assert run.read_record()["images"]["train"]["samples"] == 4
+    (folder / "3.png").unlink()
+    with pytest.raises(RunError, match=r"holds another run \\(the files of --train have changed\\)"):
+        shard(run.path, str(folder))
+
+
+def test_a_run_within_its_images_is_refused(prefect: None, digit_files: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(digit_files[0], tmp_path)
+    with pytest.raises(RunError, match=r"lies within the images of .*: choose an --out beside them"):
+        shard(tmp_path / "runs" / "first", str(tmp_path))
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/run", "x" * 300])
+def test_a_directory_that_cannot_be_is_one_line(out: str, digit_files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(RunError, match=r"cannot be written to .*: choose another directory"),
+        RunDirectory(tmp_path / out).lock(),
+    ):
+        pass
+
+
+def test_names_are_printed_as_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shown in (("no\nsuch\x1b[31m", r"no\nsuch\x1b[31m"), ("tr\udcff", r"tr\udcff: this name is not UTF-8")):
+        monkeypatch.setattr("sys.argv", ["latentprint", "sql", "--run", name, "FROM scores"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert shown in line
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(
@@ -203,7 +251,9 @@ def test_sigterm_ends_the_run_within_seconds_and_leaves_nothing_behind(
     assert process.returncode == 143
     assert output == ""
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("latentprint: stopped; what is finished is kept; resume with: latentprint audit --model")
+    assert last.startswith(
+        "latentprint: stopped; finished splits, parts and samples are kept; resume with: latentprint audit --model"
+    )
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(children, timeout=5)
     assert children

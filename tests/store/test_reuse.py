@@ -18,7 +18,7 @@ from tasks.diffusion.checkpoint import checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.scoring import ScoreJob, score_shard
 from tasks.store.files import write_json
-from tasks.store.reuse import write_reusable
+from tasks.store.reuse import has_scores, write_reusable
 from tasks.store.run import RunDirectory, RunError
 
 PARAMETERS = ScoreParameters(timestep=20, axes=2)
@@ -120,3 +120,26 @@ def test_through_the_flow_a_run_of_the_same_images_has_the_same_scores_without_t
     record = RunDirectory(tmp_path / "second").read_record()
     assert record["reused"] == {"run": str(tmp_path / "first"), "n_images": 40}
     assert not RunDirectory(tmp_path / "second").reusable.exists()
+
+
+def test_a_run_of_the_same_images_by_another_model_shares_their_shards(
+    prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first, second, other = (RunDirectory(tmp_path / name) for name in ("first", "second", "other"))
+    train, holdout = map(str, digit_files)
+    shard(first.path, train, holdout)
+    shard(second.path, train, holdout, reuse=first.path)
+    for file in [first.manifest, first.rejects, *first.shards.glob("*.tar")]:
+        assert (second.path / file.relative_to(first.path)).stat().st_ino == file.stat().st_ino
+    assert second.checksums.read_bytes() == first.checksums.read_bytes()
+    assert second.read_record() == first.read_record()
+    (tar,) = first.shards.glob("train-*.tar")
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")  # no longer what was written
+    shard(other.path, train, holdout, reuse=first.path)
+    assert (other.shards / tar.name).read_bytes() != tar.read_bytes()
+    assert other.checksums.read_bytes() == first.checksums.read_bytes()
+
+
+def test_scores_of_another_model_are_not_taken(checkpoint: Path, old: RunDirectory, digits: np.ndarray) -> None:
+    assert has_scores(old.path, scoring_of(old))
+    assert not has_scores(old.path, {**scoring_of(old), "checkpoint_sha256": "another"})
