@@ -122,6 +122,25 @@ def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner
     return result
 
 
+def calibration_of(job: ScoreJob, runner: TaskRunner[Any]) -> Calibration | None:
+    """What the run is calibrated to, from all of its calibration images or not at all: every score depends on it.
+
+    Raises:
+        WorkerDied: each time it was tried; names the shard of which the last one died.
+    """
+    try:
+        return done_alone(calibrate, {"job": job}, runner)
+    except WorkerDied as error:
+        marker = job.directory.calibrating
+        if not marker.exists():
+            raise
+        raise WorkerDied(
+            f"calibrating on {marker.read_text()} kills its worker ({error}): a smaller --batch-size needs less "
+            "memory; if one of the shard's images is at fault, start another --out without it, or with --timestep N, "
+            "which needs no calibration"
+        ) from error
+
+
 def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
     futures = [runner.submit(score_group, {"jobs": group}) for group in groups]

@@ -75,6 +75,11 @@ class RunDirectory:
         return self.path / "calibration.parquet"
 
     @property
+    def calibrating(self) -> Path:
+        """Names the shard that is being calibrated on; left behind only by a worker that dies of it."""
+        return self.path / ".calibrating.tmp"
+
+    @property
     def sweep(self) -> Path:
         """The parameter study: a part a setting."""
         return self.path / "sweep"

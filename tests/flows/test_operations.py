@@ -17,10 +17,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import flows.score
 import tasks.score
 from flows import cli
 from flows.score import score
 from flows.shard import shard
+from tasks.calibrating import calibrate_run
+from tasks.device_worker import WorkerDied
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.score import ShardsFailed
@@ -98,6 +101,32 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert scored_shards(sharded) == shards
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
+
+
+class PoisonedImages(ScoreJob):
+    """Kills whoever looks for the images of the poison shard."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        if self.shard == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().directory
+
+
+def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_the_run_can_go_on(
+    sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.score, "ScoreJob", PoisonedImages)
+        says = rf"^calibrating on {POISON} kills its worker \(the worker process of cpu was killed.* --timestep N"
+        with pytest.raises(WorkerDied, match=says):
+            score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert scored_shards(sharded) == set()
+    job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(), 0)
+    calibration = calibrate_run(job, "cpu")
+    assert calibration is not None
+    assert (calibration.n_train, calibration.n_control) == (30, 20)
+    assert not sharded.calibrating.exists()
 
 
 def exchange_checkpoint(job: ScoreJob, device: str) -> int:
