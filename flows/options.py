@@ -32,7 +32,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**options, **objects)
 
-    run.__signature__ = inspect.Signature(own + made)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(own + made)  # type: ignore[attr-defined]  # inspect reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in own + made}
     return run
 
@@ -49,5 +49,5 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = field.annotation if field.annotation in (int, float) else str
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     described = f"{str(field.description)[0].upper()}{str(field.description)[1:]}."
-    annotation = Annotated[kind, typer.Option(flag(name, field), help=described)]  # type: ignore[valid-type]
+    annotation = Annotated[kind, typer.Option(flag(name, field), help=described)]  # type: ignore[valid-type]  # made here
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -175,8 +175,10 @@ def _connect_all(
     connection.execute("SET VARIABLE runs = $1", [list(runs)])
     connection.register("runs", runs_table(runs))
     for name in (name for layer in LAYERS for name in Warehouse.relations(layer)):
-        # numbers, and names of our own files
-        each = [f"SELECT getvariable('runs')[{i + 1}] AS run, * FROM run_{i}.{name}" for i in range(len(runs))]  # noqa: S608
+        each = [
+            f"SELECT getvariable('runs')[{i + 1}] AS run, * FROM run_{i}.{name}"  # noqa: S608  # names of our own files
+            for i in range(len(runs))
+        ]
         connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(each)}")
     create_views(connection, [HISTORY])
     confine(connection, readable)

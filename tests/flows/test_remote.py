@@ -12,14 +12,13 @@ import pytest
 from flows import cli
 from tasks.remote import RemoteRun, staging_folder
 from tasks.store.run import RunDirectory
-from tests.datasets.test_stores import options, server  # noqa: F401  # fixtures
 from tests.store.test_warehouse import write_run
 
 Machine = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def store(options: str) -> pafs.FileSystem:  # noqa: F811
+def store(options: str) -> pafs.FileSystem:
     store, _ = pafs.FileSystem.from_uri(f"s3://runs{options}")
     store.create_dir("runs")
     return store
@@ -52,7 +51,7 @@ def objects(store: pafs.FileSystem, key: str) -> dict[str, bytes]:
 
 def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_once(
     prefect: None,
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     machine: Machine,
     checkpoint: Path,
@@ -95,7 +94,7 @@ def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_onc
 
 
 def test_what_is_published_is_whole_and_what_is_gone_goes(
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -128,7 +127,7 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
 
 
 def test_a_copy_without_images_takes_none_from_the_store(
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +168,7 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         "gate --run x --baseline",
     ],
 )
-def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, machine: Machine, command: str) -> None:  # noqa: F811
+def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, machine: Machine, command: str) -> None:
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     code, _, errors = machine("one", *command.split(), url)
     assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")
