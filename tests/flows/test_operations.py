@@ -194,9 +194,11 @@ def test_two_runs_into_one_directory_the_second_refuses(
 def test_what_a_killed_process_left_half_written_is_swept_away(sharded: RunDirectory) -> None:
     half = sharded.shards / ".train-000000.tar.1.tmp"
     half.write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in sharded.shards.iterdir()}
     with sharded.lock():
-        assert not half.exists()
-    assert (sharded.shards / "train-000000.tar").exists()
+        after = {path.name: path.read_bytes() for path in sharded.shards.iterdir()}
+    assert after == {name: content for name, content in before.items() if name != half.name}
+    assert len(after) > 1
 
 
 # processes of their own
@@ -300,8 +302,9 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     code, lines = latentprint(*arguments)
     assert code == 0, lines
-    assert run.report.exists()
-    assert json.loads(run.record.read_text())["scoring_status"]["state"] == "complete"
+    record = json.loads(run.record.read_text())
+    assert record["scoring_status"]["state"] == "complete"
+    assert record["run_id"] in run.report.read_text()
 
 
 def test_a_lock_is_only_this_process_s(sharded: RunDirectory, tmp_path: Path) -> None:
