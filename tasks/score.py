@@ -74,7 +74,7 @@ def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, A
     """
     made_from = {name: value for name, value in job.provenance().items() if name != "shard_sha256"}
     n_images = write_reusable(job.directory, other, scoring, made_from)
-    job.directory.update_record(reused={"run": str(other.path), "n_images": n_images})
+    job.directory.update_record(reused={"run": other.location, "n_images": n_images})
 
 
 def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
