@@ -34,7 +34,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**options, **objects)
 
-    run.__signature__ = inspect.Signature(own + made)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(own + made)  # type: ignore[attr-defined]  # inspect reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in own + made}
     return run
 

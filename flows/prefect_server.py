@@ -73,7 +73,7 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
             os.environ["PREFECT_API_URL"] = url
             try:
                 yield
-            except Exception:
+            except Exception:  # whatever ended the flow: raised again
                 APILogWorker.drain_all(timeout=5)  # what is still queued would complain once the server is gone
                 raise
             APILogWorker.drain_all(timeout=5)
@@ -113,7 +113,7 @@ def _start(scheduler: bool) -> tuple[subprocess.Popen[bytes], str]:
             )
             try:
                 _wait_until_healthy(server, f"http://127.0.0.1:{port}/api", errors)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: nobody else knows of the server yet; raised again
                 server.kill()
                 raise
     return server, f"http://127.0.0.1:{port}/api"

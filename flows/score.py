@@ -16,7 +16,7 @@ from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParamet
 from tasks.progress import Progress
 from tasks.score import (
     ShardsFailed,
-    calibrate,
+    calibration_of,
     done_alone,
     score_again,
     score_all,
@@ -46,7 +46,7 @@ def score(
 
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
-        WorkerDied: each that calibrates, or that scores images again.
+        WorkerDied: each that calibrates, by which shard, or each that scores images again.
         RunError: another process works in this directory.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
@@ -69,7 +69,7 @@ def score(
         with workers_for(compute, progress) as (runner, n_workers):
             if other:
                 adopt_calibration(job, other)
-            job = calibrated(job, done_alone(calibrate, {"job": job}, runner))
+            job = calibrated(job, calibration_of(job, runner))
             directory.update_record(scored_with=job.made_from())
             if other:
                 take_over_scores(job, other, scoring)

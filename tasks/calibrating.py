@@ -145,11 +145,13 @@ def _scores(job: ScoreJob, rows: list[dict[str, Any]], timestep: int, device: st
     """Columns of numbers over all rows, which lie in one or more shards, in their order."""
     columns: Columns = {}
     for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+        job.directory.calibrating.write_text(shard)
         of_shard: Columns = {}
         for batch in scored_batches(job.at(shard, timestep), list(members), device):
             extend(of_shard, batch)
             count_done(len(batch["sample_id"]))
         extend(columns, in_order(of_shard))
+    job.directory.calibrating.unlink()
     numeric = {name: values for name, values in columns.items() if not isinstance(values[0], str)}
     return {name: np.array(values, dtype=np.float64) for name, values in numeric.items()}
 

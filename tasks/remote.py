@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ import pyarrow.fs as pafs
 from tasks.datasets.sources import SourceError
 from tasks.datasets.sources.location import StoredLocation, locate
 from tasks.store.files import read_json, write_json
+from tasks.store.history import require_few
 from tasks.store.run import RunDirectory, RunError
 
 PUBLISH_SECONDS = 30.0
@@ -40,7 +42,29 @@ def staging_folder(url: str) -> Path:
     """Where the local copy of a run lies, by its name: below ``LATENTPRINT_STAGING``, or the user's cache."""
     home = Path(os.environ.get("LATENTPRINT_STAGING") or Path.home() / ".cache" / "latentprint")
     key = url.partition("?")[0].rstrip("/")
-    return home / f"{key.rpartition('/')[2]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+    return home / hashlib.blake2b(key.encode(), digest_size=8).hexdigest() / key.rpartition("/")[2]
+
+
+def find_stored_runs(pattern: str) -> list[str]:
+    """URLs of the runs in a store that match ``s3://bucket/runs/*``, with the options that the pattern has.
+
+    ``*`` and ``[...]`` stand for what they do in a shell, within one name; a ``?`` begins the options.
+
+    Raises:
+        RunError: there are more than can be asked at once; the store does not answer, or refuses.
+    """
+    location, (_, mark, options) = _located(pattern), pattern.partition("?")
+    bucket, *names = location.key.rstrip("/").split("/")
+    folders = [bucket]
+    for name in names:
+        folders = [child for folder in folders for child in _children(location, folder, name)]
+    with _answered(str(location)):
+        records = [location.filesystem.get_file_info(f"{folder}/run.json") for folder in folders]
+    found = [folder for folder, record in zip(folders, records, strict=True) if record.type == pafs.FileType.File]
+    if not found:
+        _listed(location, bucket, False)  # is there such a bucket?
+    require_few(len(found))
+    return [f"{location.scheme}://{folder}{mark}{options}" for folder in found]
 
 
 class RemoteRun:
@@ -54,14 +78,10 @@ class RemoteRun:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            location = locate(url)
-        except SourceError as error:
-            raise RunError(str(error)) from error
-        assert isinstance(location, StoredLocation)
-        self.url, self.filesystem, self.key = str(location), location.filesystem, location.key.rstrip("/")
+        self.location, self._given = _located(url), url
+        self.url, self.filesystem = str(self.location), self.location.filesystem
+        self.key = self.location.key.rstrip("/")
         self.run = RunDirectory(staging_folder(url))
-        self._state = self.run.path / ".remote.json"
         self._publishing = threading.Lock()
         self._here: set[str] = set()
         """What both have; only what is deleted from here in our time is taken from the store."""
@@ -83,13 +103,13 @@ class RemoteRun:
                 continue
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._answered(name):
+            with _answered(f"{self.url}/{name}"):
                 pafs.copy_files(
                     f"{self.key}/{name}", str(temporary), self.filesystem, pafs.LocalFileSystem(), use_threads=False
                 )
             os.replace(temporary, path)
             known[name] = [version, _version(path)]
-        write_json(self._state, known)
+        self._remember(known)
         self._here = set(self._finished()) & known.keys()
 
     def publish(self) -> int:
@@ -105,19 +125,19 @@ class RemoteRun:
                 version = _version(path)
                 if known.get(name, [None, None])[1] == version:
                     continue
-                with self._answered(name):
+                with _answered(f"{self.url}/{name}"):
                     pafs.copy_files(str(path), f"{self.key}/{name}", pafs.LocalFileSystem(), self.filesystem)
                     info = self.filesystem.get_file_info(f"{self.key}/{name}")
                 known[name] = [[info.size or 0, info.mtime_ns or 0], version]
                 n_changed += 1
             for name in sorted(name for name in self._here if not (self.run.path / name).exists()):
-                with self._answered(name):
+                with _answered(f"{self.url}/{name}"):
                     self.filesystem.delete_file(f"{self.key}/{name}")
                 del known[name]
                 n_changed += 1
             self._here = set(self._finished()) & known.keys()
             if n_changed:
-                write_json(self._state, known)
+                self._remember(known)
             return n_changed
 
     @contextmanager
@@ -155,27 +175,51 @@ class RemoteRun:
     def _known(self) -> dict[str, list[Version]]:
         """Name -> (its version in the store, its version here) when the two were last the same."""
         try:
-            return read_json(self._state) if self._state.exists() else {}
-        except (OSError, json.JSONDecodeError):
+            return dict(read_json(self.run.remote)["files"]) if self.run.remote.exists() else {}
+        except (OSError, json.JSONDecodeError, KeyError):
             return {}
 
+    def _remember(self, known: dict[str, list[Version]]) -> None:
+        write_json(self.run.remote, {"url": self._given, "files": known})
+
     def _stored(self) -> dict[str, Version]:
-        selector = pafs.FileSelector(self.key, recursive=True, allow_not_found=True)
-        with self._answered():
-            found = self.filesystem.get_file_info(selector)
-            bucket = self.key.partition("/")[0]
-            if not found and self.filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
-                raise RunError(f"{self.url}: there is no bucket {bucket}")
-        files = [file for file in found if file.type == pafs.FileType.File]
+        files = [file for file in _listed(self.location, self.key, True) if file.type == pafs.FileType.File]
         return {file.path[len(self.key) + 1 :]: [file.size or 0, file.mtime_ns or 0] for file in files}
 
-    @contextmanager
-    def _answered(self, name: str = "") -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            where = "/".join(filter(None, [self.url, name]))
-            raise RunError(f"{where}: the store refuses or does not answer ({str(error).splitlines()[0]})") from error
+
+def _located(url: str) -> StoredLocation:
+    try:
+        location = locate(url)
+    except SourceError as error:
+        raise RunError(str(error)) from error
+    assert isinstance(location, StoredLocation)
+    return location
+
+
+def _children(location: StoredLocation, folder: str, name: str) -> list[str]:
+    """Keys of the folders in one that match a name, or pattern."""
+    if not set("*[") & set(name):
+        return [f"{folder}/{name}"]
+    folders = [entry for entry in _listed(location, folder, False) if entry.type == pafs.FileType.Directory]
+    return [entry.path.rstrip("/") for entry in folders if fnmatchcase(entry.base_name, name)]
+
+
+def _listed(location: StoredLocation, key: str, recursive: bool) -> list[pafs.FileInfo]:
+    """What lies below a key."""
+    bucket, selector = key.partition("/")[0], pafs.FileSelector(key, recursive=recursive, allow_not_found=True)
+    with _answered(str(location)):
+        found = location.filesystem.get_file_info(selector)
+        if not found and location.filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+            raise RunError(f"{location}: there is no bucket {bucket}")
+    return found
+
+
+@contextmanager
+def _answered(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{where}: the store refuses or does not answer ({str(error).splitlines()[0]})") from error
 
 
 def _version(path: Path) -> Version:

@@ -73,7 +73,7 @@ def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, A
         RunError: the other run was scored with another checkpoint or other parameters.
     """
     n_images = write_reusable(job.directory, other, scoring, job.made_from())
-    job.directory.update_record(reused={"run": str(other.path), "n_images": n_images})
+    job.directory.update_record(reused={"run": other.location, "n_images": n_images})
 
 
 def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
@@ -119,6 +119,25 @@ def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner
         raise WorkerDied(f"{task.name}: {_first_line(error)}") from error
     result: T = future.result()
     return result
+
+
+def calibration_of(job: ScoreJob, runner: TaskRunner[Any]) -> Calibration | None:
+    """What the run is calibrated to, from all of its calibration images or not at all: every score depends on it.
+
+    Raises:
+        WorkerDied: each time it was tried; names the shard of which the last one died.
+    """
+    try:
+        return done_alone(calibrate, {"job": job}, runner)
+    except WorkerDied as error:
+        marker = job.directory.calibrating
+        if not marker.exists():
+            raise
+        raise WorkerDied(
+            f"calibrating on {marker.read_text()} kills its worker ({error}): a smaller --batch-size needs less "
+            "memory; if one of the shard's images is at fault, start another --out without it, or with --timestep N, "
+            "which needs no calibration"
+        ) from error
 
 
 def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,6 +41,18 @@ def tables_path(text: str | Path) -> Path:
     from tasks.remote import TARS
 
     return _run_path(text, without=TARS)
+
+
+def run_patterns(text: str) -> list[str]:
+    """The pattern of run directories; of runs in an object store their local copies, fetched now without images."""
+    if "://" not in text:
+        return [text]
+    from tasks.remote import TARS, RemoteRun, find_stored_runs
+
+    remotes = list(map(RemoteRun, find_stored_runs(text)))
+    for remote in remotes:
+        remote.fetch(TARS)
+    return [glob.escape(str(remote.run.path)) for remote in remotes] or [text]
 
 
 def _run_path(text: str | Path, without: tuple[str, ...]) -> Path:

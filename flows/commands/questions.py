@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, show, tables_path
+from flows.commands.arguments import AsJson, Run, app, run_patterns, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -27,7 +27,10 @@ def sql(
     run: Annotated[
         Path | None, typer.Option(help="The run to ask, or its s3:// URL.", parser=tables_path, metavar="RUN")
     ] = None,
-    runs: Annotated[list[str], typer.Option(help="Many: 'runs/*'; each relation has a column run.")] = [],  # noqa: B006
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(help="Many: 'runs/*', 's3://bucket/runs/*'; each relation has a column run.", show_default=False),
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
     saved: Annotated[str | None, typer.Option("--query", help="A saved question, by its name.")] = None,
     queries: Annotated[bool, typer.Option("--queries", help="List the saved questions.")] = False,
@@ -52,7 +55,8 @@ def sql(
     if sum(map(bool, (query, file, saved, tables, export))) > 1:
         raise typer.BadParameter("one query is needed: as an argument, with --file or with --query (or see --tables)")
     output = OutputFormat.json if as_json else format
-    with open_warehouse(run, runs, timeout) as warehouse:
+    patterns = [pattern for text in runs or [] for pattern in run_patterns(text)]
+    with open_warehouse(run, patterns, timeout) as warehouse:
         if tables:
             list_relations(warehouse)
         elif export:

@@ -16,18 +16,18 @@ from typing import Any
 
 from flows.prefect_server import configure_environment, prefect_server
 
-configure_environment()
+configure_environment()  # before Prefect reads its settings
 
-from prefect import flow, task  # noqa: E402  # settings first
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.events import emit_event  # noqa: E402
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
-from flows.audit import audit  # noqa: E402
-from flows.gate import gate  # noqa: E402
-from tasks.reporting.gate import GateVerdict, Limits  # noqa: E402
-from tasks.reporting.gate_formats import markdown  # noqa: E402
-from tasks.store.run import RunDirectory  # noqa: E402
+from flows.audit import audit
+from flows.gate import gate
+from tasks.reporting.gate import GateVerdict, Limits
+from tasks.reporting.gate_formats import markdown
+from tasks.store.run import RunDirectory
 
 VERDICT_CHANGED = "latentprint.verdict.changed"
 

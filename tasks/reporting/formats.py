@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 ABSENT = "–"
 SIGNIFICANT_DIGITS = 4
@@ -13,7 +13,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Is this a number that can be printed and drawn?"""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -78,10 +78,9 @@ class Measurement:
         """Why nothing can be decided on it; empty: it can."""
         if self.reason:
             return self.reason
-        numbers = (self.value, self.low, self.high)
-        if not all(map(is_finite, numbers)):
+        if not (is_finite(self.value) and is_finite(self.low) and is_finite(self.high)):
             return "a number is missing or not finite"
-        if self.low > self.high:  # type: ignore[operator]  # both are numbers, by the line before
+        if self.low > self.high:
             return f"the interval's lower bound {self.low} lies above its upper bound {self.high}"
         return ""
 

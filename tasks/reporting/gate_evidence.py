@@ -97,11 +97,11 @@ def _auc(evidence: Mapping[str, Any], min_controls: int) -> Measurement:
     blind = _section(evidence, "blind_baseline")
     if blind.get("void") is not False:
         return Measurement(reason=f"AUC: {_why_void(blind)}")
-    sizes = comparison.get("n_positive"), comparison.get("n_negative")
+    sizes = [comparison.get("n_positive"), comparison.get("n_negative")]
     for n, what in zip(sizes, ("training images", "controls"), strict=True):
         if problem := _too_few(n, min_controls, what):
             return Measurement(reason=f"AUC: {problem}")
-    return _with_interval(_section(comparison, "auc"), min(sizes), "value")  # type: ignore[type-var]  # are numbers
+    return _with_interval(_section(comparison, "auc"), min(filter(_is_count, sizes)), "value")
 
 
 def _why_void(blind: Mapping[str, Any]) -> str:

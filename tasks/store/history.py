@@ -48,11 +48,17 @@ def find_runs(patterns: Sequence[str]) -> dict[str, RunDirectory]:
     }
     if not paths:
         raise RunError(f"{' '.join(patterns)}: no run directory (with a run.json) has such a name")
-    if len(paths) > MOST_RUNS:
-        raise RunError(f"{len(paths)} runs: at most {MOST_RUNS} can be asked at once, narrow --runs")
+    require_few(len(paths))
     occurrences = Counter(path.name for path in paths)
-    named = {path.name if occurrences[path.name] == 1 else str(path): RunDirectory(path) for path in paths}
+    runs = map(RunDirectory, paths)
+    named = {run.path.name if occurrences[run.path.name] == 1 else run.location: run for run in runs}
     return {name: named[name] for name in sorted(named, key=natural_order)}
+
+
+def require_few(n_runs: int) -> None:
+    """Raise RunError where so many runs cannot be asked at once."""
+    if n_runs > MOST_RUNS:
+        raise RunError(f"{n_runs} runs: at most {MOST_RUNS} can be asked at once, narrow --runs")
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -175,8 +181,10 @@ def _connect_all(
     connection.execute("SET VARIABLE runs = $1", [list(runs)])
     connection.register("runs", runs_table(runs))
     for name in (name for layer in LAYERS for name in Warehouse.relations(layer)):
-        # numbers, and names of our own files
-        each = [f"SELECT getvariable('runs')[{i + 1}] AS run, * FROM run_{i}.{name}" for i in range(len(runs))]  # noqa: S608
+        each = [
+            f"SELECT getvariable('runs')[{i + 1}] AS run, * FROM run_{i}.{name}"  # noqa: S608  # names of our own files
+            for i in range(len(runs))
+        ]
         connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(each)}")
     create_views(connection, [HISTORY])
     confine(connection, readable)

@@ -20,7 +20,7 @@ def manifest_digest(manifest: Path) -> str:
     with pq.ParquetFile(manifest) as file:
         for batch in file.iter_batches(columns=["sample_id", "content_hash"]):
             end, separator = pa.scalar(""), pa.scalar("\0")
-            texts: Any = pc.binary_join_element_wise(*batch.columns, end, separator)  # type: ignore[call-overload]
+            texts: Any = pc.binary_join_element_wise(*batch.columns, end, separator)  # type: ignore[call-overload]  # any number
             _, offsets, characters = texts.buffers()
             if len(texts):
                 total.update(memoryview(characters)[: np.frombuffer(offsets, np.int32)[len(texts)]])

@@ -107,7 +107,7 @@ def require_same_scoring(other: RunDirectory, scoring: Mapping[str, Any]) -> Non
     """
     known = other.read_record().get("scoring")
     if known != scoring:
-        raise RunError(f"--reuse {other.path}: its scores are of {difference(known or {}, scoring)}")
+        raise RunError(f"--reuse {other.location}: its scores are of {difference(known or {}, scoring)}")
 
 
 def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -> Path | None:

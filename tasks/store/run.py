@@ -41,6 +41,16 @@ class RunDirectory:
     path: Path
 
     @property
+    def remote(self) -> Path:
+        """In the local copy of a run in a store: its URL, and which versions of its files both have."""
+        return self.path / ".remote.json"
+
+    @property
+    def location(self) -> str:
+        """As its user names it: the URL where this is the local copy of a run in a store, else the path."""
+        return str(read_json(self.remote).get("url", self.path)) if self.remote.exists() else str(self.path)
+
+    @property
     def record(self) -> Path:
         return self.path / "run.json"
 
@@ -73,6 +83,11 @@ class RunDirectory:
     def calibration_images(self) -> Path:
         """The images that it was calibrated on."""
         return self.path / "calibration.parquet"
+
+    @property
+    def calibrating(self) -> Path:
+        """Names the shard that is being calibrated on; left behind only by a worker that dies of it."""
+        return self.path / ".calibrating.tmp"
 
     @property
     def sweep(self) -> Path:

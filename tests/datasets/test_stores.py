@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,6 @@ from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import SourceError, open_source
 from tests.datasets.archives import FILES, HASHES, IMAGES, LABELS, PNGS, decoded, folder, tarred, zipped
 from tests.datasets.test_sources import parquet
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            environment.setenv(name, "test")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def options(server: ThreadedMotoServer) -> str:
-    host, port = server.get_host_and_port()
-    return f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
 
 
 @pytest.fixture(scope="module")

@@ -212,4 +212,4 @@ def test_sigkill_while_scoring_then_again_gives_the_same_bytes(
     assert not (killed / "report.html").exists()
     subprocess.run(command(killed), check=True, capture_output=True, timeout=300)
     assert part_bytes(killed) == expected
-    assert (killed / "report.html").exists()
+    assert (killed / "evidence.json").read_bytes() == (undisturbed / "evidence.json").read_bytes()

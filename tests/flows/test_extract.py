@@ -347,7 +347,7 @@ def test_one_training_image_is_too_few(prefect: None, digits: np.ndarray, tmp_pa
     np.save(tmp_path / "one.npy", digits[:1])
     shard(tmp_path / "run", str(tmp_path / "one.npy"))
     with pytest.raises(RunError, match="1 distinct training images: matching needs two"):
-        TrainingImages(RunDirectory(tmp_path / "run"), "pixel").rows  # noqa: B018  # read when first needed
+        len(TrainingImages(RunDirectory(tmp_path / "run"), "pixel").rows)
 
 
 def test_sigkill_while_generating_then_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:

@@ -19,11 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import flows.score
 import tasks.score
 from flows import cli
 from flows.score import score
 from flows.shard import shard
+from tasks.calibrating import calibrate_run
 from tasks.datasets.sources import SourceError
+from tasks.device_worker import WorkerDied
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.score import ShardsFailed
@@ -103,6 +106,32 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
 
 
+class PoisonedImages(ScoreJob):
+    """Kills whoever looks for the images of the poison shard."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        if self.shard == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().directory
+
+
+def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_the_run_can_go_on(
+    sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.score, "ScoreJob", PoisonedImages)
+        says = rf"^calibrating on {POISON} kills its worker \(the worker process of cpu was killed.* --timestep N"
+        with pytest.raises(WorkerDied, match=says):
+            score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert scored_shards(sharded) == set()
+    job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(), 0)
+    calibration = calibrate_run(job, "cpu")
+    assert calibration is not None
+    assert (calibration.n_train, calibration.n_control) == (30, 20)
+    assert not sharded.calibrating.exists()
+
+
 def exchange_checkpoint(job: ScoreJob, device: str) -> int:
     """Half way through, somebody saves another model over the checkpoint; this worker has the first one loaded."""
     if job.shard == POISON:
@@ -140,7 +169,7 @@ def test_images_that_were_mended_before_anything_was_finished_need_no_other_dire
     shard(run.path, str(folder))
     assert run.read_record()["images"]["train"]["samples"] == 4
     (folder / "3.png").unlink()
-    with pytest.raises(RunError, match=r"holds another run \\(the files of --train have changed\\)"):
+    with pytest.raises(RunError, match=r"holds another run \(the files of --train have changed\)"):
         shard(run.path, str(folder))
 
 
@@ -213,9 +242,11 @@ def test_two_runs_into_one_directory_the_second_refuses(
 def test_what_a_killed_process_left_half_written_is_swept_away(sharded: RunDirectory) -> None:
     half = sharded.shards / ".train-000000.tar.1.tmp"
     half.write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in sharded.shards.iterdir()}
     with sharded.lock():
-        assert not half.exists()
-    assert (sharded.shards / "train-000000.tar").exists()
+        after = {path.name: path.read_bytes() for path in sharded.shards.iterdir()}
+    assert after == {name: content for name, content in before.items() if name != half.name}
+    assert len(after) > 1
 
 
 # processes of their own
@@ -321,8 +352,9 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     code, lines = latentprint(*arguments)
     assert code == 0, lines
-    assert run.report.exists()
-    assert json.loads(run.record.read_text())["scoring_status"]["state"] == "complete"
+    record = json.loads(run.record.read_text())
+    assert record["scoring_status"]["state"] == "complete"
+    assert record["run_id"] in run.report.read_text()
 
 
 def test_a_lock_is_only_this_process_s(sharded: RunDirectory, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tasks.store.run import RunDirectory
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e '.[ray]'")
 import ray
 
+QUICK = ScoreParameters()
 LONG = ScoreParameters(axes=8, steps=20)
 RAY = ComputeParameters(runner="ray", devices=("cpu",), threads=1)
 SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
@@ -42,8 +43,18 @@ class PoisonedJob(ScoreJob):
         return super().provenance()
 
 
+class PoisonedImages(ScoreJob):
+    """Kills whoever looks for the images of the poison shard."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        if self.shard == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().directory
+
+
 class PoisonedRun(ScoreJob):
-    """Kills whoever calibrates."""
+    """Kills whoever begins to calibrate."""
 
     def origin(self) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,12 +146,20 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert part_bytes(sharded) == local
 
 
-def test_a_calibration_that_kills_its_workers_ends_the_run_in_words(
-    cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        (PoisonedRun, "^calibrate: The worker died"),
+        (PoisonedImages, rf"^calibrating on {POISON} kills its worker \(calibrate: The worker died.* --timestep N"),
+    ],
+)
+def test_a_calibration_that_kills_its_workers_ends_the_run_and_names_the_shard(
+    job: type[ScoreJob], says: str, cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.score, "ScoreJob", PoisonedRun)
-    with pytest.raises(WorkerDied, match="calibrate: The worker died"):
-        score(sharded, str(checkpoint), LONG, RAY)
+    monkeypatch.setattr(flows.score, "ScoreJob", job)
+    with pytest.raises(WorkerDied, match=says):
+        score(sharded, str(checkpoint), QUICK, RAY)
+    assert not part_bytes(sharded)
 
 
 def test_more_cores_than_any_node_has_are_refused_and_not_waited_for(

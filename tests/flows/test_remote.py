@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +11,19 @@ import pyarrow.fs as pafs
 import pytest
 
 from flows import cli
+from tasks.diffusion.checkpoint import checkpoint_sha256
+from tasks.parameters import ScoreParameters
 from tasks.remote import RemoteRun, staging_folder
+from tasks.score import take_over_scores
+from tasks.scoring import ScoreJob
 from tasks.store.run import RunDirectory
-from tests.datasets.test_stores import options, server  # noqa: F401  # fixtures
-from tests.store.test_warehouse import write_run
+from tests.store.runs import IMAGES, write_run
 
 Machine = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def store(options: str) -> pafs.FileSystem:  # noqa: F811
+def store(options: str) -> pafs.FileSystem:
     store, _ = pafs.FileSystem.from_uri(f"s3://runs{options}")
     store.create_dir("runs")
     return store
@@ -52,7 +56,7 @@ def objects(store: pafs.FileSystem, key: str) -> dict[str, bytes]:
 
 def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_once(
     prefect: None,
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     machine: Machine,
     checkpoint: Path,
@@ -78,9 +82,22 @@ def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_onc
         found = files(store, "runs/first").items()
         return {name: file.mtime_ns for name, file in found if name.startswith(costly)}
 
+    earlier = Path(shutil.copytree(checkpoint, tmp_path / "earlier"))  # another model, of which only the record is read
+    weights = next(earlier.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    record = json.loads((local / "run.json").read_text()) | {"model": str(earlier)}
+    record["scoring"]["checkpoint_sha256"] = checkpoint_sha256(earlier)
+    pafs.copy_files(str(local), "runs/before", destination_filesystem=store, use_threads=False)
+    with store.open_output_stream("runs/before/run.json") as stream:
+        stream.write(json.dumps(record).encode())
     before = written()
-    assert machine("three", *audit, "--out", url)[0] == 0
+    assert machine("three", *audit, "--out", url, "--before", f"s3://runs/before{options}")[0] == 0
     assert written() == before
+    cleaned = json.loads(objects(store, "runs/first")["cleaned.json"])
+    assert (cleaned["run_before"], cleaned["checkpoint_sha256_before"]) == ("before", checkpoint_sha256(earlier))
+    fates = {fate: one["n_images"] for fate, one in cleaned["by_fate"].items()}
+    assert fates == {"left out, or modified": 0, "fewer copies": 0, "as many copies": 60}
+    assert cleaned["before"]["n_copies"] == json.loads(there["extraction.json"])["ratio"]["n_copies"]
     assert len(before) == 2 * len(list((local / "shards").iterdir())) + 1 + 1
 
     there = objects(store, "runs/first")
@@ -91,11 +108,18 @@ def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_onc
     assert (code, json.loads(output)["differences"]) == (0, [])
     assert objects(store, "runs/first") == there, "asking changes nothing"
     assert machine("four", "report", "--compare", local, url)[0] == 0
-    assert b"first-" in objects(store, "runs/first")["compare.html"], "the page names the run"
+    assert b"<dd>first, run " in objects(store, "runs/first")["compare.html"], "the page names the run"
+
+    again = RunDirectory(local)
+    known = again.read_record()["scoring"]
+    parameters = ScoreParameters.model_validate(known["parameters"])
+    job = ScoreJob(local, "train-000000.tar", checkpoint, known["checkpoint_sha256"], parameters, 0)
+    take_over_scores(job, RunDirectory(staging_folder(url)), known)
+    assert again.read_record()["reused"] == {"run": url, "n_images": 60 + 40}, "as its user named it"
 
 
 def test_what_is_published_is_whole_and_what_is_gone_goes(
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,8 +151,33 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     assert remote.run.rejects.read_bytes() == b"changed"
 
 
+def test_many_runs_are_asked_where_they_lie_and_nothing_changes(
+    options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path
+) -> None:
+    for i, name in enumerate(("a/step-10", "a/step-9", "b/step-9", "a/notes", "a/deep/step-8")):
+        run = write_run(tmp_path / str(i), IMAGES[: 6 - i])
+        (run.record if name == "a/notes" else run.rejects).unlink()
+        pafs.copy_files(str(run.path), f"runs/many/{name}", destination_filesystem=store, use_threads=False)
+    there = objects(store, "runs/many")
+
+    def asked(*patterns: str) -> tuple[int, str, str]:
+        runs = [text for pattern in patterns for text in ("--runs", f"s3://runs/many/{pattern}{options}")]
+        query = "SELECT run, count(*) AS n FROM manifest GROUP BY run ORDER BY any_value(position)"
+        return machine("one", "sql", *runs, "--json", query.replace("manifest", "manifest JOIN runs USING (run)"))
+
+    assert json.loads(asked("a/*")[1]) == [{"run": "step-9", "n": 5}, {"run": "step-10", "n": 6}]
+    assert json.loads(asked("[ab]/step-9")[1]) == [
+        {"run": f"s3://runs/many/{folder}/step-9{options}", "n": n} for folder, n in (("a", 5), ("b", 4))
+    ]
+    some = json.loads(asked("a/step-10", "*/step-8", "b/*")[1])
+    assert some == [{"run": "step-9", "n": 4}, {"run": "step-10", "n": 6}]
+    complaint = f"latentprint: s3://runs/many/c/*{options}: no run directory (with a run.json) has such a name\n"
+    assert asked("c/*") == (2, "", complaint)
+    assert objects(store, "runs/many") == there
+
+
 def test_a_copy_without_images_takes_none_from_the_store(
-    options: str,  # noqa: F811
+    options: str,
     store: pafs.FileSystem,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,9 +216,10 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         "report --run x --before",
         "score --run x --model x --reuse",
         "gate --run x --baseline",
+        "sql SELECT --runs",
     ],
 )
-def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, machine: Machine, command: str) -> None:  # noqa: F811
+def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, machine: Machine, command: str) -> None:
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     code, _, errors = machine("one", *command.split(), url)
     assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")

@@ -42,7 +42,9 @@ def test_serve_registers_the_deployment_and_audits_when_a_run_is_due(
             serving.send_signal(signal.SIGTERM)
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}Z", folder.name)
-    assert (folder / "report.html").is_file()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["scoring_status"]["state"] == "complete"
+    assert record["run_id"] in (folder / "report.html").read_text()
     assert serving.returncode == 0  # a service that is told to stop has done its work
 
 

@@ -12,7 +12,6 @@ import yaml
 from flows.card import card
 from tasks.reporting.gate_rehearsal import REHEARSALS
 from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
 from tests.store.runs import write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:1)`@team"
@@ -100,4 +99,3 @@ def test_a_card_needs_a_run_with_evidence(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"no evidence\.json"):
         card(write_run(tmp_path).path, "model")
-    assert RunDirectory(tmp_path).record.exists()

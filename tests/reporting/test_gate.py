@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from flows.gate import gate, rehearse
 from tasks.reporting.gate import RULES, Case, Finding, Limits, Measurement, Waiver, decide, difference, judge
 from tasks.reporting.gate_evidence import GateError, read_waivers
-from tasks.reporting.gate_formats import junit_xml, lines, markdown
+from tasks.reporting.gate_formats import lines, markdown
 from tasks.reporting.gate_rehearsal import REHEARSALS, Rehearsal
 
 TODAY = date(2026, 11, 24)
@@ -233,7 +233,16 @@ def test_verdict_json_and_junit_say_the_same(tmp_path: Path) -> None:
     assert {row.replace("\\|", "").count("|") for row in rows} == {7}
     assert "<b>" not in table
     assert "@all" not in table
-    assert junit_xml(verdict) == junit_xml(verdict)
+    assert {p.get("name"): p.get("value") for p in suite.iter("property")} == {
+        "run_id": "known-bad",
+        "baseline_run_id": "known-clean",
+        "decided_on": written["decided_on"],
+    }
+    (failure,) = suite.iter("failure")
+    assert failure.get("message") == flagged["reason"]
+    assert failure.text == f"{flagged['title']}: 0.9900 (0.9746 to 0.9973), limit 0.1000"  # 396 of 400, exact
+    assert set(suite.attrib) == {"name", "tests", "failures", "errors", "skipped"}, "no time and no machine"
+    assert {c.get("time") for c in suite.iter("testcase")} == {"0"}
 
 
 def test_every_limit_is_a_rule_that_can_be_waived() -> None:

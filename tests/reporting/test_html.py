@@ -124,8 +124,16 @@ def test_first_ranked_image_is_the_one_with_the_highest_growth(page: Page) -> No
 
 
 def test_pictures_of_both_ends_are_embedded_once_each(page: Page) -> None:
-    pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == len(set(pictures)) == 32
+    sources = [
+        attributes["src"].removeprefix("data:image/png;base64,") for tag, attributes in page.tags if tag == "img"
+    ]
+    shown = [np.array(Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
+    images = planted()
+    growth = np.where(np.array(images.splits) == "train", images.log_growth, np.nan)
+    ranked = [int(i) for i in np.argsort(-growth) if np.isfinite(growth[i])]
+    assert len(shown) == 24 + 8
+    for picture, position in zip(shown, [*ranked[:24], *ranked[:-9:-1]], strict=True):
+        assert np.array_equal(picture, blob((28, 28), seed=position))
 
 
 def test_page_asks_for_nothing_and_runs_nothing_but_its_own_script(html: str, page: Page) -> None:

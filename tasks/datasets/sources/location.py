@@ -252,7 +252,7 @@ class _StoreStream(io.RawIOBase):
         self.file.seek(min(max(start + offset, 0), self.length))
         return self.file.tell()
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # it is always given one
         with self.location._answered():
             content = self.file.read(len(buffer))
         buffer[: len(content)] = content

@@ -105,7 +105,7 @@ def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator
 
 
 def _read_arrow(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
-    reader = pa.ipc.open_stream(pa.PythonFile(stream))  # type: ignore[arg-type]
+    reader = pa.ipc.open_stream(pa.PythonFile(stream))  # type: ignore[arg-type]  # an IO will do
     return _columns(file, reader.schema), _to_the_end(reader, stream)
 
 

@@ -89,10 +89,10 @@ class _Member(tarfile.TarInfo):
         assert isinstance(archive, _Tar)
         try:
             member = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # not in typeshed
             archive.ended = True
             raise
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]  # nor these
             reason = f"damaged header at byte {archive.offset}: a member is lost"
             archive.damage = archive.damage or Rejected(reason, "ReadError")
             raise
@@ -103,7 +103,7 @@ class _Member(tarfile.TarInfo):
         """Refuses the negative sizes over which ``tarfile`` loops for ever (CVE-2025-8194)."""
         if count < 0:
             raise tarfile.ReadError("negative size in a header")
-        return super()._block(count)  # type: ignore[misc,no-any-return]
+        return super()._block(count)  # type: ignore[misc,no-any-return]  # nor this
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Rejected:
