@@ -379,3 +379,10 @@ def test_the_reverse_mean_contracts_a_gaussian_by_its_closed_form(eta: float) ->
         eta=eta,
     )
     assert float(growth) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_reverse_mean_does_not_start_where_there_is_no_signal() -> None:
+    data = anisotropic_gaussian(rectified_flow(), 4)
+    arguments = dict(axes=draw(3, 1, 2, 1, 2, 2), start=989, stride=10)
+    with pytest.raises(ValueError, match="timestep 999 holds no signal"):
+        reverse_mean_growth(data, draw(2, 1, 1, 2, 2), data.schedule, n_steps=1, **arguments)
