@@ -23,12 +23,14 @@ from diffusers import (
 from tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
+    grid_of,
     image_shape,
     load_denoiser,
     load_schedule,
     state_shape,
 )
 from tasks.diffusion.growth import log_growth
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
@@ -103,6 +105,27 @@ def test_flow_matching_is_read_as_velocity(tmp_path: Path) -> None:
     torch.testing.assert_close(eps, clean + velocity)
     with pytest.raises(CheckpointError, match="flow matching"):
         model.grid("continuous")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "fits"),
+    [
+        (DDIMScheduler(), True),
+        (DDIMScheduler(num_train_timesteps=100, beta_start=1e-3, beta_end=0.2), False),
+        (DDIMScheduler(beta_schedule="squaredcos_cap_v2"), False),
+        (DDIMScheduler(beta_schedule="scaled_linear"), False),
+        (DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), False),
+    ],
+    ids=["default", "100 timesteps", "cosine", "scaled linear", "Stable Diffusion"],
+)
+def test_the_continuous_grid_is_for_the_schedule_that_it_conditions_on(scheduler: Any, fits: bool) -> None:
+    schedule = DiscreteVP.from_tensor(scheduler.alphas_cumprod)
+    assert grid_of(schedule, "ddim") is schedule
+    if fits:
+        assert grid_of(schedule, "continuous") == ContinuousVP()
+    else:
+        with pytest.raises(CheckpointError, match="another schedule: use --grid ddim"):
+            grid_of(schedule, "continuous")
 
 
 def test_the_label_reaches_a_class_conditional_network(tmp_path: Path) -> None:
