@@ -84,22 +84,26 @@ class LoadedModel:
         return grid_of(self.schedule, name)
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is scored: the images (B, C, H, W) themselves, or their scaled latents (KL: their means)."""
+        """What is scored: the images (B, C, H, W) themselves, or of their latents z (KL: their means)
+        ``(z - shift) scale``."""
         if self.autoencoder is None:
             return images
         encoded = self.autoencoder.encode(images.to(self.autoencoder.dtype))
         latents: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        scaled: Tensor = latents.to(images) * self.autoencoder.config.scaling_factor
-        return scaled
+        shift, scale = self._latent_scaling()
+        return (latents.to(images) - shift) * scale
 
     def decode(self, states: Tensor) -> Tensor:
         """Images in [-1, 1] from what the model generates."""
         if self.autoencoder is None:
             return states
-        decoded: Tensor = self.autoencoder.decode(
-            states.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
-        ).sample
+        shift, scale = self._latent_scaling()
+        decoded: Tensor = self.autoencoder.decode(states.to(self.autoencoder.dtype) / scale + shift).sample
         return decoded.to(states).clamp(-1.0, 1.0)
+
+    def _latent_scaling(self) -> tuple[float, float]:
+        config = self.autoencoder.config
+        return config.get("shift_factor") or 0.0, config.scaling_factor
 
     @contextmanager
     def given(self, label: int | Tensor | None) -> Iterator[None]:

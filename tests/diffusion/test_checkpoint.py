@@ -55,9 +55,9 @@ def plain_unet(channels: int = 1, **options: Any) -> UNet2DModel:
     return UNet2DModel(in_channels=channels, out_channels=channels, **SMALL, **PLAIN, **options)
 
 
-def autoencoder_of(kind: type[Any]) -> Any:
+def autoencoder_of(kind: type[Any], **options: float) -> Any:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return kind(**AUTOENCODER, **TWO_LEVELS, **blocks)
+    return kind(**AUTOENCODER, **TWO_LEVELS, **blocks, **options)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,18 @@ def test_a_conditional_network_takes_the_given_or_the_empty_condition(tmp_path: 
         load_denoiser(str(folder), "cpu")
 
 
-@pytest.mark.parametrize(("part", "kind"), [("vqvae", VQModel), ("vae", AutoencoderKL)])
-def test_latent_diffusion_is_scored_on_scaled_latents(part: str, kind: type[Any], tmp_path: Path) -> None:
-    parts = {"unet": lambda: plain_unet(2), "scheduler": DDIMScheduler, part: lambda: autoencoder_of(kind)}
+@pytest.mark.parametrize(
+    ("part", "kind", "options", "shift"),
+    [
+        ("vqvae", VQModel, {}, 0.0),
+        ("vae", AutoencoderKL, {}, 0.0),
+        ("vae", AutoencoderKL, {"shift_factor": 0.0609, "scaling_factor": 1.5305}, 0.0609),  # Stable Diffusion 3's
+    ],
+)
+def test_latent_diffusion_is_scored_on_shifted_and_scaled_latents(
+    part: str, kind: type[Any], options: dict[str, float], shift: float, tmp_path: Path
+) -> None:
+    parts = {"unet": lambda: plain_unet(2), "scheduler": DDIMScheduler, part: lambda: autoencoder_of(kind, **options)}
     folder = save(tmp_path, **parts)
     assert (state_shape(folder), image_shape(folder)) == ((2, 8, 8), (1, 16, 16))
     model = load_denoiser(str(folder), "cpu")
@@ -184,7 +193,7 @@ def test_latent_diffusion_is_scored_on_scaled_latents(part: str, kind: type[Any]
         growth = log_growth(model.denoiser, states, model.schedule, axes=draw(2, 3, 2, 2, 8, 8), start=20, delta=0.5)
         pictures = model.decode(states)
         expected = model.autoencoder.decode(latents).sample.clamp(-1, 1)
-    torch.testing.assert_close(states, latents * 0.18215)
+    torch.testing.assert_close(states, (latents - shift) * options.get("scaling_factor", 0.18215))
     torch.testing.assert_close(pictures, expected)
     assert growth.log_growth.isfinite().all()
 
