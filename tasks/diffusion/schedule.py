@@ -286,8 +286,15 @@ def ascending_timesteps(schedule: Schedule, n_steps: int, start: int = 0, stride
 
 
 def spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
-    """``n_steps + 1`` timesteps evenly over the whole schedule, 0 ... :func:`last_with_signal`, ascending."""
-    return torch.linspace(0, last_with_signal(schedule), n_steps + 1).round().long().tolist()
+    """``n_steps + 1`` timesteps evenly over the whole schedule, 0 ... :func:`last_with_signal`, ascending.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    last = last_with_signal(schedule)
+    if n_steps > last:
+        raise ValueError(f"{n_steps + 1} timesteps are needed, {last + 1} hold signal: take fewer steps")
+    return torch.linspace(0, last, n_steps + 1).round().long().tolist()
 
 
 def steps_along(schedule: Schedule, timesteps: Sequence[int]) -> list[Step]:

@@ -76,7 +76,7 @@ def exact_tangents(
     Args:
         max_batch: most tangents in one network call; the base pass is repeated for each cut through an image's K.
 
-    Counted as K + 1 network evaluations an image, however it is cut: repeating a base pass for want of memory is no part
+    Counted as K + 1 network evaluations an image, however it is cut: a base pass repeated for want of memory is no part
     of the method. Takes 1.6 to 2 times as long as K + 1 plain ones.
     """
     n_directions = directions.shape[1]

@@ -31,9 +31,10 @@ SCHEDULE = DiscreteVP.from_tensor(SCHEDULER.alphas_cumprod)
 DATA = FiniteData(SCHEDULE, (0.5 * draw(1, 6, 4)).clamp(-1, 1))
 
 
-def test_ancestral_sampling_is_that_of_ddpm_given_the_same_noise() -> None:
+@pytest.mark.parametrize("data", [DATA, FiniteData(SCHEDULE, 3.0 * draw(1, 6, 4))], ids=["pixels", "clipped"])
+def test_ancestral_sampling_is_that_of_ddpm_given_the_same_noise(data: FiniteData) -> None:
     latent = draw(2, 1, 1, 2, 2)
-    ours = sample_ancestral(DATA, latent, SCHEDULE, 50, [generator_for(0, "sample")])
+    ours = sample_ancestral(data, latent, SCHEDULE, 50, [generator_for(0, "sample")])
 
     x, generator = latent, generator_for(0, "sample")
     for t in range(49, -1, -1):
@@ -41,7 +42,7 @@ def test_ancestral_sampling_is_that_of_ddpm_given_the_same_noise() -> None:
             noise = gaussian([generator], latent.shape[1:]).double()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, noise=noise, **__: noise)
-            x = SCHEDULER.step(DATA(x, float(t)), t, x).prev_sample
+            x = SCHEDULER.step(data(x, float(t)), t, x).prev_sample
     torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
 
 

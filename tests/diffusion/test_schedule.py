@@ -104,6 +104,8 @@ def test_steps_over_the_whole_schedule_start_where_there_is_signal_left() -> Non
     assert [last_with_signal(s) for s in (linear_ddpm(), ContinuousVP(), rectified_flow())] == [999, 999, 998]
     zero_snr = DiscreteVP.from_tensor(DDIMScheduler(rescale_betas_zero_snr=True).alphas_cumprod)
     cosine = DiscreteVP.from_tensor(DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod)
+    with pytest.raises(ValueError, match="1000 timesteps are needed, 999 hold signal"):
+        spaced_timesteps(zero_snr, 999)
     assert [spaced_timesteps(s, 2) for s in (zero_snr, cosine)] == [[0, 499, 998], [0, 500, 999]]
 
 
