@@ -126,7 +126,7 @@ def _measure(
 def _growth(growths: Sequence[Growth], delta: float) -> dict[str, Tensor]:
     """What the growth's own passes say of each image, (B,): averaged over its repeats and its axes."""
     totals = torch.stack([growth.log_growth[:, -1] for growth in growths])
-    errors = growths[0].standard_error if len(growths) == 1 else totals.std(0) / math.sqrt(len(growths))
+    errors = growths[0].standard_error[:, -1] if len(growths) == 1 else totals.std(0) / math.sqrt(len(growths))
     eps = growths[0].eps.flatten(1)
     axes = torch.cat([growth.axes for growth in growths], dim=1)
     tangents = torch.cat([growth.tangents for growth in growths], dim=1)
