@@ -38,17 +38,26 @@ def measure(
 
     Args:
         parameters: with a timestep that is a number.
-        max_batch: most images in one network call; halved until a batch fits into the device's memory.
+        max_batch: most images (for the exact tangents: tangents) in one network call.
         calibration: for the columns ``dime`` and ``fused``, and with a second timestep for those at it.
+
+    What does not fit into the device's memory is halved until it does: the images, and of a single one ``max_batch``.
     """
     try:
         with torch.inference_mode():
             return _measure(model, pixels, content_hashes, parameters, max_batch, calibration)
     except torch.OutOfMemoryError:
-        if max_batch < 2:
+        if max(len(pixels), max_batch) < 2:
             raise
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # not above: until the error is gone it holds what the failed passes allocated
+    half = len(pixels) // 2
+    if half == 0:
         return measure(model, pixels, content_hashes, parameters, max_batch // 2, calibration)
+    parts = [
+        measure(model, pixels[some], content_hashes[some], parameters, max_batch, calibration)
+        for some in (slice(half), slice(half, None))
+    ]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
 def _measure(
@@ -60,6 +69,7 @@ def _measure(
     calibration: Calibration | None,
 ) -> Columns:
     assert parameters.timestep != "auto"
+    grid = model.grid(parameters.grid)
     x = model.encode(from_pixels(torch.from_numpy(pixels)).to(model.device))
     generators = [generator_for(parameters.seed, content_hash) for content_hash in content_hashes]
     spent = model.denoiser.n_evaluations
@@ -67,7 +77,7 @@ def _measure(
         log_growth(
             model.denoiser,
             x,
-            model.grid(parameters.grid),
+            grid,
             n_axes=parameters.axes,
             generators=generators,
             n_steps=parameters.steps,
@@ -82,11 +92,15 @@ def _measure(
     values = _growth(growths, parameters.delta) | _reversibility(model, x, parameters.reversibility)
     for name in parameters.baselines:
         noise = [generator_for(parameters.seed, f"{name} {content_hash}") for content_hash in content_hashes]
-        shared = {"timestep": parameters.timestep, "eps": growths[0].eps} if name in SHARE_THE_BASE_PASS else {}
-        values[name] = BASELINES[name](model.denoiser, x, model.schedule, noise, **shared)
+        if name in SHARE_THE_BASE_PASS:
+            shared = {"timestep": parameters.timestep, "eps": growths[0].eps}
+            values[name] = BASELINES[name](model.denoiser, x, grid, noise, **shared)
+        else:
+            values[name] = BASELINES[name](model.denoiser, x, model.schedule, noise)
     second = calibration.second.timestep if calibration and calibration.second else None
     if second is not None:
-        values |= _second_norms(model, x, model.grid(parameters.grid).conditioning(second), max_batch)
+        second_eps = model.denoiser(wide(x), grid.conditioning(second))
+        values |= {f"{SECOND}{name}": norms for name, norms in _norms(second_eps).items()}
     scores = {name: value.cpu().double().numpy() for name, value in values.items()}
     if calibration is not None:
         scores |= calibration.scores(scores)
@@ -112,7 +126,7 @@ def _measure(
 def _growth(growths: Sequence[Growth], delta: float) -> dict[str, Tensor]:
     """What the growth's own passes say of each image, (B,): averaged over its repeats and its axes."""
     totals = torch.stack([growth.log_growth[:, -1] for growth in growths])
-    errors = growths[0].standard_error if len(growths) == 1 else totals.std(0) / math.sqrt(len(growths))
+    errors = growths[0].standard_error[:, -1] if len(growths) == 1 else totals.std(0) / math.sqrt(len(growths))
     eps = growths[0].eps.flatten(1)
     axes = torch.cat([growth.axes for growth in growths], dim=1)
     tangents = torch.cat([growth.tangents for growth in growths], dim=1)
@@ -135,12 +149,6 @@ def _norms(eps: Tensor) -> dict[str, Tensor]:
     """Of the predicted noise (B, ...), (B,) each."""
     eps = eps.flatten(1)
     return {"eps_norm": torch.linalg.vector_norm(eps, dim=1), "sima": eps.pow(4).sum(1)}
-
-
-def _second_norms(model: LoadedModel, x: Tensor, conditioning: float, max_batch: int) -> dict[str, Tensor]:
-    """The norms of one more pass, (B,) each."""
-    eps = torch.cat([model.denoiser(images, conditioning) for images in wide(x).split(max_batch)])
-    return {f"{SECOND}{name}": values for name, values in _norms(eps).items()}
 
 
 def _reversibility(model: LoadedModel, x: Tensor, n_steps: int) -> dict[str, Tensor]:

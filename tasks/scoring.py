@@ -139,15 +139,19 @@ def auto_batch_size(model: LoadedModel) -> int:
     """Images a network call: 64 on a CPU; on a GPU, what half its memory holds, measured by one small batch."""
     if model.device.type != "cuda":
         return CPU_BATCH
-    x = torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device)
-    with torch.inference_mode():
-        model.denoiser(x, 0.0)
-        torch.cuda.reset_peak_memory_stats(model.device)
-        before = torch.cuda.memory_allocated(model.device)
-        model.denoiser(x, 0.0)
+    probe(model)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    probe(model)
     per_image = (torch.cuda.max_memory_allocated(model.device) - before) / PROBE_BATCH
     total = torch.cuda.get_device_properties(model.device).total_memory
     return 1 << max(0, int(math.log2(MEMORY_SHARE * total / per_image)))
+
+
+def probe(model: LoadedModel) -> None:
+    """One network call of ``PROBE_BATCH`` images, of the first class if the model knows classes."""
+    with torch.inference_mode(), model.given(0 if model.n_classes else None):
+        model.denoiser(torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device), 0.0)
 
 
 _IDENTITY = ("sample_id", "content_hash", "split", "shard")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from scipy.stats import spearmanr
 
 from tasks.datasets.sources import open_source
@@ -16,11 +17,14 @@ from tasks.diffusion.membership import BASELINES
 from tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels
+from tasks.diffusion.schedule import ContinuousVP
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
 from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
+from tasks.scoring import PROBE_BATCH, probe
 from tasks.store.schemas import OPTIONAL_SCORES, SCORES
+from tests.diffusion.test_checkpoint import plain_unet, save
 from tests.diffusion.tf32 import emulated_tf32
 
 HASHES = ["a", "b", "c"]
@@ -119,6 +123,59 @@ def test_fused_norms_do_not_depend_on_the_batch(model: LoadedModel, digits: np.n
         measure(model, images[i : i + 1], names[i : i + 1], parameters, 2, at_100)["fused_norms"][0] for i in range(12)
     ]
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_rows(
+    most: int, model: LoadedModel, pixels: np.ndarray, at_100: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = ScoreParameters(timestep=20, axes=2, reversibility=3, baselines=BASELINE_NAMES)
+    whole = measure(model, pixels, HASHES, parameters, 64, at_100)
+    network, sizes = model.network.module, set()
+
+    def small(x: torch.Tensor, t: torch.Tensor) -> object:
+        if len(x) > most:
+            raise torch.OutOfMemoryError
+        sizes.add(len(x))
+        return network(x, t)
+
+    monkeypatch.setattr(model.network, "module", small)
+    halved = measure(model, pixels, HASHES, parameters, 64, at_100)
+    assert max(sizes) == min(most, 3)  # an image with its two neighbours
+    assert halved.keys() == whole.keys()
+    for name, values in whole.items():
+        if isinstance(values[0], float):
+            np.testing.assert_allclose(halved[name], values, rtol=2e-4, atol=1e-5, err_msg=name)
+        else:
+            assert halved[name] == values, name
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(model, pixels, HASHES, parameters, 64)
+
+
+def test_the_probe_for_memory_gives_a_class_conditional_network_a_class(tmp_path: Path) -> None:
+    folder = save(tmp_path, unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
+    model = load_denoiser(str(folder), "cpu")
+    probe(model)
+    assert model.denoiser.n_evaluations == PROBE_BATCH
+    assert model.network.label is None
+
+
+def test_dime_on_the_continuous_grid_conditions_its_probes_as_its_base_pass(
+    model: LoadedModel, pixels: np.ndarray
+) -> None:
+    parameters = ScoreParameters(timestep=20, grid="continuous", baselines=("dime_2", "loss"))
+    columns = measure(model, pixels, HASHES, parameters, 64)
+    x, grid = from_pixels(torch.from_numpy(pixels)), ContinuousVP()
+
+    def noise(name: str) -> list[torch.Generator]:
+        return [generator_for(0, f"{name} {content_hash}") for content_hash in HASHES]
+
+    with torch.inference_mode():
+        dime = BASELINES["dime_2"](model.denoiser, x, grid, noise("dime_2"))
+        loss = BASELINES["loss"](model.denoiser, x, model.schedule, noise("loss"))
+    np.testing.assert_allclose(columns["dime_2"], dime.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(columns["loss"], loss.numpy(), rtol=1e-5)
 
 
 def test_repeats_are_averaged_and_give_the_error(model: LoadedModel, pixels: np.ndarray) -> None:

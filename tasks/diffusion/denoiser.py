@@ -62,7 +62,8 @@ class Denoiser:
         self.dtype = dtype
         self.memory_format = memory_format
         self.n_evaluations = 0
-        """Network evaluations so far: one an image, and one a tangent pushed forward with it."""
+        """Network evaluations so far: one an image, and one a tangent pushed forward with it. What is computed again
+        because memory is short (:func:`tasks.diffusion.tangents.exact_tangents`) counts once."""
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]

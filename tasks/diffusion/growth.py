@@ -44,7 +44,7 @@ class Growth(NamedTuple):
     log_growth: Tensor
     """Cumulative log growth after each step, (B, N), nats, float64."""
     standard_error: Tensor
-    """Standard error of the last column over the draw of the axes, (B,), nats; NaN for a single axis."""
+    """Standard error of each of these over the draw of the axes, (B, N), nats; NaN for a single axis."""
     eps: Tensor
     """Noise predicted at the unperturbed image in the first step, (B, C, H, W), float64: the base pass."""
     axes: Tensor
@@ -78,19 +78,20 @@ def log_growth(
         schedule: which grid to step along.
         axes: initial directions (B, K, C, H, W), any length, linearly independent; orthonormalised here. For ``trace``
             the probes, as they are: independent, E[z z'] = I (Rademacher or Gaussian). ``exact`` takes all d axes.
-        n_axes: K, to draw the axes here: Gaussian; Rademacher for ``trace``.
-        generators: one an image, for ``n_axes``.
+        n_axes: K, to draw the axes here instead: Gaussian; Rademacher for ``trace``.
+        generators: one an image, for ``n_axes``: noise belongs to the image (:mod:`tasks.diffusion.noise`).
         n_steps: N, of ``stride`` timesteps each, from timestep ``start``.
         delta: l2 length of each finite difference, in pixel units; ``edge`` and ``volume`` only.
         max_batch: most images (for the exact tangents: tangents) in one network call.
 
     The state is kept in float64 around a network in its own dtype. Cost: N (K + 1) network evaluations an image
-    (``exact``: K = d); an exact tangent takes about twice the time of an evaluation. Call under ``torch.no_grad``
+    (``exact``: K = d); an exact tangent takes up to twice the time of an evaluation. Call under ``torch.no_grad``
     or ``torch.inference_mode``.
 
     Raises:
-        ValueError: more axes than dimensions, steps beyond the schedule's end, or a ``delta`` that the network's
-            arithmetic cannot carry (:func:`tasks.diffusion.tangents.require_resolvable`).
+        ValueError: axes that are not independent, or not as many as there are images; steps beyond the schedule's end;
+            a ``delta`` that the network's arithmetic cannot carry
+            (:func:`tasks.diffusion.tangents.require_resolvable`).
     """
     pushforward: Callable[..., tuple[Tensor, Tensor]] = exact_tangents
     if estimator in ("edge", "volume"):
@@ -100,13 +101,15 @@ def log_growth(
     neighbourhood = _neighbourhood(estimator, state, axes, n_axes, generators)
     first: list[Tensor] = []
     growth: list[Tensor] = []
+    errors: list[Tensor] = []
     for step in steps_along(schedule, ascending_timesteps(schedule, n_steps, start, stride)):
         directions = neighbourhood.directions
         eps, tangents = pushforward(eps_model, state, step.conditioning, directions, max_batch=max_batch)
         growth.append(neighbourhood.advance(step, tangents))
+        errors.append(neighbourhood.standard_error())
         state = step.a * state + step.b * eps
         first = first or [eps, directions, tangents]
-    return Growth(torch.stack(growth, 1).cumsum(1), neighbourhood.standard_error(), first[0], first[1], first[2], state)
+    return Growth(torch.stack(growth, 1).cumsum(1), torch.stack(errors, 1), first[0], first[1], first[2], state)
 
 
 def reverse_mean_growth(
@@ -141,7 +144,7 @@ def reverse_mean_growth(
     """
     timesteps = ascending_timesteps(schedule, n_steps, start, stride)
     state = invert(eps_model, x, schedule, timesteps)
-    neighbourhood = _Parallelepiped(axes.to(state).flatten(2), by_edges=False)
+    neighbourhood = _Parallelepiped(_directions(axes, state), by_edges=False)
     growth = state.new_zeros(len(x))
     for here, there in pairwise(reversed(timesteps)):
         step = reverse_mean_step(schedule, here, there, eta)
@@ -193,23 +196,40 @@ def _neighbourhood(
     if axes is None:
         if n_axes is None or generators is None:
             raise ValueError("either axes, or n_axes with one generator an image, are needed")
+        if len(generators) != len(state):
+            raise ValueError(f"{len(generators)} generators for {len(state)} images: one an image is needed")
         draw = rademacher if estimator == "trace" else gaussian
         axes = draw(generators, (n_axes, *state.shape[1:]))
+    elif n_axes is not None:
+        raise ValueError("axes and n_axes: either is given, not both")
+    directions = _directions(axes, state)
+    return _Probes(directions) if estimator == "trace" else _Parallelepiped(directions, by_edges=estimator == "edge")
+
+
+def _directions(axes: Tensor, state: Tensor) -> Tensor:
+    """Axes (B, K, C, H, W) as (B, K, d), of the state's type."""
+    if axes.ndim != state.ndim + 1 or axes.shape[:1] + axes.shape[2:] != state.shape:
+        raise ValueError(
+            f"axes {tuple(axes.shape)} for images {tuple(state.shape)}: K of each image's shape are needed"
+        )
     directions = axes.to(state).flatten(2)
-    if estimator == "trace":
-        return _Probes(directions)
-    if directions.shape[1] > directions.shape[2]:
-        raise ValueError("{1} axes in {2} dimensions: at most {2} are independent".format(*directions.shape))
-    return _Parallelepiped(directions, by_edges=estimator == "edge")
+    if not bool((torch.linalg.vector_norm(directions, dim=2) > 0.0).all()):
+        raise ValueError("an axis is zero or not a number")
+    return directions
 
 
 class _Parallelepiped:
     """K orthonormal axes, re-orthonormalised after each step, and the matrix of what became of the first ones."""
 
     def __init__(self, axes: Tensor, *, by_edges: bool) -> None:
-        n_images, n_axes, _ = axes.shape
+        n_images, n_axes, dimension = axes.shape
+        if n_axes > dimension:
+            raise ValueError(f"{n_axes} axes in {dimension} dimensions: at most {dimension} are independent")
         self.by_edges = by_edges
         self.directions = orthonormalise(axes)
+        heights = (axes * self.directions).sum(2)  # over the axes before it; the tolerance is that of a matrix's rank
+        if bool((heights <= dimension * torch.finfo(axes.dtype).eps * torch.linalg.vector_norm(axes, dim=2)).any()):
+            raise ValueError("an axis lies within the span of others: independent ones are needed")
         self.response = torch.eye(n_axes).to(axes).expand(n_images, n_axes, n_axes)
         """A, (B, K, K): row k holds the image of initial axis k, in the coordinates of the current directions."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.diffusion.denoiser import EpsModel
 from tasks.diffusion.noise import gaussian
-from tasks.diffusion.schedule import Schedule, posterior_variance, spaced_timesteps, steps_along
+from tasks.diffusion.schedule import Schedule, posterior_variance, reverse_mean_step, spaced_timesteps
 
 
 def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, *, clip: bool = True) -> Tensor:
@@ -21,18 +21,16 @@ def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_step
     pixels.
     Source: Song, Meng & Ermon 2021, arXiv 2010.02502, equation 12 with sigma = 0.
     """
-    x = latents
-    for step in steps_along(schedule, spaced_timesteps(schedule, n_steps - 1)[::-1]):
-        x = step.a * x + step.b * eps_model(x, step.conditioning)
-    eps = eps_model(x, schedule.conditioning(0))
-    return _denoised(x, eps, schedule, 0, clip)
+    return ddim_path(eps_model, latents, schedule, n_steps, 1, clip=clip)[:, -1]
 
 
-def ddim_path(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, n_images: int) -> Tensor:
-    """The clean image as predicted at ``n_images`` of the steps, evenly spaced: (B, n_images, C, H, W) in [-1, 1].
+def ddim_path(
+    eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, n_images: int, *, clip: bool = True
+) -> Tensor:
+    """The clean image as predicted at ``n_images`` of the steps, evenly spaced: (B, n_images, C, H, W).
 
-    The last is the sample, to the bit that of :func:`sample_ddim`, and the cost is the same; the ones before show where
-    it was heading.
+    The last is the sample, that of :func:`sample_ddim`, and the cost is the same; the ones before show where it was
+    heading. Clipping concerns what is shown, never the path.
     """
     timesteps = spaced_timesteps(schedule, n_steps - 1)[::-1]
     kept = set(torch.linspace(n_steps - 1, 0, min(n_images, n_steps)).round().long().tolist())
@@ -40,7 +38,7 @@ def ddim_path(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps:
     for i, t in enumerate(timesteps):
         eps = eps_model(x, schedule.conditioning(t))
         if i in kept:
-            path.append(((x - schedule.sigma(t) * eps) / schedule.alpha(t)).clamp(-1.0, 1.0))
+            path.append(_denoised(x, eps, schedule, t, clip))
         if i + 1 < n_steps:
             step = schedule.step(t, timesteps[i + 1])
             x = step.a * x + step.b * eps
@@ -61,17 +59,19 @@ def sample_ancestral(
         x_{t'} ~ N( alpha' x_0hat + sqrt(sigma'^2 - v) eps,  v I ),
         v = posterior_variance(t, t')
 
+    Where x_0hat is clipped, eps is what then leads from it to x_t: the mean is that of q(x_{t'} | x_t, x_0hat).
+
     Source: Ho et al. 2020, arXiv 2006.11239, with the posterior variance; Song et al. 2021, equation 12 with eta = 1.
     """
     timesteps = spaced_timesteps(schedule, n_steps - 1)[::-1]
     x = latents
     for here, there in pairwise(timesteps):
         eps = eps_model(x, schedule.conditioning(here))
-        denoised = _denoised(x, eps, schedule, here, clip)
-        variance = posterior_variance(schedule, here, there)
+        if clip:
+            eps = (x - schedule.alpha(here) * _denoised(x, eps, schedule, here, clip)) / schedule.sigma(here)
+        step = reverse_mean_step(schedule, here, there, eta=1.0)
         noise = gaussian(generators, x.shape[1:]).to(x)
-        direction = math.sqrt(max(schedule.sigma(there) ** 2 - variance, 0.0))
-        x = schedule.alpha(there) * denoised + direction * eps + math.sqrt(variance) * noise
+        x = step.a * x + step.b * eps + math.sqrt(posterior_variance(schedule, here, there)) * noise
     eps = eps_model(x, schedule.conditioning(timesteps[-1]))
     return _denoised(x, eps, schedule, timesteps[-1], clip)
 

@@ -30,6 +30,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+LEAST_SIGNAL = 1e-5
+"""Least alpha from which float32 still tells the clean image: (x - sigma eps) / alpha is off by 6e-8 / alpha, 0.006."""
+
 
 class Step(NamedTuple):
     """One explicit step of the ODE, ``x' = a x + b eps(x, conditioning)``, in float64."""
@@ -216,10 +219,23 @@ TrainedSchedule = DiscreteVP | FlowMatching
 
 def _ddim_step(schedule: Schedule, timestep: int, timestep_next: int) -> Step:
     """Keeps the predicted clean image and noise, and mixes them as the next timestep does."""
-    if schedule.alpha(timestep) == 0.0:
-        raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
+    _require_signal(schedule, timestep)
     a = schedule.alpha(timestep_next) / schedule.alpha(timestep)
     return Step(a, schedule.sigma(timestep_next) - a * schedule.sigma(timestep), schedule.conditioning(timestep))
+
+
+def _require_signal(schedule: Schedule, timestep: int) -> None:
+    if schedule.alpha(timestep) < LEAST_SIGNAL:
+        raise ValueError(f"timestep {timestep} holds no signal (zero terminal SNR): start below it")
+
+
+def last_with_signal(schedule: Schedule) -> int:
+    """The furthest timestep from which a step can go down: T - 1, unless only noise is left there.
+
+    Flow matching and zero terminal SNR end at alpha = 0 (or, rounded, just beside it). A step up may arrive there; none
+    leaves. Just below, the state is as good as N(0, I), and that is where samplers start.
+    """
+    return next(t for t in reversed(range(schedule.n_timesteps)) if schedule.alpha(t) >= LEAST_SIGNAL)
 
 
 def reverse_mean_step(schedule: Schedule, timestep: int, timestep_next: int, eta: float) -> Step:
@@ -229,9 +245,13 @@ def reverse_mean_step(schedule: Schedule, timestep: int, timestep_next: int, eta
         v = eta^2 posterior_variance(t, t')
 
     Source: Song, Meng & Ermon 2021, arXiv 2010.02502, equations 12 and 16.
+
+    Raises:
+        ValueError: not downwards, or from a timestep without signal.
     """
     if timestep_next >= timestep:
         raise ValueError(f"a reverse step goes down, not from {timestep} to {timestep_next}")
+    _require_signal(schedule, timestep)
     a = schedule.alpha(timestep_next) / schedule.alpha(timestep)
     variance = eta**2 * posterior_variance(schedule, timestep, timestep_next)
     kept = math.sqrt(max(schedule.sigma(timestep_next) ** 2 - variance, 0.0))
@@ -266,8 +286,15 @@ def ascending_timesteps(schedule: Schedule, n_steps: int, start: int = 0, stride
 
 
 def spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
-    """``n_steps + 1`` timesteps evenly over the whole schedule, 0 ... T - 1, ascending."""
-    return torch.linspace(0, schedule.n_timesteps - 1, n_steps + 1).round().long().tolist()
+    """``n_steps + 1`` timesteps evenly over the whole schedule, 0 ... :func:`last_with_signal`, ascending.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    last = last_with_signal(schedule)
+    if n_steps > last:
+        raise ValueError(f"{n_steps + 1} timesteps are needed, {last + 1} hold signal: take fewer steps")
+    return torch.linspace(0, last, n_steps + 1).round().long().tolist()
 
 
 def steps_along(schedule: Schedule, timesteps: Sequence[int]) -> list[Step]:

@@ -95,7 +95,11 @@ SCORES = pa.schema(
             "l2",
         ),
         _score("sima", "|eps(x, t)|_4^4 of the same pass (Rao, Qu & Moyer 2025); lower: member", "l4 to the fourth"),
-        _score("neighbour_eps_norm", "l2 norm of the noise at distance delta along an axis, mean over axes", "l2"),
+        _score(
+            "neighbour_eps_norm",
+            "l2 norm of the noise delta away along an axis (linearised where tangents are exact), mean over axes",
+            "l2",
+        ),
         _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx; low where training images compete", "1"),
         _score("tangent_norm", "|J q|, root mean square over axes", "1"),
         _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),

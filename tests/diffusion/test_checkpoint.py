@@ -23,12 +23,14 @@ from diffusers import (
 from tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
+    grid_of,
     image_shape,
     load_denoiser,
     load_schedule,
     state_shape,
 )
 from tasks.diffusion.growth import log_growth
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
@@ -53,9 +55,9 @@ def plain_unet(channels: int = 1, **options: Any) -> UNet2DModel:
     return UNet2DModel(in_channels=channels, out_channels=channels, **SMALL, **PLAIN, **options)
 
 
-def autoencoder_of(kind: type[Any]) -> Any:
+def autoencoder_of(kind: type[Any], **options: float) -> Any:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return kind(**AUTOENCODER, **TWO_LEVELS, **blocks)
+    return kind(**AUTOENCODER, **TWO_LEVELS, **blocks, **options)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,27 @@ def test_flow_matching_is_read_as_velocity(tmp_path: Path) -> None:
         model.grid("continuous")
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "fits"),
+    [
+        (DDIMScheduler(), True),
+        (DDIMScheduler(num_train_timesteps=100, beta_start=1e-3, beta_end=0.2), False),
+        (DDIMScheduler(beta_schedule="squaredcos_cap_v2"), False),
+        (DDIMScheduler(beta_schedule="scaled_linear"), False),
+        (DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), False),
+    ],
+    ids=["default", "100 timesteps", "cosine", "scaled linear", "Stable Diffusion"],
+)
+def test_the_continuous_grid_is_for_the_schedule_that_it_conditions_on(scheduler: Any, fits: bool) -> None:
+    schedule = DiscreteVP.from_tensor(scheduler.alphas_cumprod)
+    assert grid_of(schedule, "ddim") is schedule
+    if fits:
+        assert grid_of(schedule, "continuous") == ContinuousVP()
+    else:
+        with pytest.raises(CheckpointError, match="another schedule: use --grid ddim"):
+            grid_of(schedule, "continuous")
+
+
 def test_the_label_reaches_a_class_conditional_network(tmp_path: Path) -> None:
     folder = save(tmp_path, unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
     model = load_denoiser(str(folder), "cpu", torch.float64)
@@ -147,9 +170,18 @@ def test_a_conditional_network_takes_the_given_or_the_empty_condition(tmp_path: 
         load_denoiser(str(folder), "cpu")
 
 
-@pytest.mark.parametrize(("part", "kind"), [("vqvae", VQModel), ("vae", AutoencoderKL)])
-def test_latent_diffusion_is_scored_on_scaled_latents(part: str, kind: type[Any], tmp_path: Path) -> None:
-    parts = {"unet": lambda: plain_unet(2), "scheduler": DDIMScheduler, part: lambda: autoencoder_of(kind)}
+@pytest.mark.parametrize(
+    ("part", "kind", "options", "shift"),
+    [
+        ("vqvae", VQModel, {}, 0.0),
+        ("vae", AutoencoderKL, {}, 0.0),
+        ("vae", AutoencoderKL, {"shift_factor": 0.0609, "scaling_factor": 1.5305}, 0.0609),  # Stable Diffusion 3's
+    ],
+)
+def test_latent_diffusion_is_scored_on_shifted_and_scaled_latents(
+    part: str, kind: type[Any], options: dict[str, float], shift: float, tmp_path: Path
+) -> None:
+    parts = {"unet": lambda: plain_unet(2), "scheduler": DDIMScheduler, part: lambda: autoencoder_of(kind, **options)}
     folder = save(tmp_path, **parts)
     assert (state_shape(folder), image_shape(folder)) == ((2, 8, 8), (1, 16, 16))
     model = load_denoiser(str(folder), "cpu")
@@ -161,7 +193,7 @@ def test_latent_diffusion_is_scored_on_scaled_latents(part: str, kind: type[Any]
         growth = log_growth(model.denoiser, states, model.schedule, axes=draw(2, 3, 2, 2, 8, 8), start=20, delta=0.5)
         pictures = model.decode(states)
         expected = model.autoencoder.decode(latents).sample.clamp(-1, 1)
-    torch.testing.assert_close(states, latents * 0.18215)
+    torch.testing.assert_close(states, (latents - shift) * options.get("scaling_factor", 0.18215))
     torch.testing.assert_close(pictures, expected)
     assert growth.log_growth.isfinite().all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -296,7 +297,7 @@ def test_trace_agrees_with_exact_within_its_standard_error(dimension: int, draw_
         images = x[:1].expand(60, dimension).reshape(60, 1, 1, dimension)
         arguments = dict(axes=probes, start=300, n_steps=5, estimator="trace")
         trace = log_growth(data, images, data.schedule, **arguments)
-        return (trace.log_growth[:, -1] - expected) / trace.standard_error
+        return (trace.log_growth[:, -1] - expected) / trace.standard_error[:, -1]
 
     many = deviations(40, exact + second_order)
     assert abs(float(many.mean())) < 4 / 60**0.5
@@ -325,7 +326,7 @@ def test_standard_error_is_the_spread_over_draws_of_the_axes(estimator: Estimato
     )
     spread = float(growth.log_growth[:, -1].std())
     tolerance = 0.3 if estimator == "edge" else 0.2  # jackknifed volumes leave out how the edges' own sum scatters
-    assert float(growth.standard_error.square().mean().sqrt()) == pytest.approx(spread, rel=tolerance)
+    assert float(growth.standard_error[:, -1].square().mean().sqrt()) == pytest.approx(spread, rel=tolerance)
 
 
 def test_standard_error_is_unknown_for_one_axis_and_none_for_all() -> None:
@@ -334,11 +335,54 @@ def test_standard_error_is_unknown_for_one_axis_and_none_for_all() -> None:
     def standard_error(n_axes: int, estimator: Estimator) -> float:
         axes = draw(3, 2, n_axes, 1, 2, 2)
         arguments = dict(axes=axes, start=300, n_steps=3, estimator=estimator)
-        return log_growth(data, x.reshape(2, 1, 2, 2), data.schedule, **arguments).standard_error[1].item()
+        return log_growth(data, x.reshape(2, 1, 2, 2), data.schedule, **arguments).standard_error[1, -1].item()
 
     assert all(math.isnan(standard_error(1, name)) for name in (*ALONG_AXES, "trace"))
     assert [standard_error(4, name) for name in (*ALONG_AXES, "exact")] == [0.0] * 4
     assert standard_error(4, "trace") > 0.0
+
+
+@pytest.mark.parametrize("estimator", [*ALONG_AXES, "trace", "exact"])
+def test_every_step_has_the_error_that_a_run_up_to_it_ends_with(estimator: Estimator) -> None:
+    data, x = crowded_set(linear_ddpm(), 9)
+    arguments = dict(axes=draw(3, 2, 4, 1, 3, 3), start=150, stride=40, estimator=estimator)
+    together = log_growth(data, x.reshape(2, 1, 3, 3), data.schedule, n_steps=3, **arguments)
+    apart = [log_growth(data, x.reshape(2, 1, 3, 3), data.schedule, n_steps=n, **arguments) for n in (1, 2, 3)]
+    expected = torch.stack([growth.standard_error[:, -1] for growth in apart], dim=1)
+    assert torch.equal(together.standard_error, expected)
+    assert estimator == "exact" or len(expected.unique()) == 6
+
+
+# Refusals
+
+
+def ask(**arguments: Any) -> None:
+    data = isotropic_gaussian(linear_ddpm(), 4)
+    log_growth(data, draw(2, 4, 1, 2, 2), data.schedule, **arguments)
+
+
+@pytest.mark.parametrize("estimator", [*ALONG_AXES, "trace"])
+def test_axes_that_are_not_one_set_an_image_are_refused(estimator: Estimator) -> None:
+    axes, one = draw(3, 4, 2, 1, 2, 2), [generator_for(0, "a")]
+    with pytest.raises(ValueError, match="1 generators for 4 images"):
+        ask(n_axes=2, generators=one, estimator=estimator)
+    with pytest.raises(ValueError, match="not both"):
+        ask(axes=axes, n_axes=3, generators=4 * one, estimator=estimator)
+    for wrong in (axes[:1], axes[0], axes[..., :1]):
+        with pytest.raises(ValueError, match=r"axes \(.*\) for images \(4, 1, 2, 2\)"):
+            ask(axes=wrong, estimator=estimator)
+    with pytest.raises(ValueError, match="zero or not a number"):
+        ask(axes=axes * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), estimator=estimator)
+
+
+@pytest.mark.parametrize("estimator", ALONG_AXES)
+def test_axes_that_span_no_volume_are_refused(estimator: Estimator) -> None:
+    axes = draw(3, 4, 3, 1, 2, 2)
+    axes[2, 1] = -2.0 * axes[2, 0]
+    with pytest.raises(ValueError, match="within the span of others"):
+        ask(axes=axes, estimator=estimator)
+    axes[2, 1] += 1e-6 * draw(5, 1, 2, 2)
+    ask(axes=axes, estimator=estimator)
 
 
 # The mean of the stochastic reverse process
@@ -379,3 +423,10 @@ def test_the_reverse_mean_contracts_a_gaussian_by_its_closed_form(eta: float) ->
         eta=eta,
     )
     assert float(growth) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_reverse_mean_does_not_start_where_there_is_no_signal() -> None:
+    data = anisotropic_gaussian(rectified_flow(), 4)
+    arguments = dict(axes=draw(3, 1, 2, 1, 2, 2), start=989, stride=10)
+    with pytest.raises(ValueError, match="timestep 999 holds no signal"):
+        reverse_mean_growth(data, draw(2, 1, 1, 2, 2), data.schedule, n_steps=1, **arguments)

@@ -84,7 +84,7 @@ def test_axes_drawn_here_are_those_of_the_generators() -> None:
 
 
 @pytest.mark.parametrize("estimator", SAMPLED)
-@pytest.mark.parametrize("max_batch", [None, 8])
+@pytest.mark.parametrize("max_batch", [None, 2])
 def test_evaluations_are_counted_by_the_adapter(estimator: Estimator, max_batch: int | None) -> None:
     model = unet()
     with torch.inference_mode():

@@ -13,12 +13,13 @@ from tasks.diffusion.schedule import (
     DiscreteVP,
     FlowMatching,
     ascending_timesteps,
+    last_with_signal,
     posterior_variance,
     reverse_mean_step,
     spaced_timesteps,
     steps_along,
 )
-from tests.diffusion.oracles import draw, linear_ddpm
+from tests.diffusion.oracles import draw, linear_ddpm, rectified_flow
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -91,8 +92,21 @@ def test_a_step_up_and_down_with_the_same_eps_returns() -> None:
 def test_zero_terminal_snr_is_reached_but_not_left() -> None:
     schedule = DiscreteVP((0.9, 0.5, 0.0))
     assert schedule.step(1, 2) == (0.0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="holds no signal"):
+    with pytest.raises(ValueError, match="timestep 2 holds no signal"):
         schedule.step(2, 1)
+    with pytest.raises(ValueError, match="timestep 2 holds no signal"):
+        reverse_mean_step(schedule, 2, 1, 1.0)
+
+
+def test_steps_over_the_whole_schedule_start_where_there_is_signal_left() -> None:
+    rounded = FlowMatching((0.5, 0.75, 1.0 - 2.0**-24, 1.0 + 2.0**-23))
+    assert last_with_signal(rounded) == 1
+    assert [last_with_signal(s) for s in (linear_ddpm(), ContinuousVP(), rectified_flow())] == [999, 999, 998]
+    zero_snr = DiscreteVP.from_tensor(DDIMScheduler(rescale_betas_zero_snr=True).alphas_cumprod)
+    cosine = DiscreteVP.from_tensor(DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod)
+    with pytest.raises(ValueError, match="1000 timesteps are needed, 999 hold signal"):
+        spaced_timesteps(zero_snr, 999)
+    assert [spaced_timesteps(s, 2) for s in (zero_snr, cosine)] == [[0, 499, 998], [0, 500, 999]]
 
 
 def test_timesteps_end_where_the_schedule_does() -> None:

@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from scipy.stats import beta
 
@@ -32,12 +34,14 @@ from tasks.datasets.decoding import Picture
 from tasks.datasets.shards import members_of, read_shard, write_tar
 from tasks.diffusion.checkpoint import CheckpointError, load_denoiser
 from tasks.extraction import SampleJob, is_valid_tar, read_generated, sample_jobs, sample_key, sample_pixels
+from tasks.measuring import measure
 from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 from tasks.progress import Progress
 from tasks.reporting.queries import statements
 from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.warehouse import Warehouse
+from tests.diffusion.test_sampling import network_of_a_gaussian, spread_of_samples
 from tests.flows.test_cli import run_in_process
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1, batch_size=8)
@@ -119,6 +123,29 @@ def test_a_sample_depends_on_its_number_and_seed_not_on_its_batch(demo_model: Pa
     another_seed = sample_pixels(model, range(9), parameters.model_copy(update={"seed": 1}))
     assert (np.abs(together - another_seed).reshape(9, -1).max(axis=1) > 20).all()
     assert len(np.unique(together.reshape(9, -1), axis=0)) == 9
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, DDIMScheduler])
+def test_a_schedule_that_ends_without_signal_is_sampled_and_reversed(
+    kind: Any, sampler: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Flow matching and zero terminal SNR, of a network that predicts v = eps - x_0 (for the latter: alpha eps - sigma
+    x_0) of data N(0.3, 0.2^2)."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"} if kind is DDIMScheduler else {}
+    kind(**options).save_pretrained(folder / "scheduler")
+    model = load_denoiser(str(folder), "cpu")
+    model.network.module = lambda x, t: SimpleNamespace(
+        sample=network_of_a_gaussian(model.schedule, model.denoiser.prediction_type)(x, t)
+    )
+    pixels = sample_pixels(model, range(16), ExtractParameters(steps=50, sampler=sampler))
+    assert pixels.mean() == pytest.approx((0.3 + 1) * 127.5, abs=2)
+    spread = spread_of_samples(model.schedule, 50, {"ddim": 0.0, "ancestral": 1.0}[sampler])
+    assert pixels.std() == pytest.approx(spread * 127.5, rel=0.06)
+    parameters = ScoreParameters(timestep=20, reversibility=50)
+    errors = measure(model, pixels[:2], ["a", "b"], parameters, 8)["reversibility_rms"]
+    assert max(errors) < 0.25 * spread
 
 
 def test_another_batch_size_is_another_grey_level_at_most(extracted: Path, run: Path) -> None:
