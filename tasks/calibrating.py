@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import grid_of, load_schedule
 from tasks.diffusion.schedule import Schedule
-from tasks.evidence.calibration import FEWEST, Calibration, calibrate
+from tasks.evidence.calibration import FEWEST, Calibration, TooFewImages, calibrate
 from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters
 from tasks.scoring import ScoreJob, extend, in_order, scored_batches
@@ -56,7 +57,8 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         job: of any shard.
 
     Returns:
-        None where the timestep is given, or either split has too few images (then nothing is set aside).
+        None where the timestep is given, or either split has too few images with finite scores (then nothing is set
+        aside).
     """
     if job.parameters.timestep != "auto":
         return None
@@ -71,7 +73,8 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         timesteps = candidates(_schedule(job), job.parameters)
         bare = replace(job, parameters=job.parameters.bare())
         by_timestep = {t: _scores(bare, rows, t, device) for t in timesteps}
-        calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
+        with suppress(TooFewImages):
+            calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
     _publish(directory, rows if calibration else [], calibration, provenance)
     return calibration
 
@@ -96,7 +99,7 @@ def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
         return replace(job, parameters=job.parameters.at(calibration.timestep), calibration=calibration)
     if job.parameters.timestep != "auto":
         return job
-    return replace(job, parameters=job.parameters.at(round(DEFAULT_TIMESTEP * _schedule(job).n_timesteps)))
+    return replace(job, parameters=job.parameters.at(_timestep(DEFAULT_TIMESTEP, _schedule(job), job.parameters)))
 
 
 def n_calibrations(manifest: Path, job: ScoreJob) -> int:
@@ -108,8 +111,7 @@ def n_calibrations(manifest: Path, job: ScoreJob) -> int:
 
 def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
     """Timesteps to try: those that leave room for all steps."""
-    last = schedule.last_timestep - parameters.steps * parameters.stride
-    return sorted({min(round(share * schedule.n_timesteps), max(last, 0)) for share in CANDIDATES})
+    return sorted({_timestep(share, schedule, parameters) for share in CANDIDATES})
 
 
 def set_aside(n_distinct: int) -> int:
@@ -135,6 +137,12 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
             chosen += members
             left = {split: n - needed[split] for split, n in left.items()}
     return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
+
+
+def _timestep(share: float, schedule: Schedule, parameters: ScoreParameters) -> int:
+    """At this share of the schedule, or the last that leaves room for all steps."""
+    last = schedule.last_timestep - parameters.steps * parameters.stride
+    return min(round(share * schedule.n_timesteps), max(last, 0))
 
 
 def _schedule(job: ScoreJob) -> Schedule:
