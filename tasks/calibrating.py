@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
@@ -43,9 +42,10 @@ _FIRST_BY_HASH = """
             md5(coalesce('group ' || near_duplicate_group, content_hash)) AS unit
         FROM read_parquet($manifest)
         WHERE occurrence = 0
-        QUALIFY count(*) OVER (PARTITION BY content_hash) = 1
+        WINDOW of_unit AS (PARTITION BY unit)
+        QUALIFY min(split) OVER of_unit = max(split) OVER of_unit AND count(*) OVER of_unit <= $most
     )
-    QUALIFY row_number() OVER (PARTITION BY split ORDER BY unit, content_hash) <= 2 * $most
+    QUALIFY rank() OVER (PARTITION BY split ORDER BY unit) <= 2 * $most
     ORDER BY unit, content_hash
 """
 
@@ -120,10 +120,10 @@ def set_aside(n_distinct: int) -> int:
 
 
 def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
-    """Manifest rows of the calibration images: distinct contents of either split that do not occur in both.
+    """Manifest rows of the calibration images: distinct contents of either split, near duplicates all or none.
 
-    Near duplicates stay together, here or among the images that are reported. A hash decides who is taken, so that
-    further images in a data set hardly change it.
+    Of a content or a near-duplicate group that is in both splits none is taken: the held-out image is no control. A
+    hash decides who is taken, so that further images in a data set hardly change it.
     """
     with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
@@ -132,10 +132,10 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for _, unit in groupby(rows, key=lambda row: str(row["unit"])):
         members = list(unit)
-        needed = Counter(row["split"] for row in members)
-        if all(needed[split] <= left[split] for split in needed):
+        split = members[0]["split"]
+        if len(members) <= left[split]:
             chosen += members
-            left = {split: n - needed[split] for split, n in left.items()}
+            left[split] -= len(members)
     return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
 
 
