@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import grid_of, load_schedule
 from tasks.diffusion.schedule import Schedule
-from tasks.evidence.calibration import FEWEST, Calibration, calibrate
+from tasks.evidence.calibration import FEWEST, Calibration, TooFewImages, calibrate
 from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters
 from tasks.scoring import ScoreJob, extend, in_order, scored_batches
@@ -42,9 +42,10 @@ _FIRST_BY_HASH = """
             md5(coalesce('group ' || near_duplicate_group, content_hash)) AS unit
         FROM read_parquet($manifest)
         WHERE occurrence = 0
-        QUALIFY count(*) OVER (PARTITION BY content_hash) = 1
+        WINDOW of_unit AS (PARTITION BY unit)
+        QUALIFY min(split) OVER of_unit = max(split) OVER of_unit AND count(*) OVER of_unit <= $most
     )
-    QUALIFY row_number() OVER (PARTITION BY split ORDER BY unit, content_hash) <= 2 * $most
+    QUALIFY rank() OVER (PARTITION BY split ORDER BY unit) <= 2 * $most
     ORDER BY unit, content_hash
 """
 
@@ -56,7 +57,8 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         job: of any shard.
 
     Returns:
-        None where the timestep is given, or either split has too few images (then nothing is set aside).
+        None where the timestep is given, or either split has too few images with finite scores (then nothing is set
+        aside).
     """
     if job.parameters.timestep != "auto":
         return None
@@ -71,7 +73,8 @@ def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
         timesteps = candidates(_schedule(job), job.parameters)
         bare = replace(job, parameters=job.parameters.bare())
         by_timestep = {t: _scores(bare, rows, t, device) for t in timesteps}
-        calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
+        with suppress(TooFewImages):
+            calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
     _publish(directory, rows if calibration else [], calibration, provenance)
     return calibration
 
@@ -96,7 +99,7 @@ def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
         return replace(job, parameters=job.parameters.at(calibration.timestep), calibration=calibration)
     if job.parameters.timestep != "auto":
         return job
-    return replace(job, parameters=job.parameters.at(round(DEFAULT_TIMESTEP * _schedule(job).n_timesteps)))
+    return replace(job, parameters=job.parameters.at(_timestep(DEFAULT_TIMESTEP, _schedule(job), job.parameters)))
 
 
 def n_calibrations(manifest: Path, job: ScoreJob) -> int:
@@ -108,8 +111,7 @@ def n_calibrations(manifest: Path, job: ScoreJob) -> int:
 
 def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
     """Timesteps to try: those that leave room for all steps."""
-    last = schedule.last_timestep - parameters.steps * parameters.stride
-    return sorted({min(round(share * schedule.n_timesteps), max(last, 0)) for share in CANDIDATES})
+    return sorted({_timestep(share, schedule, parameters) for share in CANDIDATES})
 
 
 def set_aside(n_distinct: int) -> int:
@@ -118,10 +120,10 @@ def set_aside(n_distinct: int) -> int:
 
 
 def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
-    """Manifest rows of the calibration images: distinct contents of either split that do not occur in both.
+    """Manifest rows of the calibration images: distinct contents of either split, near duplicates all or none.
 
-    Near duplicates stay together, here or among the images that are reported. A hash decides who is taken, so that
-    further images in a data set hardly change it.
+    Of a content or a near-duplicate group that is in both splits none is taken: the held-out image is no control. A
+    hash decides who is taken, so that further images in a data set hardly change it.
     """
     with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
@@ -130,11 +132,17 @@ def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for _, unit in groupby(rows, key=lambda row: str(row["unit"])):
         members = list(unit)
-        needed = Counter(row["split"] for row in members)
-        if all(needed[split] <= left[split] for split in needed):
+        split = members[0]["split"]
+        if len(members) <= left[split]:
             chosen += members
-            left = {split: n - needed[split] for split, n in left.items()}
+            left[split] -= len(members)
     return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
+
+
+def _timestep(share: float, schedule: Schedule, parameters: ScoreParameters) -> int:
+    """At this share of the schedule, or the last that leaves room for all steps."""
+    last = schedule.last_timestep - parameters.steps * parameters.stride
+    return min(round(share * schedule.n_timesteps), max(last, 0))
 
 
 def _schedule(job: ScoreJob) -> Schedule:

@@ -100,7 +100,9 @@ def metrics(case: Case, evidence: Mapping[str, Any]) -> dict[str, float]:
         for suffix, value in zip(("", "_low", "_high"), values, strict=True)
     }
     flags = evidence.get("conformal") or {}
-    named |= {name: flags.get(name) for name in ("n_flagged", "expected_false_flags", "n_images", "n_controls")}
+    named |= {
+        name: flags.get(name) for name in ("n_flagged", "false_flags_if_none_memorized", "n_images", "n_controls")
+    }
     return {name: float(value) for name, value in named.items() if value is not None and is_finite(value)}
 
 

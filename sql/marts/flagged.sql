@@ -9,7 +9,7 @@
 -- column p_value [of 1]: conformal, against the controls: (1 + controls that score as high) / (n_controls + 1)
 -- column q_value [of 1]: Benjamini-Hochberg adjusted: the smallest alpha that flags it
 -- column is_flagged: q_value is at most alpha
--- column alpha [of 1]: share of the flagged images that may be flagged falsely, on average
+-- column alpha [of 1]: false-discovery rate: highest share of false flags, averaged over draws of the controls
 -- column n_controls [images]: held-out images that the p-values rest on
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
 -- checks: flag_without_image, image_without_one_score, score_ok_but_not_finite, mixed_parameters

@@ -16,7 +16,7 @@
 -- column n_evaluations [evaluations]: network evaluations spent on it
 -- column status: ok | nonfinite; null without a score
 -- column is_control: held out, and neither its content nor a near duplicate of it occurs in the training set
--- column is_calibration: the timestep and the combined scores were chosen on it, so no comparison may use it
+-- column is_calibration: the timestep was chosen on it or on a near duplicate of it, so no comparison may use it
 -- column is_usable: the score is finite and may enter statistics
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, same_image_other_score
 WITH trained AS (
@@ -43,6 +43,22 @@ overlap AS (
     SELECT held_out.content_hash
     FROM held_out
     SEMI JOIN trained ON held_out.near_duplicate_group = trained.near_duplicate_group
+),
+
+calibrated AS (
+    SELECT DISTINCT
+        manifest.content_hash,
+        manifest.near_duplicate_group
+    FROM manifest
+    SEMI JOIN calibration ON manifest.content_hash = calibration.content_hash
+),
+
+set_aside AS (
+    SELECT content_hash FROM calibrated
+    UNION
+    SELECT manifest.content_hash
+    FROM manifest
+    SEMI JOIN calibrated ON manifest.near_duplicate_group = calibrated.near_duplicate_group
 )
 
 SELECT
@@ -62,9 +78,9 @@ SELECT
     samples.n_evaluations,
     samples.status,
     samples.split = 'holdout' AND overlap.content_hash IS NULL AS is_control,
-    calibration.content_hash IS NOT NULL AS is_calibration,
+    set_aside.content_hash IS NOT NULL AS is_calibration,
     samples.is_usable
 FROM samples
 LEFT JOIN overlap ON samples.split = 'holdout' AND samples.content_hash = overlap.content_hash
-LEFT JOIN calibration ON samples.split = calibration.split AND samples.content_hash = calibration.content_hash
+LEFT JOIN set_aside ON samples.content_hash = set_aside.content_hash
 WHERE samples.occurrence = 0

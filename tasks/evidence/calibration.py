@@ -55,6 +55,10 @@ FEWEST = 20
 """Images of each kind below which nothing is fitted."""
 
 
+class TooFewImages(ValueError):
+    """Fewer than ``FEWEST`` of either kind have finite scores at any timestep."""
+
+
 class Choice(BaseModel):
     """One timestep that was tried, on the calibration images."""
 
@@ -85,7 +89,7 @@ class LogOdds(BaseModel):
 
     @classmethod
     def fit(cls, features: Array, is_train: NDArray[np.bool_]) -> Self:
-        """Of (n, features), either kind weighing the same."""
+        """Fit on features (n, n_features); members and controls get equal total weight."""
         scaler = StandardScaler().fit(features)
         model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=1_000)
         model.fit(scaler.transform(features), is_train)
@@ -152,21 +156,20 @@ def dime(scores: Scores, phi: float) -> Array:
 def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_], *, second: bool = False) -> Calibration:
     """Choose the timestep at which growth separates best, and fit the combined scores there.
 
+    All timesteps are judged on the same images, those with finite scores at each of them. While these are too few,
+    the timestep with the fewest finite scores is dropped.
+
     Args:
         by_timestep: scores of the same calibration images from each timestep.
         is_train: trained on, or held out.
         second: choose a second timestep too, and fit ``fused_norms``.
 
     Raises:
-        ValueError: fewer than ``FEWEST`` images of either kind with finite scores.
+        TooFewImages: none is left.
     """
-    finite = np.logical_and.reduce(
-        [np.isfinite(matrix(FEATURES, scores)).all(axis=1) for scores in by_timestep.values()]
-    )
+    timesteps, finite = _usable(by_timestep, is_train)
     is_train = is_train[finite]
-    if min(is_train.sum(), (~is_train).sum()) < FEWEST:
-        raise ValueError(f"{is_train.sum()} trained and {(~is_train).sum()} held-out images: {FEWEST} each are needed")
-    kept = {t: {name: values[finite] for name, values in scores.items()} for t, scores in by_timestep.items()}
+    kept = {t: {name: values[finite] for name, values in by_timestep[t].items()} for t in timesteps}
     choices = tuple(Choice.of(t, scores["log_growth"], is_train) for t, scores in kept.items())
     timestep = _best(choices)
     chosen = kept[timestep]
@@ -179,6 +182,28 @@ def calibrate(by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_], *,
         n_control=int((~is_train).sum()),
         second=_second_timestep(kept, timestep, is_train) if second and len(kept) > 1 else None,
     )
+
+
+def _usable(
+    by_timestep: Mapping[int, Scores], is_train: NDArray[np.bool_]
+) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
+    """Timesteps that enough images of either kind have finite scores at, and the images that have them at all of these.
+
+    Raises:
+        TooFewImages: there is no such timestep.
+    """
+    finite = {t: np.asarray(np.isfinite(matrix(FEATURES, scores)).all(axis=1)) for t, scores in by_timestep.items()}
+    while finite:
+        of_all = np.asarray(np.logical_and.reduce(list(finite.values())))
+        if _fewest(of_all, is_train) >= FEWEST:
+            return tuple(finite), of_all
+        worst = min(finite, key=lambda t: _fewest(finite[t], is_train))
+        last = is_train[finite.pop(worst)]
+    raise TooFewImages(f"{last.sum()} trained and {(~last).sum()} held-out images: {FEWEST} each are needed")
+
+
+def _fewest(chosen: NDArray[np.bool_], is_train: NDArray[np.bool_]) -> int:
+    return int(min((chosen & is_train).sum(), (chosen & ~is_train).sum()))
 
 
 def _second_timestep(by_timestep: Mapping[int, Scores], first: int, is_train: NDArray[np.bool_]) -> SecondTimestep:

@@ -4,8 +4,11 @@
 
 An image that scores like the n held-out controls has P(p <= u) <= u, whatever the distribution. All p-values share the
 controls and so depend on one another, but only positively (PRDS), under which the Benjamini-Hochberg procedure still
-holds its rate: of the flagged images, on average over draws of the controls, at most a share alpha is flagged falsely.
-Not one p-value can be below 1 / (n + 1), so that with m images fewer than m / (alpha (n + 1)) can never be flagged.
+holds its rate, E[V / max(R, 1)] <= alpha with V of the R flags false: averaged over draws of the controls, at most a
+share alpha of the flagged images is false. A draw that flags none counts as 0, so in one that flags anything the share
+may be larger, and E[V] is not bounded. If no image were memorized, m images would give m c p-values up to a fixed
+cut-off c. Not one p-value can be below 1 / (n + 1), so that with m images fewer than m / (alpha (n + 1)) can never be
+flagged.
 
 Source: Bates, Candes, Lei, Romano & Sesia 2023, *Testing for outliers with conformal p-values*, arXiv 2104.08279.
 """
@@ -38,8 +41,10 @@ class Flags(Record):
     n_excluded: int
     """Images and controls without a finite score; never flagged."""
     n_flagged: int
-    expected_false_flags: float
-    """alpha times the number of flags: at most so many are expected to be false."""
+    p_cutoff: float | None
+    """Largest p-value that is flagged; None where none is."""
+    false_flags_if_none_memorized: float | None
+    """n_images times ``p_cutoff``: p-values expected up to this cut-off, taken as given, if no image were memorized."""
     smallest_p_value: float | None
     """1 / (n_controls + 1), the smallest that these controls can give."""
     fewest_flags: int | None
@@ -78,6 +83,7 @@ def flag(scores: Array, controls: Array, *, alpha: float = 0.05, higher_is_posit
         p_values = conformal_p_values(sign * scores, sign * finite_controls)
         adjusted[is_finite] = stats.false_discovery_control(p_values[is_finite], method="bh")
     flagged = adjusted <= alpha
+    p_cutoff = float(p_values[flagged].max()) if flagged.any() else None
     status, reason = _status(n_images, n_controls, alpha)
     return Flags(
         p_values=p_values,
@@ -88,7 +94,8 @@ def flag(scores: Array, controls: Array, *, alpha: float = 0.05, higher_is_posit
         n_controls=n_controls,
         n_excluded=len(scores) + len(controls) - n_images - n_controls,
         n_flagged=int(flagged.sum()),
-        expected_false_flags=alpha * int(flagged.sum()),
+        p_cutoff=p_cutoff,
+        false_flags_if_none_memorized=None if p_cutoff is None else n_images * p_cutoff,
         smallest_p_value=1.0 / (n_controls + 1) if n_controls else None,
         fewest_flags=max(1, math.ceil(n_images / (alpha * (n_controls + 1)) - 1e-9)) if status == "ok" else None,
         status=status,

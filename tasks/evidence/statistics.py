@@ -63,6 +63,7 @@ class Correlation(Record):
     value: float | None = None
     interval_95: tuple[float, float] | None = None
     p_value: float | None = None
+    """None where near duplicates share a group: Student's t would count them as independent images."""
     method: str = f"Spearman; percentile bootstrap, {N_RESAMPLES} resamples; p two-sided from Student's t"
     assumptions: str = INDEPENDENT
     status: Status = "ok"
@@ -165,7 +166,8 @@ def spearman(x: Array, y: Array, seed: int, groups: NDArray[Any] | None = None) 
     """Rank correlation of two measurements of the same images, pairs with a value that is not finite left out.
 
     Args:
-        groups: near-duplicate labels, drawn together in the bootstrap.
+        groups: near-duplicate labels, drawn together in the bootstrap; where a group has several images there is no
+            p-value, since Student's t takes every image for an independent draw.
     """
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
@@ -176,11 +178,14 @@ def spearman(x: Array, y: Array, seed: int, groups: NDArray[Any] | None = None) 
         return Correlation(**head, status="not computable", reason=reason)
     result = stats.spearmanr(x, y)
     value = float(result.statistic)
-    head |= {"value": value, "p_value": float(result.pvalue)}
+    is_alone = _n_units(x, groups) == len(x)
+    head |= {"value": value, "p_value": float(result.pvalue) if is_alone else None}
+    reason = "" if is_alone else "no p-value: near duplicates are not independent draws"
     if abs(value) > 1.0 - 1e-12:
-        return Correlation(**head, reason="no interval: in perfect order every resample agrees")
+        reasons = [*filter(None, [reason]), "no interval: in perfect order every resample agrees"]
+        return Correlation(**head, reason="; ".join(reasons))
     replicates = [rank_correlations(x, y, counts) for counts in resampled_counts(len(x), seed, groups)]
-    return Correlation(**head, interval_95=percentile_interval(np.concatenate(replicates)))
+    return Correlation(**head, interval_95=percentile_interval(np.concatenate(replicates)), reason=reason)
 
 
 def reliability_curve(scores: Array, outcomes: NDArray[np.bool_], n_bins: int = 10) -> Reliability:

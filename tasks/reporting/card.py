@@ -142,9 +142,12 @@ def _flags(inputs: CardInputs) -> str:
     flags = inputs.evidence.get("conformal") or {}
     if flags.get("status") != "ok":
         return ""
+    expected = flags.get("false_flags_if_none_memorized")
     return (
-        f"{number(flags['n_flagged'])} of {number(flags['n_images'])} training images are flagged; of these, "
-        f"{number(flags['expected_false_flags'], 1)} or fewer are expected to be false."
+        f"{number(flags['n_flagged'])} of {number(flags['n_images'])} training images are flagged. Averaged over "
+        f"draws of the controls, at most {setting(100 * flags['alpha'])}% of the flagged images are false; in a run "
+        "that flags anything the share may be larger."
+        + ("" if expected is None else f" False flags expected if no image were memorized: {number(expected, 1)}.")
     )
 
 

@@ -110,23 +110,20 @@ def render_report(inputs: ReportInputs, redact: bool = False) -> str:
 
 def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     """The plots of scores that have something to show, in the order of the page."""
-    usable = images.filter(pc.field("is_usable"))
-    is_train, is_control = usable["split"].to_numpy() == "train", usable["is_control"].to_numpy()
-    copies = usable["copies"].to_numpy().astype(np.int64)
-    growth, eps_norm = (usable[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
+    compared = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
+    is_train, is_control = compared["split"].to_numpy() == "train", compared["is_control"].to_numpy()
+    copies = compared["copies"].to_numpy().astype(np.int64)
+    growth, eps_norm = (compared[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
     scores = {"log growth": growth, "−‖ε‖₂": -eps_norm}
-    compared = ~usable["is_calibration"].to_numpy()
-    repeated, single = compared & is_train & (copies > 1), compared & is_train & (copies == 1)
+    repeated, single = is_train & (copies > 1), is_train & (copies == 1)
     bins = tables.get("score_histogram")
     drawn = [
-        None
-        if bins is None
-        else score_histogram(bins, growth[is_train], growth[is_control], growth[is_train & (copies > 1)]),
+        None if bins is None else score_histogram(bins, growth[is_train], growth[is_control], growth[repeated]),
         scores_by_copies(growth[is_train], copies[is_train], growth[is_control]),
         roc_curves(
             "roc-holdout",
             "ROC: trained against held out",
-            {label: (values[compared & is_train], values[compared & is_control]) for label, values in scores.items()},
+            {label: (values[is_train], values[is_control]) for label, values in scores.items()},
             "trained",
             "held-out",
         ),

@@ -43,7 +43,7 @@ EVIDENCE = {
         "its correlation with the hits is in judgement.",
         "methods",
     ),
-    "conformal": ("how many images are flagged, and how many of the flags are expected to be false.", "conformal"),
+    "conformal": ("how many images are flagged, and how many would be if none were memorized.", "conformal"),
     "blind_baseline": ("can the two sets be told apart by pixels alone?", "blind_baseline"),
     "confounders": ("what of the score goes with plain properties of the images.", "confounders"),
     "judgement": ("how well each score predicts the counted reproductions.", "reproductions.judgement"),

@@ -173,7 +173,12 @@ FLAGS = pa.schema(
         ),
         _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted: the smallest alpha that flags it", "of 1"),
         _field("is_flagged", pa.bool_(), "q_value is at most alpha"),
-        _field("alpha", pa.float64(), "share of the flagged images that may be flagged falsely, on average", "of 1"),
+        _field(
+            "alpha",
+            pa.float64(),
+            "false-discovery rate: highest share of false flags, averaged over draws of the controls",
+            "of 1",
+        ),
         _field("n_controls", pa.int64(), "held-out images that the p-values rest on", "images"),
     ]
 )

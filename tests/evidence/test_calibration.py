@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.evidence.calibration import Calibration, calibrate, dime
+from tasks.evidence.calibration import Calibration, TooFewImages, calibrate, dime
 from tasks.evidence.statistics import Array, auc
 
 N = 2_000
@@ -140,6 +140,27 @@ def test_images_without_finite_scores_are_left_out_and_too_few_are_refused() -> 
     scores["log_growth"][: N // 2 - 19] = math.nan
     with pytest.raises(ValueError, match="19 trained and 997 held-out images: 20 each"):
         calibrate({20: scores}, IS_TRAIN)
+
+
+def test_a_timestep_that_gives_no_finite_scores_is_dropped_and_costs_no_images() -> None:
+    broken, few = drawn(1), drawn(3)
+    broken["log_growth"][:] = math.nan
+    few["log_growth"][19 : N // 2] = math.inf
+    calibration = calibrate({0: broken, 20: drawn(2, 1.0), 50: few, 100: drawn(4)}, IS_TRAIN, second=True)
+    assert [choice.timestep for choice in calibration.choices] == [20, 100]
+    assert (calibration.timestep, calibration.n_train, calibration.n_control) == (20, N // 2, N // 2)
+    assert calibration.second is not None
+    assert calibration.second.timestep == 100
+    with pytest.raises(TooFewImages):
+        calibrate({0: broken, 50: few}, IS_TRAIN)
+
+
+def test_timesteps_that_fail_on_different_images_are_not_judged_on_none() -> None:
+    first, second = drawn(1, 1.0), drawn(2, 1.0)
+    first["log_growth"][::2] = second["log_growth"][1::2] = math.nan
+    first["log_growth"][0] = 0.0  # one image more than the other
+    calibration = calibrate({0: second, 20: first}, IS_TRAIN)
+    assert [choice.timestep for choice in calibration.choices] == [20]
 
 
 def test_a_calibration_survives_json() -> None:

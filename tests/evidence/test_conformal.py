@@ -43,7 +43,10 @@ def test_flags_are_those_of_benjamini_and_hochberg() -> None:
     assert found.p_values == pytest.approx(np.array(wanted) / 10_000)
     assert np.flatnonzero(found.flagged).tolist() == [0, 1, 2, 3]
     assert found.adjusted[3] == pytest.approx(0.0095 * 15 / 4)
-    assert found.expected_false_flags == pytest.approx(0.2)
+    assert found.p_cutoff == pytest.approx(0.0095)
+    assert found.false_flags_if_none_memorized == pytest.approx(15 * 0.0095)
+    none = flag(scores[4:], controls, alpha=ALPHA)
+    assert (none.n_flagged, none.p_cutoff, none.false_flags_if_none_memorized) == (0, None, None)
     lower = flag(-scores, -controls, alpha=ALPHA, higher_is_positive=False)
     assert lower.p_values == pytest.approx(found.p_values)
 
@@ -80,6 +83,13 @@ def test_fewest_flags_is_what_the_controls_can_show() -> None:
         assert found.fewest_flags == 20
         assert found.smallest_p_value == pytest.approx(0.01)
         assert found.n_flagged == (20 if n_above == 20 else 0)
+
+
+def test_of_images_like_the_controls_a_fixed_cutoff_is_passed_by_n_images_times_the_cutoff() -> None:
+    """p <= 2/20 among 40 images beside 19 controls: 4 on average."""
+    draws = np.random.default_rng(0).normal(size=(4_000, 59))
+    p_values = np.array([conformal_p_values(row[:40], row[40:]) for row in draws])
+    assert (p_values <= 2 / 20).sum(axis=1).mean() == pytest.approx(40 * 2 / 20, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import yaml
 
 from flows.card import card
 from tasks.reporting.gate_rehearsal import REHEARSALS
-from tasks.store.files import write_json
+from tasks.store.files import read_json, write_json
+from tasks.store.run import RunDirectory
 from tests.store.runs import write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:1)`@team"
@@ -47,6 +48,15 @@ def test_each_number_has_its_interval(bad: Path, kind: Any) -> None:
     measured = [line for line in text.splitlines() if line.count("|") == 5 and "%" in line.split("|")[2]]
     assert len(measured) == 4
     assert all(re.search(r"\| \d+\.\d% to \d+\.\d% \| [\d,]+ \|$", line) for line in measured)
+
+
+def test_flags_are_told_with_their_rate_and_with_how_many_there_would_be_if_none_were_memorized(bad: Path) -> None:
+    """300 images above all 1,000 controls: 300/1,001 expected below that p."""
+    flags = read_json(RunDirectory(bad).evidence)["conformal"]
+    text = card(bad, "model")
+    assert "at most 5% of the flagged images are false; in a run that flags anything the share may be larger" in text
+    expected = flags["n_images"] * flags["p_cutoff"]
+    assert f"False flags expected if no image were memorized: {expected:.1f}." in text
 
 
 def test_a_data_set_card_counts_what_is_in_it(bad: Path) -> None:

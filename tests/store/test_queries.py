@@ -59,8 +59,8 @@ def test_the_most_reproducible_come_first(warehouse: Warehouse) -> None:
     ]
 
 
-def test_flags_come_with_the_number_that_may_be_false(warehouse: Warehouse) -> None:
-    assert answer(warehouse, "flagged_images") == [("train/a", 2, 5.0, 0.02, 0.04, 0.05)]
+def test_flags_come_with_the_number_that_would_be_flagged_if_none_were_memorized(warehouse: Warehouse) -> None:
+    assert answer(warehouse, "flagged_images") == [("train/a", 2, 5.0, 0.02, 0.04, 3 * 0.02)]
 
 
 def test_what_came_out_is_ordered_by_how_often(warehouse: Warehouse) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tasks.store.dictionary import LAYERS, SQL
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from tasks.store.schemas import CALIBRATION, MANIFEST, REJECTS, SCORES
 from tasks.store.warehouse import Warehouse
 from tests.store.runs import (
     CAME_OUT,
@@ -93,6 +93,27 @@ def test_a_near_duplicate_of_a_training_image_is_no_control(run: RunDirectory) -
     assert next(iter(rows(run, "summary")))["n_overlap"] == 2
 
 
+def test_a_near_duplicate_of_what_was_calibrated_on_is_in_no_comparison(run: RunDirectory) -> None:
+    """A scored 5, B 3, C 1; calibrated on B, of which C here is a near duplicate: A alone is compared."""
+    manifest = [
+        manifest_row(image, index) | {"near_duplicate_group": 7 if image[1] in "BC" else None}
+        for index, image in enumerate(IMAGES)
+    ]
+    pq.write_table(pa.Table.from_pylist(manifest, schema=MANIFEST), run.manifest)
+    chosen = pa.table({"split": ["train"], "content_hash": ["B"]}, schema=CALIBRATION)
+    pq.write_table(chosen, run.calibration_images)
+    assert {r["content_hash"] for r in rows(run, "images") if r["is_calibration"]} == {"B", "C"}
+    assert {r["image_group"]: r["mean"] for r in rows(run, "scores_by_split")} == {
+        "train": 5.0,
+        "train, repeated": 5.0,
+        "holdout": 0.0,
+    }
+    assert [(r["copies"], r["n_images"]) for r in rows(run, "scores_by_copies")] == [(2, 1)]
+    assert [(r["split"], r["n_images"]) for r in rows(run, "score_histogram")] == [("train", 1), ("holdout", 1)]
+    (summary,) = rows(run, "summary")
+    assert (summary["n_train_distinct"], summary["mean_train"], summary["n_calibration"]) == (3, 5.0, 3)
+
+
 def test_copies_have_the_moments_of_the_images_repeated_as_often(run: RunDirectory) -> None:
     single, repeated = rows(run, "scores_by_copies")
     assert (single["copies"], single["n_images"], single["mean"], single["median"]) == (1, 2, 2.0, 2.0)
@@ -109,6 +130,7 @@ def test_summary_counts_samples_contents_overlap_and_failures(run: RunDirectory)
         "n_holdout": 3,
         "n_control": 2,
         "n_overlap": 1,
+        "n_calibration": 0,
         "n_rejected": 0,
         "n_nonfinite": 1,
         "n_evaluations": 12,
