@@ -12,7 +12,7 @@ from tasks.calibrating import candidates
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_schedule, state_shape
+from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_denoiser, load_schedule, state_shape
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from tasks.diffusion.names import BaselineName, Precision
 from tasks.diffusion.schedule import Schedule, ascending_timesteps
@@ -31,16 +31,17 @@ PREPARE = "bring them to it as in training, with --size, --fit, --resample and -
 
 
 def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
-    """Do the checkpoint and the first usable image of each source fit together?
+    """Does the checkpoint load, with its weights, and does the first usable image of each source fit it?
 
     Args:
         sources: split name -> source location.
         fitting: what will be done to each image.
 
     Raises:
-        CheckpointError: not a checkpoint, or it takes other images than these.
+        CheckpointError: not a checkpoint, not loadable, NaN weights, or it takes other images than these.
         SourceError: a source is missing, empty or unreadable.
     """
+    load_denoiser(str(model), "cpu")
     channels, height, width = image_shape(model)
     for split, location in sources.items():
         picture = fitting(_first_picture(location))

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from flows.audit import check_inputs_task
 from tasks.checks import ParametersError, check_parameters
+from tasks.diffusion.checkpoint import CheckpointError
 from tasks.diffusion.names import BASELINE_NAMES
-from tasks.parameters import ScoreParameters
+from tasks.parameters import ScoreParameters, ShardParameters
+
+UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -50,3 +59,41 @@ def test_probes_that_drown_are_refused_for_every_timestep_that_may_be_chosen(che
     for timestep in (20, "auto"):
         with pytest.raises(ParametersError, match=r"--baselines dime_2: delta .* drowns in .*% noise\); leave it out"):
             check_parameters(checkpoint, ScoreParameters.model_validate({"timestep": timestep, **low}))
+
+
+def change(name: str, **settings: Any) -> Callable[[Path], Any]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | settings))
+
+    return apply
+
+
+def spoil_a_weight(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (change(UNET, in_channels="x"), "in_channels is 'x'"),
+        (change(UNET, sample_size=[8, 8, 8]), "sample_size"),
+        (lambda folder: (folder / UNET).write_text("[" * 200_000), "damaged"),
+        (change(SCHEDULER, _class_name="DDPMPipeline"), "not a scheduler"),
+        (change(SCHEDULER, num_train_timesteps=10**12), "num_train_timesteps"),
+        (change(SCHEDULER, beta_start=float("nan")), "no noise schedule"),
+        (change(UNET, num_class_embeds=3), "weights are missing"),
+        (spoil_a_weight, "NaN or infinite weights"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"{"), "not loadable"),
+    ],
+    ids=lambda value: None if callable(value) else value,
+)
+def test_an_audit_refuses_a_hostile_checkpoint_before_any_work(
+    damage: Callable[[Path], Any], says: str, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "hostile"))
+    damage(folder)
+    with pytest.raises(CheckpointError, match=says) as refused:
+        check_inputs_task.fn(folder, {"train": str(digit_files[0])}, ScoreParameters(), ShardParameters(), None)
+    assert len(str(refused.value).splitlines()) == 1

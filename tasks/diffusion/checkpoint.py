@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
@@ -32,6 +35,8 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 CONDITION = "condition.npy"
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
+LARGEST = 100_000
+"""Of the numbers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
 
 GRID_TOLERANCE = 0.02
 GRID_CHECKED = (20, 100, 200, 500, 999)
@@ -143,24 +148,35 @@ def resolve(model: str) -> Path:
         CheckpointError: neither exists.
     """
     path = Path(model)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{model}: cannot be read ({error.strerror})") from error
+    if is_folder:
         return path
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if is_there or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"{model}: not a checkpoint folder (a diffusers pipeline with unet/ and scheduler/)")
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", CONDITION]))
     except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{model}: no such folder, and not loadable from the hub ({reason})") from error
 
 
 def checkpoint_sha256(model: Path) -> str:
-    """SHA-256 over the names and bytes of the files that define the model: configs and safetensors of its parts."""
+    """SHA-256 over the names and bytes of the files that define the model: configs and safetensors of its parts.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
     total = hashlib.sha256()
     for file in _model_files(model):
         total.update(f"{file.relative_to(model).as_posix()}\0".encode())
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        try:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise _unreadable(file, error) from error
     return total.hexdigest()
 
 
@@ -173,12 +189,13 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         dtype: of the weights and the arithmetic of the network.
 
     Raises:
-        CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, no usable schedule.
+        CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, weights that are not the
+            config's, no usable schedule.
     """
     folder = resolve(model)
-    shape, autoencoder_part = state_shape(folder), _autoencoder_part(folder)
-    module = _load_part(folder, "unet", dtype)
+    shape, classes, autoencoder_part = state_shape(folder), n_classes(folder), _autoencoder_part(folder)
     schedule, prediction_type = load_schedule(folder)
+    module = _load_part(folder, "unet", dtype)
     if module.config["out_channels"] != shape[0]:
         raise CheckpointError(f"{model}: {module.config['out_channels']} output channels for {shape[0]} in")
     module = module.to(device, memory_format=torch.channels_last)
@@ -188,7 +205,7 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         Denoiser(network, schedule, prediction_type, dtype, torch.channels_last),
         schedule,
         shape,
-        n_classes(folder),
+        classes,
         torch.device(device),
         autoencoder,
         network=network,
@@ -204,17 +221,16 @@ def state_shape(model: Path) -> Shape:
     config = _config(model, "unet", "config.json")
     if config.get("_class_name") not in NETWORKS:
         raise CheckpointError(
-            f"{model}: its unet is a {config.get('_class_name')}; one of {', '.join(NETWORKS)} is needed"
+            f"{model}: its unet is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
         )
     if config.get("addition_embed_type"):
         raise CheckpointError(
-            f"{model}: its unet takes a second condition ({config['addition_embed_type']}), unsupported"
+            f"{model}: its unet takes a second condition ({config['addition_embed_type']!r}), unsupported"
         )
-    size = config.get("sample_size")
-    height, width = size if isinstance(size, list) else (size, size)
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise CheckpointError(f"{model}: unet/config.json says no sample_size")
-    return int(config["in_channels"]), height, width
+    path, size = model / "unet" / "config.json", config.get("sample_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    height, width = (_positive(path, "sample_size", side) for side in sides)
+    return _positive(path, "in_channels", config.get("in_channels")), height, width
 
 
 def image_shape(model: Path) -> Shape:
@@ -227,15 +243,18 @@ def image_shape(model: Path) -> Shape:
     part = _autoencoder_part(model)
     if part is None:
         return channels, height, width
-    config = _config(model, part, "config.json")
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
-    return int(config["in_channels"]), height * factor, width * factor
+    path, config = model / part / "config.json", _config(model, part, "config.json")
+    levels = config.get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+        raise CheckpointError(f"{path}: block_out_channels is {levels!r:.80}; a list of 1 to 8 numbers is needed")
+    factor = 2 ** (len(levels) - 1)
+    return _positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
 def n_classes(model: Path) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
     classes = _config(model, "unet", "config.json").get("num_class_embeds")
-    return None if classes is None else int(classes)
+    return None if classes is None else _positive(model / "unet" / "config.json", "num_class_embeds", classes)
 
 
 def _autoencoder_part(folder: Path) -> str | None:
@@ -243,7 +262,7 @@ def _autoencoder_part(folder: Path) -> str | None:
         if (folder / part).is_dir():
             found = _config(folder, part, "config.json").get("_class_name")
             if found != class_name:
-                raise CheckpointError(f"{folder}/{part}: a {found}; {class_name} is needed")
+                raise CheckpointError(f"{folder}/{part}: a {found!r}; {class_name} is needed")
             return part
     return None
 
@@ -253,15 +272,17 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
     features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
     if features is None:
         return None
-    path = folder / CONDITION
+    path, features = folder / CONDITION, _positive(folder / "unet" / "config.json", "cross_attention_dim", features)
     if not path.is_file():
         return torch.zeros(1, features)
     try:
         condition = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (ValueError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable array ({error})") from error
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable array ({_line(error)})") from error
     if condition.ndim != 2 or condition.shape[1] != features:
         raise CheckpointError(f"{path}: shape {tuple(condition.shape)}; (tokens, {features}) is needed")
+    if not bool(condition.isfinite().all()):
+        raise CheckpointError(f"{path}: holds NaN or infinite values")
     return condition
 
 
@@ -273,30 +294,48 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         )
     kind = getattr(diffusers, str(_config(folder, part, "config.json").get("_class_name")))
     try:
-        network, info = kind.from_pretrained(
-            folder,
-            subfolder=part,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            torch_dtype=dtype,
-        )
+        with _quiet_diffusers():
+            network, info = kind.from_pretrained(
+                folder,
+                subfolder=part,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                torch_dtype=dtype,
+            )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
-        raise CheckpointError(f"{folder}/{part}: not loadable ({str(error).strip().splitlines()[0]})") from error
-    if info.get("missing_keys"):
-        raise CheckpointError(f"{folder}/{part}: weights are missing, {info['missing_keys'][0]} first: wrong config?")
+        raise CheckpointError(f"{folder}/{part}: not loadable ({_line(error)}): damaged, or a wrong config?") from error
+    for keys, what in (
+        ("missing_keys", "weights are missing"),
+        ("mismatched_keys", "weights of another shape than its config's"),
+        ("unexpected_keys", "weights that its config has no place for"),
+    ):
+        if info.get(keys):
+            raise CheckpointError(f"{folder}/{part}: {what}, {sorted(map(str, info[keys]))[0]} first: wrong config?")
     for name, weight in network.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise CheckpointError(f"{folder}/{part}: {name} holds NaN or infinite weights")
     return network.eval().requires_grad_(False)
 
 
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Within, diffusers prints nothing: what is wrong goes into the CheckpointError."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
 def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
     """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
 
     Raises:
-        CheckpointError: no scheduler, or neither a variance preserving nor a flow matching one.
+        CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
     """
+    path = folder / "scheduler" / "scheduler_config.json"
     config = _config(folder, "scheduler", "scheduler_config.json")
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
@@ -304,16 +343,52 @@ def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
             f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
         )
     class_name = str(config.get("_class_name"))
-    scheduler_class = getattr(diffusers, class_name, None)
-    scheduler = None if scheduler_class is None else scheduler_class.from_config(config)
-    if class_name.startswith("FlowMatch") and scheduler is not None:
-        return FlowMatching(tuple(sorted(scheduler.sigmas.double().tolist()))), "flow"
+    # nothing but a scheduler: any other attribute of diffusers is code that a config could choose
+    kind: Any = getattr(diffusers.schedulers, class_name, None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not is_scheduler:
+        raise CheckpointError(f"{path}: {class_name!r:.80} is not a scheduler of diffusers")
+    _positive(path, "num_train_timesteps", config.get("num_train_timesteps", 1000))
+    try:
+        with _quiet_diffusers():
+            scheduler = kind.from_config(config)
+    except Exception as error:  # each scheduler has its own ways with a setting that it does not know
+        raise CheckpointError(f"{path}: {class_name} does not take it ({_line(error)})") from error
+    if class_name.startswith("FlowMatch"):
+        sigmas = sorted(scheduler.sigmas.double().tolist())
+        _check_signal(path, [1.0 - sigma for sigma in sigmas])
+        return FlowMatching(tuple(sigmas)), "flow"
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_cumprod is None:
+    if alphas_cumprod is None or alphas_cumprod.ndim != 1:
         raise CheckpointError(
             f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
         )
-    return DiscreteVP.from_tensor(alphas_cumprod), prediction_type
+    schedule = DiscreteVP.from_tensor(alphas_cumprod)
+    _check_signal(path, schedule.alphas_cumprod)
+    return schedule, prediction_type
+
+
+def _check_signal(path: Path, signal: Sequence[float]) -> None:
+    """What is left of the image at each timestep, abar_t or 1 - sigma_t, must fall within (0, 1]; at the last it may be
+    0, zero terminal SNR, but not 1, which would be no noise at all.
+
+    Raises:
+        CheckpointError: it does not, or is not finite.
+    """
+    falls = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
+    if not signal or not falls or not 0.0 <= signal[-1] < 1.0:
+        raise CheckpointError(f"{path}: no noise schedule: the signal left must fall from at most 1 towards 0")
+
+
+def _positive(path: Path, name: str, value: object) -> int:
+    """A number of a config.
+
+    Raises:
+        CheckpointError: it is not a positive integer, or beyond reason.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
+    return value
 
 
 def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
@@ -324,11 +399,24 @@ def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: not a diffusers checkpoint (no {part}/{name}); a DDPMPipeline folder is needed"
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({_line(error)}): put it back") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a JSON object is expected")
     return content
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error.strerror}): a readable file is needed")
+
+
+def _line(error: BaseException) -> str:
+    """What an error comes from, in its first sentence: what was raised on the way repeats paths."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _model_files(model: Path) -> list[Path]:

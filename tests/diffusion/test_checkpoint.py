@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from safetensors.torch import load_file, save_file
 
 from tasks.diffusion.checkpoint import (
     CheckpointError,
@@ -198,22 +201,136 @@ def test_latent_diffusion_is_scored_on_shifted_and_scaled_latents(
     assert growth.log_growth.isfinite().all()
 
 
+UNET, SCHEDULER, WEIGHTS = (
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+)
+
+
+def edited(checkpoint: Path, folder: Path, part: str, setting: dict[str, Any]) -> Path:
+    """A copy of the checkpoint with some settings changed; those that are ``...`` are left out."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / part).read_text()) | setting
+    (folder / part).write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as refused:
+        load_denoiser(str(folder), "cpu")
+    line = str(refused.value)
+    assert len(line.splitlines()) == 1
+    assert line.count(str(folder)) == 1
+    return line.removeprefix(str(folder))
+
+
 @pytest.mark.parametrize(
     ("part", "setting", "complaint"),
     [
-        ("unet/config.json", {"_class_name": "Transformer2DModel"}, "UNet2DModel"),
-        ("unet/config.json", {"sample_size": None}, "sample_size"),
-        ("unet/config.json", {"block_out_channels": [8, 32]}, "not loadable"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction type 'guess'"),
-        ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),
+        (UNET, {"_class_name": "Transformer2DModel"}, "UNet2DModel"),
+        (UNET, {"in_channels": "x"}, "in_channels is 'x'; an integer from 1"),
+        (UNET, {"in_channels": ...}, "in_channels is None"),
+        (UNET, {"sample_size": None}, "sample_size is None"),
+        (UNET, {"sample_size": [8]}, "sample_size is [8]"),
+        (UNET, {"sample_size": [8, 8, 8]}, "sample_size is [8, 8, 8]"),
+        (UNET, {"sample_size": True}, "sample_size is True"),
+        (UNET, {"sample_size": [8, -8]}, "sample_size is -8"),
+        (UNET, {"sample_size": 0}, "sample_size is 0"),
+        (UNET, {"num_class_embeds": "x"}, "num_class_embeds is 'x'"),
+        (UNET, {"out_channels": 3}, "not loadable (Cannot load"),
+        (UNET, {"block_out_channels": [8, 32]}, "not loadable (Cannot load"),
+        (UNET, {"num_class_embeds": 3}, "weights are missing, class_embedding.weight first"),
+        (UNET, {"norm_num_groups": 3}, "not loadable"),
+        (SCHEDULER, {"prediction_type": "guess"}, "prediction type 'guess'"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),
+        (SCHEDULER, {"_class_name": "DDPMPipeline"}, "'DDPMPipeline' is not a scheduler"),
+        (SCHEDULER, {"_class_name": "utils"}, "'utils' is not a scheduler"),
+        (SCHEDULER, {"_class_name": "logging\n"}, "is not a scheduler"),
+        (SCHEDULER, {"_class_name": ...}, "'None' is not a scheduler"),
+        (SCHEDULER, {"num_train_timesteps": -1}, "num_train_timesteps is -1"),
+        (SCHEDULER, {"num_train_timesteps": "x"}, "num_train_timesteps is 'x'"),
+        (SCHEDULER, {"num_train_timesteps": 10**12}, "an integer from 1 to 100000"),
+        (SCHEDULER, {"beta_schedule": "evil"}, "DDPMScheduler does not take it (evil is not implemented"),
+        (SCHEDULER, {"beta_start": float("nan")}, "no noise schedule"),
+        (SCHEDULER, {"beta_start": -1.0}, "no noise schedule"),
+        (SCHEDULER, {"beta_end": 2.0}, "no noise schedule"),
+        (SCHEDULER, {"beta_start": 0.0, "beta_end": 0.0}, "no noise schedule"),
+        (SCHEDULER, {"trained_betas": []}, "no noise schedule"),
+        (SCHEDULER, {"trained_betas": [[0.1], [0.2]]}, "alphas_cumprod"),
+        (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": -3.0}, "no noise schedule"),
     ],
+    ids=lambda value: json.dumps(value, default=str) if isinstance(value, dict) else None,
 )
 def test_what_cannot_be_scored_is_refused_by_name(
     part: str, setting: dict[str, Any], complaint: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(checkpoint, folder)
-    path = folder / part
-    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
-    with pytest.raises(CheckpointError, match=complaint):
-        load_denoiser(str(folder), "cpu")
+    assert complaint in refusal(edited(checkpoint, tmp_path / "damaged", part, setting))
+
+
+def truncate_weights(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:3000])
+
+
+def add_a_weight(folder: Path) -> None:
+    save_file(load_file(folder / WEIGHTS) | {"class_embedding.weight": torch.zeros(3, 32)}, folder / WEIGHTS)
+
+
+def make_a_folder_of(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+
+
+def make_a_file_of_unet(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").touch()
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda folder: (folder / UNET).write_text("[" * 200_000), "/unet/config.json: damaged (maximum recursion"),
+        (lambda folder: (folder / UNET).write_text("[]"), "/unet/config.json: a JSON object"),
+        (lambda folder: (folder / UNET).unlink(), ": not a diffusers checkpoint (no unet/config.json)"),
+        (partial(make_a_folder_of, UNET), "/unet/config.json: cannot be read (Is a directory)"),
+        (partial(make_a_folder_of, SCHEDULER), "/scheduler/scheduler_config.json: cannot be read"),
+        (make_a_file_of_unet, "/unet/config.json: cannot be read (Not a directory)"),
+        (truncate_weights, "/unet: not loadable (Error while deserializing header: "),
+        (add_a_weight, "/unet: weights that its config has no place for, class_embedding.weight first"),
+    ],
+    ids=lambda value: None if callable(value) else value,
+)
+def test_damaged_files_are_refused_by_name(
+    damage: Callable[[Path], Any], complaint: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+    damage(folder)
+    assert refusal(folder).startswith(complaint)
+
+
+def test_a_file_that_cannot_be_read_has_no_checksum(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+    make_a_folder_of(WEIGHTS, folder)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: cannot be read \(Is a directory\)"):
+        checkpoint_sha256(folder)
+
+
+def test_a_name_too_long_for_a_file_is_no_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\)"):
+        load_denoiser("a" * 5_000, "cpu")
+
+
+def test_an_error_without_words_is_refused_by_its_type(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(UNet2DModel, "from_pretrained", fail)
+    assert "not loadable (MemoryError)" in refusal(checkpoint)
+
+
+def test_what_diffusers_prints_about_unknown_settings_is_not_shown(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, part in enumerate((UNET, SCHEDULER)):
+        load_denoiser(str(edited(checkpoint, tmp_path / str(number), part, {"colour_of_money": 3})), "cpu")
+    assert capfd.readouterr() == ("", "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,14 @@ from safetensors.torch import load_file, save_file
 
 import tasks.doctor
 from flows import cli
+from flows.score import score
+from flows.shard import shard
+from tasks.datasets.fitting import Fitting
 from tasks.datasets.shards import write_shards
-from tasks.datasets.sources import open_source
+from tasks.datasets.sources import Item, open_source
+from tasks.doctor import _header_fits
 from tasks.parameters import ScoreParameters
+from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -60,11 +67,11 @@ def ten_ms_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that nothing but the network moves: two evaluations for an image's growth, one for each baseline."""
     clock = [0.0]
 
-    def measured(_: object, pixels: np.ndarray, __: object, scoring: ScoreParameters, ___: int) -> dict[str, list[int]]:
+    def measured(_: object, pixels: np.ndarray, __: object, scoring: ScoreParameters, ___: int) -> dict[str, list[Any]]:
         assert pixels.shape[1:] == (1, 8, 8)
         evaluations = 2 + len(scoring.baselines)
         clock[0] += 0.01 * evaluations * len(pixels)
-        return {"n_evaluations": [evaluations] * len(pixels)}
+        return {"n_evaluations": [evaluations] * len(pixels), "status": ["ok"] * len(pixels)}
 
     monkeypatch.setattr(tasks.doctor, "measure", measured)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
@@ -132,26 +139,60 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         Ailment("checkpoint", "not a checkpoint folder", inputs=(("model", "./nowhere"),)),
         Ailment("checkpoint", "holds NaN or infinite weights", inputs=(("model", "nan"),)),
         Ailment("checkpoint", "no .safetensors weights", inputs=(("model", "pickled"),)),
+        Ailment("checkpoint", "in_channels is 'x'", inputs=(("model", "words"),)),
+        Ailment("checkpoint", "maximum recursion depth", inputs=(("model", "nested"),)),
+        Ailment("checkpoint", "'DDPMPipeline' is not a scheduler", inputs=(("model", "pipeline"),)),
+        Ailment("scores", "NaN or infinite for ", inputs=(("model", "huge"),)),
         Ailment("parameters", "beyond the schedule's last timestep", options=("--timestep", "999")),
         Ailment("parameters", "64 dimensions", options=("--axes", "65")),
         Ailment("parameters", "needs --timestep auto", options=("--timestep", "20", "--second-timestep", "auto")),
+        Ailment("parameters", "no variance preserving grid", ("--grid", "continuous"), (("model", "flow"),)),
         Ailment("device", "--device abacus", options=("--device", "abacus")),
+        Ailment("device", "100000 CPU threads each, of", options=("--threads", "100000")),
+        Ailment("train items", "large.png is 9 x 8", inputs=(("train", "late"),)),
+        Ailment("train images", "2 of the first 4 items decode", inputs=(("train", "half"),)),
+        Ailment("holdout", "nothing to compare with", inputs=(("train", "few.npy"), ("holdout", "./few.npy"))),
+        Ailment("holdout", "3 of the 3 distinct", inputs=(("train", "few.npy"), ("holdout", "again.npy"))),
+        Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy"),)),
+        Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy/below/it"),)),
+        Ailment("output", "other holds another run (fingerprints: None there", inputs=(("out", "other"),)),
+        Ailment("output", "run.json: damaged", inputs=(("out", "torn"),)),
     ],
     ids=lambda ailment: f"{ailment.check}: {ailment.says}",
 )
 def test_each_ailment_is_named_by_its_check_with_a_remedy(
-    ailment: Ailment, doctor: Doctor, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ailment: Ailment,
+    doctor: Doctor,
+    checkpoint: Path,
+    digits: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
+    for folder in ("empty", "other", "torn"):
+        Path(folder).mkdir()
+    write_json(Path("other/run.json"), {"data": {"sources": {"train": "elsewhere"}}})
+    Path("torn/run.json").write_text('{"data": ')
+    np.save("few.npy", digits[:3])
+    np.save("again.npy", digits[:3])
     np.save("colour.npy", np.zeros((3, 8, 8, 3), np.uint8))
     np.save("large.npy", np.zeros((3, 8, 9), np.uint8))
-    for name in ("nan", "pickled"):
+    if ailment.inputs in ((("train", "late"),), (("train", "half"),)):
+        save_images(Path("late"), [*digits[:101], *np.zeros((1, 8, 9), np.uint8)], last="large.png")
+        save_images(Path("half"), digits[:4])
+        for name in ("half/000.png", "half/001.png"):
+            Path(name).write_bytes(b"<html>")
+    for name in ("nan", "huge", "pickled", "words", "nested", "pipeline", "flow"):
         shutil.copytree(checkpoint, name)
     weights = load_file(f"nan/{WEIGHTS}")
+    save_file({name: 1e30 * weight for name, weight in weights.items()}, f"huge/{WEIGHTS}")
     next(iter(weights.values())).view(-1)[0] = torch.nan
     save_file(weights, f"nan/{WEIGHTS}")
     Path("pickled", WEIGHTS).rename("pickled/unet/diffusion_pytorch_model.bin")
+    Path("nested/unet/config.json").write_text("[" * 200_000)
+    change(Path("words/unet/config.json"), in_channels="x")
+    change(Path("pipeline/scheduler/scheduler_config.json"), _class_name="DDPMPipeline")
+    change(Path("flow/scheduler/scheduler_config.json"), _class_name="FlowMatchEulerDiscreteScheduler")
     code, checks = doctor(*ailment.options, **dict(ailment.inputs))
     assert code == 2
     check = checks[ailment.check]
@@ -159,18 +200,131 @@ def test_each_ailment_is_named_by_its_check_with_a_remedy(
     assert check["remedy"]
 
 
-def test_damaged_items_and_few_controls_are_warnings(doctor: Doctor, digits: np.ndarray, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
+def save_images(folder: Path, images: Sequence[np.ndarray] | np.ndarray, last: str = "") -> None:
     folder.mkdir()
-    (folder / "page.png").write_bytes(b"<html>")
-    for i in range(3):
-        Image.fromarray(digits[i]).save(folder / f"{i}.png")
-    code, checks = doctor(train=folder, holdout=folder)
-    assert code == 0
-    assert checks["train images"]["status"] == "warn"
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / (last if last and i == len(images) - 1 else f"{i:03d}.png"))
+
+
+def change(path: Path, **settings: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("limit", "count_seconds", "status", "remedy"),
+    [
+        ("0.01", 60.0, "fail", "raise --max-bad-fraction"),  # a quarter of all items: the run would stop
+        ("0.01", -1.0, "warn", "raise --max-bad-fraction"),  # of how many is not known
+        ("0.25", 60.0, "warn", "mend them"),
+    ],
+)
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_damaged_items_fail_where_the_run_would_stop(
+    limit: str,
+    count_seconds: float,
+    status: str,
+    remedy: str,
+    doctor: Doctor,
+    digits: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks.doctor, "COUNT_SECONDS", count_seconds)
+    save_images(tmp_path / "images", digits[:3])
+    (tmp_path / "images" / "page.png").write_bytes(b"<html>")
+    code, checks = doctor("--max-bad-fraction", limit, train=tmp_path / "images")
+    assert code == (2 if status == "fail" else 0)
+    assert checks["train images"]["status"] == status
     assert "page.png" in checks["train images"]["finding"]
-    assert "--max-bad-fraction" in checks["train images"]["remedy"]
+    assert checks["train images"]["remedy"].endswith(remedy)
+
+
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_few_controls_and_some_that_were_trained_on_are_warnings(
+    doctor: Doctor, digits: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "mixed.npy", digits[58:62])
+    code, checks = doctor(holdout=tmp_path / "mixed.npy")
+    assert code == 0
     assert (checks["holdout items"]["status"], checks["holdout items"]["values"]["n_items"]) == ("warn", 4)
+    assert (checks["holdout"]["status"], checks["holdout"]["values"]["n_shared"]) == ("warn", 2)
+
+
+def test_headers_beyond_the_first_items_are_looked_at_in_every_mode(digits: np.ndarray) -> None:
+    def png(image: Image.Image) -> Item:
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        return Item("", "", stream.getvalue())
+
+    grey = Image.fromarray(digits[0])
+    for takes, modes in (((1, 8, 8), ("1", "L", "LA", "I;16")), ((3, 8, 8), ("P", "RGB", "RGBA"))):
+        for mode in modes:
+            item = png(grey.convert(mode))
+            assert _header_fits(item, Fitting(), takes)
+            assert not _header_fits(item, Fitting(), (4 - takes[0], 8, 8))
+            assert not _header_fits(item, Fitting(), (takes[0], 8, 9))
+            assert _header_fits(item, Fitting("L", (9, 8)), (1, 8, 9))
+    assert not _header_fits(Item("", "", b"<html>"), Fitting("L", (9, 8)), (1, 8, 9))
+
+
+def test_an_output_in_use_or_not_writable_fails(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunDirectory(tmp_path / "run").lock():
+        code, checks = doctor(out=tmp_path / "run")
+    assert (code, checks["output"]["status"]) == (2, "fail")
+    assert f"in use by process {os.getpid()}" in checks["output"]["finding"]
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    code, checks = doctor(out=tmp_path / "run")
+    assert (code, checks["output"]["status"]) == (2, "fail")
+    assert "may not be written to" in checks["output"]["finding"]
+
+
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_a_run_of_the_same_is_resumed_and_of_another_is_refused(
+    doctor: Doctor,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = RunDirectory.claim
+
+    def claim_and_stop(directory: RunDirectory, stage: str, identity: Mapping[str, Any]) -> None:
+        claim(directory, stage, identity)
+        raise InterruptedError
+
+    monkeypatch.setattr(RunDirectory, "claim", claim_and_stop)
+    run, (train, holdout) = tmp_path / "run", map(str, digit_files)
+    with pytest.raises(InterruptedError):
+        shard.fn(run, train, holdout)
+    with pytest.raises(InterruptedError):
+        score.fn(run, str(checkpoint))
+    code, checks = doctor(out=run)
+    assert (code, checks["output"]["status"]) == (0, "ok")
+    assert "will be resumed" in checks["output"]["finding"]
+    for options, difference in (
+        (("--shard-mb", "1"), "shard_mb: 64.0 there, 1.0 now"),
+        (("--axes", "2"), "axes: 1 th"),
+    ):
+        code, checks = doctor(*options, out=run)
+        assert (code, checks["output"]["status"]) == (2, "fail")
+        assert difference in checks["output"]["finding"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "says"), [("devices_for", "device", "KeyError: 'x'"), ("measure", "memory", "(KeyError)")]
+)
+def test_what_nobody_foresaw_is_a_failed_check(
+    broken: str, check: str, says: str, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError(*(["x"] if broken == "devices_for" else []))
+
+    monkeypatch.setattr(tasks.doctor, broken, fail)
+    code, checks = doctor()
+    assert (code, checks[check]["status"]) == (2, "fail")
+    assert says in checks[check]["finding"]
 
 
 def test_a_full_disk_and_little_memory_fail(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +353,9 @@ def test_the_table_has_a_line_a_check(
         "train images",
         "train items",
         "holdout",
+        "output",
         "disk",
+        "scores",
         "memory",
         "time",
     ]
