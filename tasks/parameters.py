@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tasks.datasets.decoding import MAX_PIXELS
 from tasks.datasets.fitting import Fit, Fitting, Mode, Resample
 from tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
 from tasks.evidence.embeddings import EmbeddingName
@@ -30,6 +32,13 @@ class ShardParameters(Parameters):
     fit: Fit = Field("crop", description="to --size: crop what overhangs, centred, or stretch each side")
     resample: Resample = Field("bilinear", description="filter of --size, with antialiasing")
     colour: Mode = Field("keep", description="bring all images to L (grey) or RGB; keep: leave them")
+
+    @field_validator("size")
+    @classmethod
+    def _small_enough(cls, size: str) -> str:
+        if math.prod(map(int, filter(None, size.split("x")))) > MAX_PIXELS:
+            raise ValueError(f"{size} are more than {MAX_PIXELS} pixels")
+        return size
 
     @property
     def shard_bytes(self) -> int:

@@ -6,9 +6,10 @@
 | EXIF orientation                    | turned upright             | ``exif_transposed``    |
 | 1 bit                               | L                          | ``bilevel_to_l``       |
 | 16 and 32 bit integer grey          | L, divided by 256          | ``16_bit_to_l``        |
-| 16 bit colour, 16 bit with alpha    | 8 bit, divided by 256      | ``16_bit_to_8_bit``    |
+| 16 bit colour, 16 bit with alpha    | as 8 bit, divided by 256   | ``16_bit_to_8_bit``    |
 | palette, CMYK, YCbCr, LAB, HSV      | RGB                        | ``palette_to_rgb``, ...|
-| LA, RGBA, palette with alpha        | composited on white        | ``alpha_on_white``     |
+| LA                                  | L, composited on white     | ``alpha_on_white``     |
+| RGBA, palette with alpha            | RGB, composited on white   | ``alpha_on_white``     |
 | JPEG with further pictures (MPO)    | the first, that viewers show | ``mpo_first``        |
 | icon of several sizes (ICO)         | the largest                | ``ico_largest``        |
 | animation, pages, floating point    | refused                    | reason in the reject   |
@@ -24,6 +25,7 @@ import ctypes
 import hashlib
 import io
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -39,6 +41,27 @@ MAX_PIXELS = 64 * 2**20
 
 MAX_BYTES = 512 * 2**20
 """Files with more bytes are refused before they are read; ``MAX_PIXELS`` of uncompressed 16-bit RGB take fewer."""
+
+
+_LONGEST_REASON = 500
+"""Characters of a reason that another library gives."""
+
+_MAGIC = {
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML or SVG",
+    b"<svg": "SVG",
+    b"%pdf": "PDF",
+    b"%!ps": "PostScript",
+    b"pk\3\4": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"8bps": "a Photoshop file",
+    b"\x93numpy": "a NumPy array",
+    b"par1": "Parquet",
+    b"\x7felf": "a program",
+    b"version https://git-lfs": "a Git LFS pointer, not the file",
+}
+"""First bytes, in lower case, of what is often taken for an image."""
 
 
 def _quieten_pillow() -> None:
@@ -116,10 +139,16 @@ def decode(content: bytes) -> Picture:
             return _decode(image)
     except Rejected:
         raise
-    except UnidentifiedImageError as error:  # its own words hold a memory address
-        raise Rejected(f"not a readable image; it begins with {content[:12]!r}", type(error).__name__) from error
+    except UnidentifiedImageError as error:
+        raise Rejected(f"not a readable image{_looks_like(content)}", type(error).__name__) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format and damage
-        raise Rejected(str(error) or type(error).__name__, type(error).__name__) from error
+        raise Rejected(in_words(error), type(error).__name__) from error
+
+
+def in_words(error: Exception) -> str:
+    """An exception as a reason: one line, never empty, and the same in every run, so without memory addresses."""
+    line = re.sub(r" at 0x[0-9a-f]+", "", str(error).strip().partition("\n")[0])
+    return line[:_LONGEST_REASON] or type(error).__name__
 
 
 def from_array(pixels: NDArray[np.generic]) -> Picture:
@@ -143,15 +172,23 @@ def from_array(pixels: NDArray[np.generic]) -> Picture:
 def _decode(image: Image.Image) -> Picture:
     _check_size(*image.size)
     conversions = [_choice_among_several(image)]
+    is_grey = _has_raw_mode(image, "LA;16")  # which Pillow loads as RGBA
     if _sixteen_bit_samples(image):
         conversions.append("16_bit_to_8_bit")
     if _orientation(image) in range(2, 9):  # asked before TIFF's loader turns the image by itself
         conversions.append("exif_transposed")
     image.load()
     _check_size(*image.size)
-    converted, conversion = _to_l_or_rgb(ImageOps.exif_transpose(image))
+    upright = ImageOps.exif_transpose(image)
+    converted, conversion = _to_l_or_rgb(upright.convert("LA") if is_grey else upright)
     conversions.append(conversion)
     return Picture(np.array(converted, dtype=np.uint8), ",".join(filter(None, conversions)))
+
+
+def _looks_like(content: bytes) -> str:
+    """What it is by its first bytes. The bytes stay out: a link may lead to a file that no table should quote."""
+    begin = content[:64].lstrip().lower()
+    return next((f"; it looks like {kind}" for magic, kind in _MAGIC.items() if begin.startswith(magic)), "")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -171,7 +208,12 @@ def _choice_among_several(image: Image.Image) -> str:
 
 def _sixteen_bit_samples(image: Image.Image) -> bool:
     """Does Pillow drop the low byte of each sample on loading? Its modes do not tell, its raw modes do."""
-    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    return image.mode in ("RGB", "RGBA", "LA") and _has_raw_mode(image, ";16")
+
+
+def _has_raw_mode(image: Image.Image, part: str) -> bool:
+    """Not to be known any more once the image, or its EXIF, is loaded."""
+    return any(part in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def _orientation(image: Image.Image) -> int | None:

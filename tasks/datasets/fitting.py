@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from tasks.datasets.decoding import Picture
+from tasks.datasets.decoding import MAX_PIXELS, Picture, Rejected
 
 Mode = Literal["keep", "L", "RGB"]
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
@@ -36,6 +36,9 @@ class Fitting:
 
         >>> Fitting("RGB", (2, 2))(Picture(np.zeros((2, 3), np.uint8))).conversion
         'l_to_rgb,crop_2x2'
+
+        Raises:
+            Rejected: so long and narrow that it would take more than ``MAX_PIXELS`` to cover the size.
         """
         image, done = Image.fromarray(picture.pixels), [picture.conversion]
         if self.mode not in ("keep", image.mode):
@@ -51,6 +54,8 @@ class Fitting:
         if self.fit == "crop":
             factor = max(width / image.width, height / image.height)
             covering = max(width, round(image.width * factor)), max(height, round(image.height * factor))
+        if covering[0] * covering[1] > MAX_PIXELS:
+            raise Rejected(f"{image.width} x {image.height} pixels: too long and narrow to cover {width} x {height}")
         if covering != image.size:
             done.append("resize_{}_{}x{}".format(self.resample, *covering))
             image = image.resize(covering, Image.Resampling[self.resample.upper()])

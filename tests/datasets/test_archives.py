@@ -132,6 +132,11 @@ def test_a_flipped_bit_in_a_gzipped_tar_is_named(tar_bytes: bytes, tmp_path: Pat
     assert "CRC" in refused[0]
 
 
+def test_a_gzip_that_is_called_tar_says_so(tar_bytes: bytes, tmp_path: Path) -> None:
+    refused, kept = refused_and_kept(tmp_path / "x.tar", gzip.compress(tar_bytes))
+    assert (refused, kept) == (["gzip, not a plain tar: call it .tar.gz"], [])
+
+
 def test_a_damaged_tar_does_not_keep_the_next_from_being_read(tar_bytes: bytes, tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"\x00" * 100)
     (tmp_path / "1.tar").write_bytes(tar_bytes)

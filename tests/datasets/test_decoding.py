@@ -51,6 +51,17 @@ CONVERSIONS = {
 }
 
 
+def test_a_grey_picture_with_alpha_is_the_same_one_in_8_and_in_16_bits() -> None:
+    eight, sixteen = (
+        png(3, 1, 8, 4, b"\0\x07\x00\x07\xff\x50\x80"),
+        png(3, 1, 16, 4, b"\0\x07\x99\x00\x99\x07\x99\xff\x99\x50\x99\x80\x99"),
+    )
+    over_white = round((0x50 * 0x80 + 255 * 0x7F) / 255)
+    assert decode(sixteen).pixels.tolist() == decode(eight).pixels.tolist() == [[255, 7, over_white]]
+    assert decode(sixteen).content_hash == decode(eight).content_hash
+    assert decode(sixteen).conversion == "16_bit_to_8_bit,alpha_on_white"
+
+
 @pytest.mark.parametrize("kind", CONVERSIONS)
 def test_each_kind_of_image_has_one_recorded_conversion(kind: str) -> None:
     content, pixels, conversion = CONVERSIONS[kind]
@@ -172,15 +183,16 @@ def test_each_orientation_is_turned_upright(orientation: int) -> None:
 TWO_FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - GREY)]}
 REFUSED = {
     "empty": (b"", "empty file", "Rejected"),
-    "web page": (b"<!DOCTYPE html>", r"begins with b'<!DOCTYPE ht'", "UnidentifiedImageError"),
-    "PostScript": (encoded(COLOUR, "EPS"), "not a readable image", "UnidentifiedImageError"),
+    "web page": (b"<!DOCTYPE html>", "^not a readable image; it looks like a web page$", "UnidentifiedImageError"),
+    "PostScript": (encoded(COLOUR, "EPS"), "it looks like PostScript", "UnidentifiedImageError"),
+    "somebody's secret": (b"root:*:20228:0:99999", "^not a readable image$", "UnidentifiedImageError"),
     "truncated JPEG": (encoded(NOISE, "JPEG")[:700], "truncated", "OSError"),
     "animated GIF": (encoded(GREY, "GIF", **TWO_FRAMES), "2 frames", "Rejected"),
     "animated PNG": (encoded(GREY, "PNG", **TWO_FRAMES), "2 frames", "Rejected"),
     "animated WebP": (encoded(COLOUR, "WEBP", **TWO_FRAMES), "2 frames", "Rejected"),
     "TIFF of two pages": (encoded(GREY, "TIFF", **TWO_FRAMES), "2 frames", "Rejected"),
     "floating point": (encoded(GREY.astype(np.float32), "TIFF"), "mode F", "Rejected"),
-    "no pixels": (png(0, 1, 8, 0, b"\0"), "PNG", "UnidentifiedImageError"),
+    "no pixels": (png(0, 1, 8, 0, b"\0"), "^not a readable image$", "UnidentifiedImageError"),
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.analyse import preparation_warnings
-from tasks.datasets.decoding import Picture
+from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.shards import write_shards
 from tasks.datasets.sources import open_source
@@ -46,6 +46,14 @@ def test_colour_is_luma_and_grey_three_times() -> None:
     grey = Fitting("L")(red)
     assert (grey.pixels.tolist(), grey.conversion) == ([[76]], "rgb_to_l")
     assert Fitting("RGB")(grey).pixels.tolist() == [[[76, 76, 76]]]
+
+
+def test_sizes_that_would_take_all_memory_are_refused_before_they_do() -> None:
+    assert ShardParameters(size="8192x8192").fitting.size == (8192, 8192)
+    with pytest.raises(ValidationError, match="8192x8193 are more than 67108864 pixels"):
+        ShardParameters(size="8192x8193")
+    with pytest.raises(Rejected, match="1 x 99999 pixels: too long and narrow to cover 30 x 30"):
+        Fitting(size=(30, 30))(Picture(np.zeros((99_999, 1), np.uint8)))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(1, 40), st.integers(1, 40), st.booleans())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets.sources import SourceError, open_source
+from tasks.datasets.sources import SourceError, locate, open_source
+from tasks.datasets.sources.location import _count_names
 from tests.datasets.archives import (
     FILES,
     HASHES,
@@ -39,6 +42,20 @@ def parquet(
 ) -> Path:
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, **options)
     return path
+
+
+def npy_of(shape: str, order: bool = False) -> bytes:
+    """A .npy file whose header says so, whatever that is."""
+    header = f"{{'descr': '|u1', 'fortran_order': {order}, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(27)
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return content.getvalue()
 
 
 def structs() -> list[dict[str, object]]:
@@ -168,7 +185,15 @@ def test_links_in_a_folder_are_followed_but_never_in_a_circle(tmp_path: Path) ->
         ("x.npz", {"images": IMAGES, "labels": np.arange(5)}, "only 5 labels"),
         ("x.npz", {"images": IMAGES, "labels": np.arange(7)}, "7 labels for 6 images"),
         ("x.npz", {"a": IMAGES, "b": IMAGES}, "no array called 'images' among a, b"),
+        ("x.npz", {"images": IMAGES, "labels": np.array(5)}, r"labels of shape \(\): one for each image"),
+        ("x.npz", zip_of({"images.txt": b"a"}), "no array called 'images' among none"),
         ("x.npy", b"\x93NUMPY", "not a readable array"),
+        ("x.npy", npy_of("(-5, 3, 3)"), r"got uint8 of shape \(-5, 3, 3\)"),
+        ("x.npy", npy_of("(5, -3, -3)"), r"got uint8 of shape \(5, -3, -3\)"),
+        ("x.npy", npy_of("f()"), r"malformed node or string on line 1: <ast.Call object>\)$"),
+        ("x.npy", npy_of("(2**60, 3, 3)"), "not a readable array"),
+        ("x.npy", npy_of("(1152921504606846976, 3, 3)", order=True), r"not a readable array \(\w"),
+        ("x-images-idx3-ubyte", idx(IMAGES)[:7], "it ends within its header"),
         ("x-images-idx3-ubyte", idx(IMAGES)[:-1], "ends within image 5 of 6"),
         ("x-images-idx3-ubyte", idx(IMAGES) + b"\0", "goes on after its 6 images"),
         ("x-images-idx3-ubyte", idx(IMAGES[0]), "magic number 0x0802"),
@@ -310,7 +335,14 @@ def test_a_damaged_arrow_stream_is_named(doors: dict[str, Path | str], how: str,
         ("{here}/nothing", "nothing: no such file or folder"),
         ("{here}/x-{{0..3}}.tar", "x-0.tar: no such file or folder"),
         ("{here}/x.doc", "not a source of images. Understood are: "),
-        ("ftp://host/x.tar", "cannot be reached"),
+        *((f"{scheme}://host/x.tar", "read as s3://BUCKET/PATH") for scheme in ("ftp", "gs", "hf", "file")),
+        ("file:///x.tar", "what lies on this machine by its path alone"),
+        ("s3:///x.tar", "read as s3://BUCKET/PATH"),
+        ("gs://key:secret@bucket/x.tar", "credentials belong"),
+        ("{here}/x-{{0..1000000000}}.tar", "a pattern of 1000000001 names"),
+        ("{here}/" + "{{a,b{{0..9}}}}" * 30, "a pattern of 17449402268886407318558803753801 names"),
+        ("{here}/" + "{{a..z}}" * 5, "a pattern of 11881376 names"),
+        ("{here}/" + "x" * 5000, "x: no such file or folder"),
         ("s3://key:secret@bucket/x.tar", "credentials belong into the environment"),
     ],
 )
@@ -321,6 +353,37 @@ def test_a_location_that_cannot_be_read_is_refused_in_one_line(location: str, re
     assert "\n" not in str(refusal.value)
     assert "secret" not in str(refusal.value)
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_names"),
+    [
+        ("x", 1),
+        ("{a}{0..4}", 5),
+        ("x-{0..9..3}{a,b{1..3}}", 16),
+        ("{9..-1}", 11),
+        ("{a..e..2}", 3),
+        ("{a,{b,{c,}}}", 4),
+    ],
+)
+def test_names_of_a_pattern_are_counted_without_making_them(pattern: str, n_names: int) -> None:
+    assert _count_names(pattern) == n_names == len(locate(pattern).expand())
+
+
+def test_what_may_not_be_looked_at_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who is not root, in a folder that may be listed but not entered, and behind one that may not."""
+    folder(tmp_path, FILES)
+    stat_of = Path.stat
+
+    def refusing(path: Path, **options: bool) -> os.stat_result:
+        if path.is_relative_to(tmp_path / "dog") and path != tmp_path / "dog":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat_of(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    for location in (tmp_path, tmp_path / "dog" / "2.png", f"{tmp_path}/dog/{{2,3}}.tar"):
+        with pytest.raises(SourceError, match=r"dog/.*: cannot be read \(Permission denied\)$"):
+            list(open_source(location))
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tasks.datasets.decoding import MAX_BYTES
+from tasks.datasets.decoding import MAX_BYTES, in_words
 from tasks.datasets.sources.base import Item, Source, named_item
 from tasks.datasets.sources.location import Location, SourceError, decompressed
 
@@ -59,15 +59,17 @@ class NumpyFile(Source):
                     yield from self._archived(archive)
 
     def _archived(self, archive: zipfile.ZipFile) -> Iterator[Item]:
-        arrays = [name.removesuffix(".npy") for name in archive.namelist()]
+        arrays = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         candidates = [name for name in arrays if name != "labels"]
         name = "images" if "images" in candidates else candidates[0] if len(candidates) == 1 else None
         if name is None:
-            raise SourceError(f"{self.path}: no array called 'images' among {', '.join(arrays)}")
+            raise SourceError(f"{self.path}: no array called 'images' among {', '.join(arrays) or 'none'}")
         labels = None
         if "labels" in arrays:
             with archive.open("labels.npy") as stream:
                 labels = npy.read_array(stream, allow_pickle=False)
+            if labels.ndim != 1:
+                raise SourceError(f"{self.path}: labels of shape {labels.shape}: one for each image is needed")
         with archive.open(f"{name}.npy") as stream:
             yield from _items(self.path, _read_npy(self.path, stream), labels)
 
@@ -91,7 +93,10 @@ def _as_label(value: object) -> str:
 def _read_idx(path: Location, n_dimensions: int) -> Iterator[NDArray[np.uint8]]:
     """The file's images (n_dimensions = 3) or numbers (1), one after another."""
     with _damage_named(path, "idx file"), decompressed(path) as stream:
-        magic, *shape = struct.unpack(f">{n_dimensions + 1}I", stream.read(4 * (n_dimensions + 1)))
+        header = stream.read(4 * (n_dimensions + 1))
+        if len(header) != 4 * (n_dimensions + 1):
+            raise ValueError("it ends within its header")
+        magic, *shape = struct.unpack(f">{n_dimensions + 1}I", header)
         if magic != 0x0800 + n_dimensions:
             raise ValueError(f"magic number {magic:#06x}, expected {0x0800 + n_dimensions:#06x}")
         yield from _read_rows(stream, shape, np.dtype(np.uint8))
@@ -103,7 +108,7 @@ def _read_npy(path: Location, stream: IO[bytes]) -> Iterator[Pixels]:
     shape, is_fortran, dtype = header
     if dtype.hasobject:
         raise SourceError(f"{path}: holds pickled objects, which are never loaded; save the images as uint8")
-    if dtype != np.uint8 or len(shape) not in (3, 4):
+    if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 0:
         raise SourceError(
             f"{path}: uint8 images of shape (N, H, W) or (N, H, W, C) are needed, got {dtype} of shape {shape}"
         )
@@ -136,4 +141,4 @@ def _damage_named(path: Location, what: str) -> Iterator[None]:
     except SourceError:
         raise
     except Exception as error:  # by damage: OSError, EOFError, zlib.error, BadZipFile, ValueError, MemoryError, ...
-        raise SourceError(f"{path}: not a readable {what} ({error or type(error).__name__})") from error
+        raise SourceError(f"{path}: not a readable {what} ({in_words(error)})") from error

@@ -11,9 +11,12 @@ answer is nobody's fault, so it ends the run, which can be resumed.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import math
 import os
+import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -31,6 +34,12 @@ from tasks.datasets.decoding import MAX_BYTES, Rejected
 
 READ_AHEAD = 8 * 2**20
 """Bytes asked from a store at a time."""
+
+MOST_NAMES = 2**18
+"""Files that one brace pattern may stand for: what is asked of each before any is read takes seconds for so many."""
+
+_INNERMOST = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?")
 
 
 class SourceError(Exception):
@@ -52,24 +61,30 @@ class Location(ABC):
 
     @abstractmethod
     def expand(self) -> list[Location]:
-        """The locations that a brace pattern stands for, each once; itself, if it is none."""
+        """The locations that a brace pattern stands for, each once; itself, if it is none.
+
+        Raises:
+            SourceError: they are more than ``MOST_NAMES``.
+        """
 
     @abstractmethod
     def sibling(self, name: str) -> Location:
         """Another file of the same folder."""
 
     @abstractmethod
-    def is_file(self) -> bool: ...
+    def is_file(self) -> bool:
+        """Raises SourceError where that may not be known."""
 
     @abstractmethod
-    def is_folder(self) -> bool: ...
+    def is_folder(self) -> bool:
+        """Raises SourceError where that may not be known."""
 
     @abstractmethod
     def files(self) -> Iterator[tuple[str, Location]]:
         """Every file below a folder as (path within it, location), in the order of the paths' parts.
 
         Raises:
-            SourceError: a folder cannot be listed.
+            SourceError: a folder cannot be listed or entered.
         """
 
     @abstractmethod
@@ -96,7 +111,7 @@ def locate(where: str | Path | Location) -> Location:
     """The location that a user's text stands for.
 
     Raises:
-        SourceError: it is a command, or a store that nothing here can talk to.
+        SourceError: it is a command, or neither on this machine nor in a store that is read from.
     """
     if isinstance(where, Location):
         return where
@@ -118,22 +133,24 @@ class LocalLocation(Location):
         return str(self.path)
 
     def expand(self) -> list[Location]:
-        return [self] if self.path.exists() else [LocalLocation(Path(text)) for text in _expand(str(self.path))]
+        is_there = os.path.exists(self.path)  # no error where a pattern is longer than a name may be
+        return [self] if is_there else [LocalLocation(Path(text)) for text in _expand(str(self.path))]
 
     def sibling(self, name: str) -> Location:
         return LocalLocation(self.path.with_name(name))
 
     def is_file(self) -> bool:
-        return self.path.is_file()
+        status = _status(self.path)
+        return status is not None and stat.S_ISREG(status.st_mode)
 
     def is_folder(self) -> bool:
-        return self.path.is_dir()
+        return _identity(self.path) is not None
 
     def files(self) -> Iterator[tuple[str, Location]]:
         pending: list[tuple[str, Path, tuple[object, ...]]] = [("", self.path, (_identity(self.path),))]
         while pending:
             relative, path, ancestors = pending.pop()
-            if not path.is_dir():
+            if ancestors[-1] is None:
                 yield relative, LocalLocation(path)
                 continue
             try:
@@ -141,10 +158,9 @@ class LocalLocation(Location):
             except OSError as error:
                 raise SourceError(f"{path}: cannot be listed ({error.strerror})") from error
             for name in names:
-                entry = path / name
-                identity = _identity(entry) if entry.is_dir() else None
-                if identity not in ancestors:
-                    pending.append((f"{relative}/{name}".lstrip("/"), entry, (*ancestors, identity)))
+                identity = _identity(path / name)
+                if identity is None or identity not in ancestors:
+                    pending.append((f"{relative}/{name}".lstrip("/"), path / name, (*ancestors, identity)))
 
     def version(self) -> tuple[int, int]:
         try:
@@ -228,7 +244,8 @@ class StoredLocation(Location):
             yield
         except (OSError, pa.ArrowException) as error:
             first_line = str(error).partition("\n")[0]
-            raise SourceError(f"{self}: cannot be read ({first_line}); run again to go on from here") from error
+            remedy = "" if isinstance(error, pa.ArrowInvalid) else "; run again to go on from here"
+            raise SourceError(f"{self}: cannot be read ({first_line}){remedy}") from error
 
 
 class _StoreStream(io.RawIOBase):
@@ -270,11 +287,15 @@ def _locate_in_store(text: str) -> Location:
         raise SourceError(
             f"{scheme}://...: credentials belong into the environment, not into a location that is recorded"
         )
+    if scheme != "s3" or not key.partition("/")[0]:
+        raise SourceError(
+            f"{scheme}://...: stores are read as s3://BUCKET/PATH, and what lies on this machine by its path alone"
+        )
     try:
         filesystem, _ = _connect(scheme, key.partition("/")[0], options)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{text}: cannot be reached ({str(error).partition(chr(10))[0]})") from error
-    return StoredLocation(filesystem, scheme, key)
+    return StoredLocation(filesystem, scheme, key.rstrip("/"))
 
 
 @lru_cache(maxsize=8)
@@ -284,14 +305,50 @@ def _connect(scheme: str, bucket: str, options: str) -> tuple[pafs.FileSystem, s
 
 def _expand(text: str) -> list[str]:
     try:
+        if (n_names := _count_names(text)) > MOST_NAMES:
+            raise SourceError(f"{text}: a pattern of {n_names} names; at most {MOST_NAMES} are looked for")
         return list(dict.fromkeys(braceexpand(text)))
-    except ValueError:  # unbalanced: a name with a brace in it
+    except (ValueError, RecursionError):  # unbalanced, or no pattern that anyone meant: a name with a brace in it
         return [text]
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+def _count_names(pattern: str) -> int:
+    """How many names ``braceexpand`` makes, which holds them all before it gives the first."""
+    counts: list[int] = []
+
+    def of_text(text: str) -> int:
+        return math.prod(counts[int(number)] for number in re.findall("\0([0-9]+)\0", text))
+
+    def of_braces(found: re.Match[str]) -> str:
+        if limits := _RANGE.fullmatch(found[1]):
+            first, last = map(int, limits.group(1, 2)) if limits[1] else map(ord, limits.group(3, 4))
+            counts.append(abs(last - first) // (int(limits[5] or 0) or 1) + 1)
+        else:
+            counts.append(sum(map(of_text, found[1].split(","))))
+        return f"\0{len(counts) - 1}\0"
+
+    n_replaced = 1
+    while n_replaced:
+        pattern, n_replaced = _INNERMOST.subn(of_braces, pattern)
+    return of_text(pattern)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a folder is known by, whichever way it is entered; None for all else."""
+    status = _status(path)
+    return (status.st_dev, status.st_ino) if status and stat.S_ISDIR(status.st_mode) else None
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None where nothing is, which a link may lead to and a pattern be too long for."""
+    try:
+        return path.stat()
+    except ValueError:  # a name with NUL
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _too_large(n_bytes: int) -> Rejected | None:

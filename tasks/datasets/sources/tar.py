@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Self
 
-from tasks.datasets.decoding import MAX_BYTES, Rejected
+from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.folder import ARCHIVE_WITHIN
 from tasks.datasets.sources.location import Location, SourceError, decompressed
@@ -71,7 +71,10 @@ def read_tar(stream: IO[bytes], wanted: Callable[[str], bool | Rejected]) -> Ite
         raise
     except Exception as error:  # by damage: TarError, OSError, EOFError, zlib.error, ValueError, RecursionError, ...
         where = f"in or after {name}" if name else "at its beginning"
-        yield "", Rejected(f"damaged archive, {where} ({error}): the rest of it is not read", type(error).__name__)
+        yield (
+            "",
+            Rejected(f"damaged archive, {where} ({in_words(error)}): the rest of it is not read", type(error).__name__),
+        )
 
 
 class _Tar(tarfile.TarFile):
@@ -120,7 +123,12 @@ def _members(file: Location) -> Iterator[tuple[str, bytes | Rejected]]:
     """The members that matter: all but companions, and labels."""
     try:
         with decompressed(file) as stream:
-            yield from read_tar(stream, _wanted)
+            is_gzip = file.suffix == ".tar" and stream.read(2) == b"\x1f\x8b"
+            stream.seek(0)
+            if is_gzip:
+                yield "", Rejected("gzip, not a plain tar: call it .tar.gz")
+            else:
+                yield from read_tar(stream, _wanted)
     except OSError as error:
         yield "", Rejected(error.strerror or str(error), type(error).__name__)
 

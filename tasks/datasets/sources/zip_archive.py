@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO
 
-from tasks.datasets.decoding import MAX_BYTES, Rejected
+from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.folder import ARCHIVE_WITHIN
 from tasks.datasets.sources.location import Location, SourceError
@@ -40,7 +40,9 @@ class ZipArchive(Source):
             except SourceError:
                 raise
             except Exception as error:  # zipfile raises BadZipFile, OSError, ValueError, struct.error, ... by damage
-                yield named_item(name, str(file), Rejected(f"damaged zip archive ({error})", type(error).__name__))
+                yield named_item(
+                    name, str(file), Rejected(f"damaged zip archive ({in_words(error)})", type(error).__name__)
+                )
 
 
 def _members(file: Location, prefix: str) -> Iterator[Item]:
@@ -74,4 +76,4 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Rejec
     except SourceError:
         raise
     except Exception as error:  # a bad checksum, a password, an unknown method, damaged deflate data, ...
-        return Rejected(str(error) or type(error).__name__, type(error).__name__)
+        return Rejected(in_words(error), type(error).__name__)
