@@ -18,7 +18,7 @@ from tasks.extraction import sample_jobs
 from tasks.parameters import ComputeParameters, ExtractParameters
 from tasks.progress import Progress
 from tasks.score import grouped
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
@@ -40,6 +40,8 @@ def extract(
     directory, begin = RunDirectory(run), time.monotonic()
     model, checksum = scored_model(directory)
     check_sampler(model, parameters)
+    if directory.read_record()["images"]["train"]["distinct"] < 2:
+        raise RunError(f"{run}: what comes out is told by two distinct training images, and there is one")
     with directory.lock():
         directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
         devices = devices_for(compute)

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.analyse import check, export_marts, weigh_evidence
 from tasks.cleaned import measure_cleaning
 from tasks.report import write_report
+from tasks.store.checksums import add_checksums
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 
@@ -36,6 +37,7 @@ def report(run: Path, redact: bool = False, before: Path | None = None) -> dict[
         if before is not None:
             measure_cleaning(run, before)
         export_marts(run)
+        add_checksums(directory, [directory.evidence, directory.flags, *directory.tables.glob("*.parquet")])
         page = write_report(run, redact)
     comparisons = _headline_rows(read_json(directory.evidence))
     create_markdown_artifact(key="memorization-report", markdown=f"**{verdict['sentence']}**\n\nReport: `{page}`")

@@ -83,5 +83,6 @@ def score(
         if failed:
             raise ShardsFailed(failed)
         directory.reusable.unlink(missing_ok=True)
-        add_checksums(directory, map(directory.part, shards))
+        calibrated_on = [file for file in (directory.calibration, directory.calibration_images) if file.exists()]
+        add_checksums(directory, [*calibrated_on, *map(directory.part, shards)])
         return run_id

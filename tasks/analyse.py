@@ -197,13 +197,15 @@ def _has_values(rows: pa.Table, name: str) -> bool:
 def sampled_pixels(shards: Path, rows: pa.Table, train_places: Places, seed: int = 0) -> Pixels | None:
     """Pixels of trained and control images, as many of each as ``MOST_PIXEL_BYTES`` hold, drawn with the seed.
 
+    None without either of them, or with one distinct training image, which has no neighbours.
+
     Args:
         rows: of :meth:`Sample.scores`.
         train_places: of the training images that the neighbours are looked for among.
     """
     is_train = np.asarray(rows["split"].to_numpy() == "train")
     is_control = rows["is_control"].to_numpy()
-    if not is_train.any() or not is_control.any():
+    if not is_train.any() or not is_control.any() or len(train_places) < 2:
         return None
     generator = np.random.default_rng(seed)
     places = [(row["shard"], row["shard_index"]) for row in rows.select(["shard", "shard_index"]).to_pylist()]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.analyse import image_scores, sampling_limits
+from tasks.analyse import image_scores, sampled_pixels, sampling_limits
 from tasks.evidence.assessment import assess
 from tasks.store.run import RunDirectory
 from tasks.store.sampling import Sample
@@ -80,3 +80,14 @@ def test_a_sample_is_of_the_least_hashes_in_either_split_and_says_so(tmp_path: P
     (said,) = sampling_limits({"train": {"distinct": 1_000_000}, "holdout": {"distinct": 40}})
     assert said.startswith("50,000 of 1,000,000 train images: tests, intervals and flags are over a random sample")
     assert sampling_limits({"train": {"distinct": 50_000}}) == []
+
+
+def test_one_distinct_training_image_has_no_neighbours_and_costs_no_report(tmp_path: Path) -> None:
+    same = [(f"train/{i:03d}", "same", "train", 40, i, 1.0) for i in range(40)]
+    run = write_run(tmp_path / "run", [*same, *images({"holdout": RISING})])
+    with Warehouse(run) as warehouse:
+        sample = Sample(warehouse, 1000)
+        rows, places = sample.scores(), sample.places()
+    assert len(places) == 1
+    assert sampled_pixels(run.shards, rows, places) is None
+    assert assess(image_scores(rows), None)["verdict"]["level"] == "inconclusive"

@@ -56,6 +56,8 @@ def run_patterns(text: str) -> list[str]:
 
 
 def _run_path(text: str | Path, without: tuple[str, ...]) -> Path:
+    if not str(text):
+        raise typer.BadParameter("a run directory is needed")
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     from tasks.remote import RemoteRun

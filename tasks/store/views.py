@@ -64,11 +64,13 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
         "validity": sorted(run.validity.glob("part-*.parquet")),
     }
     readable: list[str] = []
+    if not run.manifest.exists() and "manifest_digest" in run.read_record():
+        raise RunError(f"{run.manifest}: missing; put it back, or run the same command again")
     try:
         for name, files in tables.items():
             readable += _mount(connection, name, files, TABLES[name], prefix)
     except duckdb.Error as error:
-        raise RunError(f"{run.path}: its Parquet files cannot be read: {error}") from error
+        raise RunError(f"{run.path}: its Parquet files cannot be read: {str(error).partition(chr(10))[0]}") from error
     return readable
 
 

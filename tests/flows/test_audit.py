@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tasks.measuring import Columns
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.scoring import ScoreJob, scored_batches
 from tasks.store.run import RunDirectory, RunError
+from tasks.verify import verify_run
 
 FROM_20 = ScoreParameters(timestep=20)
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
@@ -55,6 +57,17 @@ def test_audit_leaves_the_whole_run_directory(audited: Path) -> None:
     expected = {"run.json", "manifest.parquet", "rejects.parquet", "shards", "scores", "tables", "evidence.json"}
     assert expected | {"report.html"} <= {path.name for path in audited.iterdir()}
     assert not list(audited.rglob("*.tmp"))
+
+
+def test_a_number_changed_after_the_report_is_named(audited: Path, tmp_path: Path) -> None:
+    run = RunDirectory(Path(shutil.copytree(audited, tmp_path / "run")))
+    assert list(verify_run(run)) == []
+    for file in (run.evidence, run.flags, run.tables / "summary.parquet"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    named = {finding.file for finding in verify_run(run)}
+    assert named == {"evidence.json", "flags.parquet", "tables/summary.parquet"}
 
 
 def test_each_distinct_image_is_scored_once_with_two_evaluations(audited: Path) -> None:

@@ -58,7 +58,11 @@ def test_a_run_as_written_has_no_differences_calibrated_as_it_is(run: RunDirecto
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.parquet", "rejects.parquet", "train-000001.tar", "part-holdout-000000.parquet"]
+    "name",
+    [
+        *("manifest.parquet", "rejects.parquet", "train-000001.tar", "part-holdout-000000.parquet"),
+        *("calibration.json", "calibration.parquet"),
+    ],
 )
 def test_each_flipped_bit_is_named_with_its_file(run: RunDirectory, name: str) -> None:
     (path,) = run.path.rglob(name)
