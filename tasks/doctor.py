@@ -303,9 +303,8 @@ def _holdout(patient: _Patient) -> Check:
         return Check("holdout", "ok", f"none {of_those} is among the training images tried", values=values)
     within = [split for split, of_split in hashes.items() if of_split == shared]
     void = any(patient.all_counted.get(split) and patient.n_tried[split] == patient.n_items[split] for split in within)
-    finding = f"{len(shared)} {of_those} are training images too" + (
-        ": there is nothing to compare with" if void else ""
-    )
+    consequence = ": there is nothing to compare with" if void else ""
+    finding = f"{len(shared)} {of_those} are training images too{consequence}"
     return Check("holdout", "fail" if void else "warn", finding, remedy, values)
 
 
