@@ -298,12 +298,13 @@ def _holdout(patient: _Patient) -> Check:
     if len({os.path.realpath(location) for location in patient.sources.values()}) == 1:
         finding = "the holdout is the training images themselves: there is nothing to compare with"
         return Check("holdout", "fail", finding, remedy, values)
-    n = f"{len(shared)} of the {len(hashes['holdout'])} distinct holdout images tried"
+    of_those = f"of the {len(hashes['holdout'])} distinct holdout images tried"
     if not shared:
-        return Check("holdout", "ok", f"none{n[n.index(' ') :]} is among the training images tried", values=values)
+        return Check("holdout", "ok", f"none {of_those} is among the training images tried", values=values)
     within = [split for split, of_split in hashes.items() if of_split == shared]
     void = any(patient.all_counted.get(split) and patient.n_tried[split] == patient.n_items[split] for split in within)
-    finding = f"{n} are training images too" + (": there is nothing to compare with" if void else "")
+    consequence = ": there is nothing to compare with" if void else ""
+    finding = f"{len(shared)} {of_those} are training images too{consequence}"
     return Check("holdout", "fail" if void else "warn", finding, remedy, values)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ CONDITION = "condition.npy"
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 LARGEST = 100_000
 """Of the numbers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
+MOST_DIMENSIONS = 2**28
+"""Of what a network diffuses."""
 
 GRID_TOLERANCE = 0.02
 GRID_CHECKED = (20, 100, 200, 500, 999)
@@ -230,7 +233,10 @@ def state_shape(model: Path) -> Shape:
     path, size = model / "unet" / "config.json", config.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     height, width = (_positive(path, "sample_size", side) for side in sides)
-    return _positive(path, "in_channels", config.get("in_channels")), height, width
+    shape = _positive(path, "in_channels", config.get("in_channels")), height, width
+    if math.prod(shape) > MOST_DIMENSIONS:
+        raise CheckpointError(f"{path}: in_channels and sample_size, {shape}, make more than {MOST_DIMENSIONS} numbers")
+    return shape
 
 
 def image_shape(model: Path) -> Shape:
@@ -288,10 +294,16 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
 
 def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """A network of the checkpoint, for evaluation."""
-    if not list((folder / part).glob("*.safetensors")):
+    files = list((folder / part).glob("*.safetensors"))
+    if not files:
         raise CheckpointError(
             f"{folder}/{part}: no .safetensors weights (pickled .bin weights are refused: convert them)"
         )
+    for file in files:  # safetensors would say of one that may not be read that it is not there
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise _unreadable(file, error) from error
     kind = getattr(diffusers, str(_config(folder, part, "config.json").get("_class_name")))
     try:
         with _quiet_diffusers():
