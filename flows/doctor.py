@@ -14,7 +14,9 @@ from rich.text import Text
 
 from tasks.doctor import examine
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.reporting.formats import visible
 
+LONGEST_CELL = 2000
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -36,5 +38,6 @@ def print_checks(checks: list[dict[str, Any]]) -> None:
     table = Table("check", "", "finding", "remedy")
     for check in checks:
         result = Text(check["status"], style=STYLES[check["status"]])
-        table.add_row(Text(check["name"]), result, Text(check["finding"]), Text(check["remedy"]))
+        finding, remedy = (Text(visible(check[name], LONGEST_CELL)) for name in ("finding", "remedy"))
+        table.add_row(Text(check["name"]), result, finding, remedy)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)

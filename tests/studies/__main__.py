@@ -16,7 +16,7 @@ STUDIES = (
     ("timesteps",),
     ("methods", "demo", "digits", "memorized", "partly"),
     ("headline", "--model", "memorized", "--images", "6"),
-    ("headline", "--model", "memorized", "--images", "2", "--jvp"),
+    ("headline", "--model", "memorized", "--images", "6", "--jvp"),
     ("headline", "--model", "large", "--images", "4"),
     ("cleaned",),
     ("odds",),

@@ -1,7 +1,7 @@
 r"""The paper's headline again: 594 nats for trained images against 373 for others, at K = 128 axes and N = 1,000 steps.
 
     python -m tests.studies.headline --model memorized --images 6
-    python -m tests.studies.headline --model memorized --images 2 --jvp
+    python -m tests.studies.headline --model memorized --images 6 --jvp
     python -m tests.studies.headline --model large --images 4
 
 On the paper's grid (continuous, explicit Euler) a perfectly memorized, isolated image grows by the schedule's ceiling,
