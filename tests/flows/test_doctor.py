@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import tasks.doctor
+import tasks.doctor.images
+import tasks.doctor.probe
 from flows import cli
 from flows.score import score
 from flows.shard import shard
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.shards import write_shards
 from tasks.datasets.sources import Item, open_source
-from tasks.doctor import _header_fits
+from tasks.doctor.images import _header_fits
 from tasks.parameters import ScoreParameters
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
@@ -73,7 +74,7 @@ def ten_ms_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         clock[0] += 0.01 * evaluations * len(pixels)
         return {"n_evaluations": [evaluations] * len(pixels), "status": ["ok"] * len(pixels)}
 
-    monkeypatch.setattr(tasks.doctor, "measure", measured)
+    monkeypatch.setattr(tasks.doctor.probe, "measure", measured)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
 
@@ -229,7 +230,7 @@ def test_damaged_items_fail_where_the_run_would_stop(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks.doctor, "COUNT_SECONDS", count_seconds)
+    monkeypatch.setattr(tasks.doctor.images, "COUNT_SECONDS", count_seconds)
     save_images(tmp_path / "images", digits[:3])
     (tmp_path / "images" / "page.png").write_bytes(b"<html>")
     code, checks = doctor("--max-bad-fraction", limit, train=tmp_path / "images")
@@ -321,7 +322,7 @@ def test_what_nobody_foresaw_is_a_failed_check(
     def fail(*_: object) -> None:
         raise KeyError(*(["x"] if broken == "devices_for" else []))
 
-    monkeypatch.setattr(tasks.doctor, broken, fail)
+    monkeypatch.setattr(tasks.doctor.probe if broken == "measure" else tasks.doctor, broken, fail)
     code, checks = doctor()
     assert (code, checks[check]["status"]) == (2, "fail")
     assert says in checks[check]["finding"]

@@ -1,0 +1,69 @@
+"""What the checks find, and what they know of a run by then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.datasets.decoding import Picture
+from tasks.diffusion.checkpoint import Shape
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    finding: str
+    remedy: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers behind the finding, their units in their names."""
+
+
+@dataclass
+class Patient:
+    """What the checks have learned, for those after them."""
+
+    model: str
+    sources: Mapping[str, str]
+    scoring: ScoreParameters
+    compute: ComputeParameters
+    out: Path
+    sharding: ShardParameters
+    folder: Path | None = None
+    takes: Shape | None = None
+    """Images that the checkpoint takes."""
+    devices: list[str] = field(default_factory=list)
+    fitting_pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    """Of each split's first items, those that fit."""
+    n_tried: dict[str, int] = field(default_factory=dict)
+    n_items: dict[str, int] = field(default_factory=dict)
+    """Of each split."""
+    all_counted: dict[str, bool] = field(default_factory=dict)
+    decode_seconds: float = 0.0
+    """An image."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [picture for pictures in self.fitting_pictures.values() for picture in pictures]
+
+    @property
+    def n_in_all(self) -> int:
+        return sum(self.n_items.values())
+
+
+def size(n_bytes: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes / 1e3:.3g} kB"
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

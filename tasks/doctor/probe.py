@@ -1,0 +1,164 @@
+"""The check that evaluates the network: finite scores, memory and time, from a few batches of the first images."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from tasks.calibrating import candidates, set_aside
+from tasks.devices import threads_for
+from tasks.diffusion.checkpoint import load_denoiser
+from tasks.doctor.patient import Check, Patient, first_line, size
+from tasks.evidence.calibration import FEWEST
+from tasks.measuring import measure
+from tasks.parameters import ScoreParameters
+from tasks.progress import duration
+from tasks.scoring import auto_batch_size
+
+PROBE_SECONDS = 5.0
+"""About how long the network is evaluated for the estimate of the time."""
+
+
+class _Cost(NamedTuple):
+    """Of an image, in a batch of ``n_images``."""
+
+    seconds: float
+    evaluations: int
+    n_images: int
+
+
+def probe(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
+    """Are scores finite; memory a batch and time for all items, from a few timed evaluations on the first device."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_for(patient.compute, devices))
+    try:
+        return _evaluated(patient, folder, devices)
+    except Exception as error:  # torch and diffusers raise by device and network; running out of memory is one
+        finding = f"the network does not run on {devices[0]} ({first_line(error)})"
+        return [Check("memory", "fail", finding, "choose another --device, or a smaller --batch-size")]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
+    model = load_denoiser(str(folder), devices[0])
+    max_batch = patient.compute.batch_size or auto_batch_size(model)
+    a_batch = max(1, max_batch // (patient.scoring.axes + 1))
+    pixels = np.stack([np.atleast_3d(picture.pixels).transpose(2, 0, 1) for picture in patient.pictures])
+    names = [picture.content_hash for picture in patient.pictures]
+    scoring = patient.scoring.at(0) if patient.scoring.timestep == "auto" else patient.scoring
+    nonfinite: dict[str, bool] = {}
+
+    def timed(scoring: ScoreParameters, n: int) -> _Cost:
+        chosen = np.arange(n) % len(names)
+        begin = time.perf_counter()
+        with model.given(0 if model.n_classes else None):
+            columns = measure(model, pixels[chosen], [names[i] for i in chosen], scoring, max_batch)
+        seconds = time.perf_counter() - begin
+        nonfinite.update(zip((names[i] for i in chosen), (status != "ok" for status in columns["status"]), strict=True))
+        return _Cost(seconds / n, columns["n_evaluations"][0], n)
+
+    def typical(scoring: ScoreParameters) -> _Cost:
+        n = min(a_batch, max(1, int(PROBE_SECONDS / 3 / timed(scoring, 1).seconds)))
+        return sorted(timed(scoring, n) for _ in range(3))[1]
+
+    bare = scoring.bare()
+    timed(bare, 1)
+    with _peak_memory(model.device) as peak:
+        whole = typical(scoring)
+    growth = whole if scoring == bare else typical(bare)
+    n_tried = len(candidates(model.grid(patient.scoring.grid), patient.scoring))
+    return [
+        _scores(sum(nonfinite.values()), len(nonfinite)),
+        _memory(peak["bytes"] * a_batch / whole.n_images, model.device, len(devices), max_batch),
+        _time(patient, len(devices), whole, growth, _n_set_aside(patient) * n_tried),
+    ]
+
+
+def _scores(n_nonfinite: int, n: int) -> Check:
+    values = {"n_scored": n, "n_nonfinite": n_nonfinite}
+    if not n_nonfinite:
+        return Check("scores", "ok", f"finite for the {n} distinct images tried", values=values)
+    finding = f"NaN or infinite for {n_nonfinite} of the {n} distinct images tried"
+    remedy = "the network's output overflows: look at its weights, its config and --precision"
+    return Check("scores", "fail" if n_nonfinite == n else "warn", finding, remedy, values)
+
+
+def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int) -> Check:
+    """Of ``needed`` bytes a batch; CPU workers share the memory of the machine."""
+    if device.type == "cuda":
+        free, needed_in_all = torch.cuda.mem_get_info(device)[0], needed
+    else:
+        free, needed_in_all = psutil.virtual_memory().available, needed * n_devices
+    finding = f"about {size(needed_in_all)} for batches of {max_batch}, {size(free)} free"
+    values = {"needed_bytes": round(needed_in_all), "free_bytes": free, "batch_size": max_batch}
+    if needed_in_all > free:
+        return Check("memory", "fail", finding, "give a smaller --batch-size", values)
+    return Check("memory", "ok", finding, values=values)
+
+
+def _n_set_aside(patient: Patient) -> int:
+    """Images to calibrate on, at most: repeats are counted as images."""
+    of_each = [set_aside(patient.n_items.get(split, 0)) for split in ("train", "holdout")]
+    return sum(of_each) if patient.scoring.timestep == "auto" and min(of_each) >= FEWEST else 0
+
+
+def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_calibrating: int) -> Check:
+    """Of all items.
+
+    Args:
+        whole: of an image, without the second timestep, which takes a calibration.
+        growth: the same with the growth alone, as it is calibrated.
+        n_calibrating: scores of the calibration, all on one device.
+    """
+    n = patient.n_in_all
+    n_more = int(n_calibrating > 0 and patient.scoring.second_timestep == "auto")
+    an_image = whole.seconds + n_more * growth.seconds / growth.evaluations
+    values = {
+        "shard_seconds": n * patient.decode_seconds,
+        "calibrate_seconds": n_calibrating * growth.seconds,
+        "score_seconds": n * an_image / n_devices,
+        "score_seconds_an_image": an_image,
+        "calibrate_evaluations": n_calibrating * growth.evaluations,
+        "score_evaluations_an_image": whole.evaluations + n_more,
+    }
+    to_calibrate = f", {duration(values['calibrate_seconds'])} to calibrate" if n_calibrating else ""
+    finding = (
+        f"about {duration(values['shard_seconds'])} to shard{to_calibrate} and {duration(values['score_seconds'])} to "
+        f"score {n} items ({an_image * 1e3:.3g} ms an image and device; repeats are scored once)"
+    )
+    return Check("time", "ok", finding, values=values)
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
+    """Under ``bytes``: by how much the device's memory in use rose above what it was when the block began."""
+    peak = {"bytes": 0.0}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak["bytes"] = float(torch.cuda.max_memory_allocated(device) - before)
+        return
+    process, finished = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not finished.wait(0.002):
+            peak["bytes"] = max(peak["bytes"], float(process.memory_info().rss - before))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        finished.set()
+        watcher.join()
