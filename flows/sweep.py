@@ -48,4 +48,4 @@ def sweep(
     with directory.lock(), device_workers(devices, threads_for(compute, devices), progress):
         for future in [sweep_group.submit(group) for group in grouped(jobs, len(devices))]:
             future.result()
-        return write_sweep_page(run)
+        return write_sweep_page(run, parameters.images, parameters.seed)

@@ -40,8 +40,11 @@ class Progress:
             logger.info("%s", self.line(now, note))
 
     def line(self, now: float, note: str = "") -> str:
-        """``scored 320 of 600 images, 45.1/s, 6 s left``."""
-        done = self.done - self._earlier
+        """``scored 320 of 600 images, 45.1/s, 6 s left``.
+
+        Never more than all: what a worker reports late of the stage before, or a retry reports again, is counted too.
+        """
+        done = min(self.done - self._earlier, self.total)
         rate = (self.done - max(self._done_before, self._earlier)) / max(now - self._begin, 1e-9)
         left = f"{duration((self.total - done) / rate)} left" if rate else "starting"
         tail = f", {note}" if note else ""

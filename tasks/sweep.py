@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -30,13 +31,17 @@ def sweep_group(jobs: list[SweepJob]) -> int:
 
 
 @task(name="write-sweep-page", cache_policy=NO_CACHE)
-def write_sweep_page(run: Path) -> dict[str, Any]:
-    """Write tables/sweep_summary.parquet and sweep.html; returns the page's path and the best cheap setting."""
+def write_sweep_page(run: Path, n_images: int, seed: int) -> dict[str, Any]:
+    """Write tables/sweep_summary.parquet and sweep.html; returns the page's path and its settings.
+
+    The table holds every study of the run, the page and what is returned the settings of this sample and seed.
+    """
     directory = RunDirectory(run)
     with Warehouse(directory) as warehouse:
         summary = warehouse.table("sweep_summary")
     with atomic_path(directory.tables / "sweep_summary.parquet") as temporary:
         pq.write_table(summary, temporary)
+    summary = summary.filter((pc.field("n_images") == n_images) & (pc.field("seed") == seed))
     with atomic_open(directory.sweep_page) as stream:
         stream.write(render_sweep(directory.read_record(), summary).encode())
     return {"run": str(run), "page": str(directory.sweep_page), "settings": summary.to_pylist()}

@@ -71,7 +71,8 @@ def sweep_setting(job: SweepJob, device: str) -> int:
             count_done(len(batch["sample_id"]))
         extend(columns, in_order(of_shard))
     columns["copies"] = [row["copies"] for row in rows]
-    columns["stride"] = [job.score.parameters.stride] * len(rows)
+    constant = {"stride": job.score.parameters.stride, "seed": job.score.parameters.seed, "n_images": job.images}
+    columns |= {name: [value] * len(rows) for name, value in constant.items()}
     write_part(job.part, {name: columns[name] for name in SWEEP.names}, job.provenance(), SWEEP)
     return len(rows)
 

@@ -1,12 +1,14 @@
 -- sweep_summary: the parameter study, setting by setting, cheapest first: how well growth tells the groups apart.
 -- AUC is U / (m n), from mid-ranks.
--- grain: one row per setting
+-- grain: one row per setting, seed and number of images
 -- column estimator: edge | volume | jvp | trace | exact
 -- column timestep [training timesteps]: timestep of the first step
 -- column stride [training timesteps]: timesteps that one ODE step covers
 -- column n_axes [axes]: axes K
 -- column n_steps [steps]: ODE steps N
 -- column delta [l2]: perturbation length, in pixel values -1 ... 1; null where tangents are exact
+-- column seed [number]: seed of the directions
+-- column n_images [images]: distinct images of each split that the study asked for
 -- column n_evaluations [evaluations]: network evaluations an image
 -- column n_train [images]: distinct training images
 -- column n_holdout [images]: distinct held-out images
@@ -21,7 +23,7 @@
 WITH settings AS (
     SELECT
         *,
-        hash(estimator, timestep, stride, n_axes, n_steps, delta) AS setting
+        hash(estimator, timestep, stride, n_axes, n_steps, delta, seed, n_images) AS setting
     FROM sweep
     WHERE isfinite(log_growth)
 ),
@@ -45,6 +47,8 @@ SELECT
     n_axes,
     n_steps,
     delta,
+    seed,
+    n_images,
     max(n_evaluations) AS n_evaluations,
     count(*) FILTER (is_train) AS n_train,
     count(*) FILTER (NOT is_train) AS n_holdout,
@@ -58,4 +62,4 @@ SELECT
     / nullif(n_repeated * (n_train - n_repeated), 0) AS auc_repeated
 FROM ranked
 GROUP BY ALL
-ORDER BY n_evaluations, estimator, timestep, stride, n_axes, n_steps, delta
+ORDER BY n_evaluations, estimator, timestep, stride, n_axes, n_steps, delta, seed, n_images

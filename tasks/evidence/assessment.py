@@ -30,8 +30,9 @@ CORRECTIONS = (
     "The verdict rests on one comparison that was named beforehand: log growth, trained against held out. Every other "
     "interval and p-value stands on its own and is not corrected for the number of scores, properties and comparisons. "
     "The flags are corrected for the number of images: Benjamini-Hochberg. Near duplicates are resampled and permuted "
-    "whole, and rank correlations have no p-value where there are any; Welch's t, Mann-Whitney U and the exact "
-    "intervals of rates count them as so many images."
+    "whole (the permutation test takes a group that is on both sides for one on each), and rank correlations have no "
+    "p-value where there are any; Welch's t, Mann-Whitney U and the exact intervals of rates count them as so many "
+    "images."
 )
 CLEANED_SET = {
     "status": "not computed",

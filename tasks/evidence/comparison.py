@@ -23,7 +23,8 @@ from tasks.evidence.statistics import (
 )
 
 Groups = tuple[NDArray[Any], NDArray[Any]]
-"""Near-duplicate labels of the positives and of the negatives; one label means one group, also across the two."""
+"""Near-duplicate labels of the positives and of the negatives. A label on both sides is one group in the bootstrap,
+and a unit on each side in the permutation test, which needs units of one side."""
 
 HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms"})
 """Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
@@ -137,7 +138,7 @@ def compare(
     differences and thresholds stay in the score's own units.
 
     Args:
-        groups: near-duplicate labels; such groups are resampled and permuted whole.
+        groups: near-duplicate labels, see ``Groups``; such groups are resampled and permuted whole.
 
     >>> round(compare(np.array([2.0, 4.0]), np.array([1.0, 3.0]), score="s", hypothesis="h").auc.value, 2)
     0.75
@@ -234,7 +235,8 @@ def _mann_whitney(a: Array, b: Array) -> MannWhitneyTest:
 
 
 def _permutation(a: Array, b: Array, seed: int, groups: Groups | None) -> PermutationTest:
-    """Labels are permuted over whole near-duplicate groups; a mean is that of the images in the drawn groups."""
+    """Labels are permuted over whole near-duplicate groups, a group on both sides taken for one on each; a mean is that
+    of the images in the drawn groups."""
     samples = [group_sums(sample, labels) for sample, labels in zip((a, b), groups or (None, None), strict=True)]
     head, n_units = PermutationTest(n_positive=len(a), n_negative=len(b)), [len(sums) for sums, _ in samples]
     if sum(n_units) > MOST_PERMUTED:
@@ -262,5 +264,12 @@ def _permutation(a: Array, b: Array, seed: int, groups: Groups | None) -> Permut
         p_value=float(result.pvalue),
         method="random permutations" if n_resamples == N_PERMUTATIONS else "all permutations",
         n_resamples=n_resamples,
-        assumptions=f"exchangeable under the hypothesis: {INDEPENDENT if groups is None else INDEPENDENT_GROUPS}",
+        assumptions=f"exchangeable under the hypothesis: {_exchanged(groups)}",
     )
+
+
+def _exchanged(groups: Groups | None) -> str:
+    if groups is None:
+        return INDEPENDENT
+    n_shared = len(np.intersect1d(*groups))
+    return INDEPENDENT_GROUPS + (f"; of {n_shared} that are on both sides each part is a draw" if n_shared else "")

@@ -79,7 +79,7 @@ def methods_table(evidence: Mapping[str, Any]) -> TableView | None:
     compared = (evidence.get("comparisons") or {}).get("train_vs_holdout") or {}
     judged = (evidence.get("reproductions") or {}).get("judgement") or {}
     columns = [
-        "evaluations",
+        "evaluations, alone",
         "AUC",
         "TPR at 1% FPR",
         "Spearman with copies",
@@ -122,7 +122,9 @@ def _methods_note(known: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     return (
         "AUC and true-positive rate (TPR, at a false-positive rate of 1%): trained against held out, n. Each score is "
         f"read in its own direction: above 0 it rates easier what occurs, or came out, more often. Correlations with "
-        f"copies over {over}; evaluations an image, if the score were computed alone. 95% intervals.{how}"
+        f"copies over {over}. Evaluations: of the network an image, if the score were computed alone and its "
+        "timesteps were known; in an audit log growth is computed in any case, and a second timestep adds 1. "
+        f"95% intervals.{how}"
     )
 
 

@@ -28,7 +28,7 @@ def render_sweep(record: Mapping[str, Any], summary: pa.Table) -> str:
 
     Args:
         record: ``run.json``.
-        summary: the mart ``sweep_summary``.
+        summary: the mart ``sweep_summary``, of one seed and number of images.
     """
     rows = summary.to_pylist()
     drawn = [_plot(rows, factor, measure) for measure in MEASURES for factor in FACTORS]

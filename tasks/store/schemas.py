@@ -255,6 +255,8 @@ SWEEP = pa.schema(
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
         _score("delta", "length of each perturbation; null where tangents are exact", "l2 in pixel values -1 ... 1"),
+        _field("seed", pa.int64(), "seed of the directions", "number"),
+        _field("n_images", pa.int32(), "distinct images of each split that the study asked for", "images"),
         _field("log_growth", pa.float64(), "log volume growth under this setting", "nats"),
         _score("log_growth_se", "its standard error over the draw of its axes; null with one", "nats"),
         _field(

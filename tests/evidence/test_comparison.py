@@ -73,6 +73,11 @@ def test_permutation_moves_whole_groups() -> None:
     assert test.n_resamples == 10
     assert test.p_value == pytest.approx(2 / 10)
     assert test.statistic == pytest.approx(np.mean(values) - 1.5)
+    assert "both sides" not in test.assumptions
+    shared = comparison(values, [1.0, 2.0], groups=(labels, np.array([2, 3]))).permutation
+    assert shared is not None
+    assert shared.n_resamples == 10
+    assert "of 1 that are on both sides each part is a draw" in shared.assumptions
 
 
 def test_permutation_never_claims_a_zero_p_value_and_knows_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from flows.sweep import sweep
 from tasks.checks import ParametersError
 from tasks.evidence.statistics import auc
 from tasks.parameters import ComputeParameters, ScoreParameters, SweepParameters
+from tasks.sweep import write_sweep_page
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 STUDY = SweepParameters(
@@ -39,7 +40,7 @@ def test_every_setting_is_scored_on_the_same_images_and_summed_up(scored: Path) 
     keys = ("estimator", "timestep", "stride", "n_axes", "n_steps", "delta")
     for setting in result["settings"]:
         own = [row for row in rows if all(row[key] == setting[key] for key in keys)]
-        assert (setting["n_train"], setting["n_holdout"]) == (12, 12)
+        assert (setting["n_train"], setting["n_holdout"], setting["n_images"], setting["seed"]) == (12, 12, 12, 0)
         assert setting["n_evaluations"] == setting["n_steps"] * (setting["n_axes"] + 1)
         growth = np.array([row["log_growth"] for row in own])
         is_train = np.array([row["split"] == "train" for row in own])
@@ -62,6 +63,7 @@ def test_settings_that_are_there_are_kept_and_new_ones_added(scored: Path) -> No
     after = {part.name: part.stat().st_mtime_ns for part in (scored / "sweep").iterdir()}
     assert before.items() < after.items()
     assert len(after) == 24 + 12
+    assert write_sweep_page.fn(scored, 4, 0)["settings"] == write_sweep_page.fn(scored, 12, 1)["settings"] == []
 
 
 def test_a_setting_that_does_not_fit_is_refused_before_any_work(scored: Path) -> None:

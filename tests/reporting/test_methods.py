@@ -21,7 +21,15 @@ def test_a_row_a_score_with_auc_rate_and_correlations(inputs: ReportInputs) -> N
     reproductions = {"judgement": {name: judgement.as_dict() for name, judgement in judged.items()}}
     table = methods_table({**inputs.evidence, "reproductions": reproductions})
     assert table is not None
-    labels = ["score", "easier if", "evaluations", "AUC", "TPR at 1% FPR", "Spearman with copies", "Spearman with hits"]
+    labels = [
+        "score",
+        "easier if",
+        "evaluations, alone",
+        "AUC",
+        "TPR at 1% FPR",
+        "Spearman with copies",
+        "Spearman with hits",
+    ]
     assert [column.label for column in table.columns] == [*labels, "n"]
     growth, norm = table.rows
     assert (growth[:3], norm[:3]) == (("log growth", "higher", "2"), ("eps norm", "lower", "1"))

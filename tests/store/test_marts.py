@@ -73,6 +73,7 @@ def test_reliability_holds_predicted_membership_against_what_is_so(run: RunDirec
 
 def test_a_setting_of_the_sweep_is_summarised_by_hand(run: RunDirectory) -> None:
     setting = {"n_axes": 1, "n_steps": 1, "timestep": 20, "stride": 1, "estimator": "edge", "delta": 0.05}
+    setting |= {"seed": 0, "n_images": 2}
     scored = [("train/a", 2, 3.0), ("train/b", 1, 1.0), ("holdout/c", 1, 2.0), ("holdout/d", 1, 0.0)]
     settings = [
         {
@@ -89,7 +90,16 @@ def test_a_setting_of_the_sweep_is_summarised_by_hand(run: RunDirectory) -> None
     ]
     run.sweep.mkdir()
     pq.write_table(pa.Table.from_pylist(settings, SWEEP), run.sweep / "part-0.parquet")
-    (row,) = rows(run, "sweep_summary")
+    fewer = [row | {"n_images": 1} for row in settings[::2]]
+    pq.write_table(pa.Table.from_pylist(fewer, SWEEP), run.sweep / "part-1.parquet")
+    other_seed = [row | {"seed": 1, "log_growth": -row["log_growth"]} for row in settings]
+    pq.write_table(pa.Table.from_pylist(other_seed, SWEEP), run.sweep / "part-2.parquet")
+    of_study = {(row["seed"], row["n_images"]): row for row in rows(run, "sweep_summary")}
+    row = of_study.pop((0, 2))
+    assert {study: (r["n_train"], r["n_holdout"], r["auc"]) for study, r in of_study.items()} == {
+        (0, 1): (1, 1, 1.0),
+        (1, 2): (2, 2, 0.25),
+    }
     assert (row["n_train"], row["n_holdout"], row["n_repeated"], row["mean_train"]) == (2, 2, 1, 2.0)
     # 3 > 2, 3 > 0, 1 > 0 but 1 < 2: three of four pairs; the repeated image lies above the single one
     assert (row["auc"], row["auc_repeated"]) == (0.75, 1.0)
