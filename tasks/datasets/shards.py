@@ -26,7 +26,7 @@ from PIL import Image
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.duplicates import near_duplicate_groups, signature, signs
 from tasks.datasets.fitting import Fitting
-from tasks.datasets.sources import Source, SourceError
+from tasks.datasets.sources import Item, Source, SourceError
 from tasks.datasets.sources.names import valid
 from tasks.datasets.sources.tar import read_tar
 from tasks.store.files import atomic_open, atomic_path
@@ -80,7 +80,7 @@ def write_shards(
                     reason = {"reason": valid(str(error)), "exception": error.cause}
                     bad.append({"split": split, "source_uri": item.uri, **reason}, bad_out)
                     continue
-                rows.append(shards.write(picture, f"{split}/{item.key}", item.uri, item.label), out)
+                rows.append(shards.write(picture, f"{split}/{item.key}", item), out)
             shards.close()
             rows.flush(out)
             bad.flush(bad_out)
@@ -291,10 +291,12 @@ class _ShardWriter:
             for index in range(self.n_shards):
                 self._path(index).unlink(missing_ok=True)
 
-    def write(self, picture: Picture, sample_id: str, uri: str, label: str | None) -> dict[str, Any]:
+    def write(self, picture: Picture, sample_id: str, item: Item) -> dict[str, Any]:
         """Add one image; returns its manifest row."""
         png = picture.png()
-        description = {"sample_id": sample_id, "content_hash": picture.content_hash, "label": label}
+        description = {"sample_id": sample_id, "content_hash": picture.content_hash, "label": item.label}
+        if item.metadata:
+            description["metadata"] = item.metadata
         members = members_of(f"{self._n_images:09d}", description, png)
         size = sum(512 + -(-len(members[name]) // 512) * 512 for name in ("json", "png"))
         if self._pending and self._size + size > self.shard_bytes:
@@ -304,7 +306,7 @@ class _ShardWriter:
             "sample_id": sample_id,
             "content_hash": picture.content_hash,
             "split": self.split,
-            "source_uri": uri,
+            "source_uri": item.uri,
             "shard": self._path(self.n_shards).name,
             "shard_index": len(self._pending),
             "width": picture.size[0],
@@ -315,7 +317,8 @@ class _ShardWriter:
             "copies": 1,
             "occurrence": 0,
             "near_duplicate_group": None,
-            "label": label,
+            "label": item.label,
+            "metadata": item.metadata,
             "signature": looks,
             "signs": None if looks is None else signs(looks),
         }

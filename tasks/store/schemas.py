@@ -41,11 +41,17 @@ MANIFEST = pa.schema(
         _field(
             "near_duplicate_group",
             pa.int64(),
-            "group of near duplicates; null: not computed",
+            "group of near duplicates, exact ones included; null: alone, or too little in it to tell",
             "identifier",
             nullable=True,
         ),
         _field("label", pa.string(), "class label passed through from the source", nullable=True),
+        _field(
+            "metadata",
+            pa.string(),
+            "further scalar columns of the source, a JSON object with sorted names: metadata->>'artist'; null: none",
+            nullable=True,
+        ),
     ]
 )
 

@@ -291,3 +291,27 @@ def test_raw_pixels_may_have_their_channel_first_or_last(shape: tuple[int, ...])
 def test_raw_pixels_of_another_type_or_shape_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(Rejected):
         from_array(pixels)
+
+
+def test_whatever_other_packages_ship_is_a_picture_or_a_reject_with_a_reason_and_nothing_is_printed() -> None:
+    """Icons, figures, photos, and no less the fonts, sounds and matrices beside them that are not images."""
+    answer = in_a_new_process("""
+        import importlib.util, pathlib
+        counts = {True: 0, False: 0}
+        for name in ("matplotlib", "sklearn", "scipy", "networkx", "prefect"):
+            (package,) = importlib.util.find_spec(name).submodule_search_locations
+            files = sorted(p for p in pathlib.Path(package).rglob("*") if p.is_file() and ".py" not in p.suffix)
+            images = [p for p in files if p.suffix in (".png", ".jpg", ".ico", ".gif", ".tif", ".svg", ".pdf")]
+            for path in images + [p for p in files if p not in images and p.stat().st_size < 2**18][:150]:
+                try:
+                    is_picture = decode(path.read_bytes()).pixels.size > 0
+                except Rejected as error:
+                    is_picture = False
+                    assert str(error) and chr(10) not in str(error), path
+                counts[is_picture] += 1
+        print(*counts.values())
+    """)
+    n_pictures, n_rejects = map(int, answer.stdout.split())
+    assert n_pictures >= 30
+    assert n_rejects >= 200
+    assert answer.stderr == ""

@@ -280,6 +280,19 @@ def test_a_table_without_images_names_its_columns(tmp_path: Path) -> None:
         list(open_source(parquet(tmp_path / "x.parquet", {"id": [1], "text": ["a"]})))
 
 
+@pytest.mark.parametrize("column", [["cat/0.png"], [{"path": "cat/0.png"}]])
+def test_a_table_of_paths_says_that_and_what_to_give_instead(column: list[object], tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="column 'image' holds paths, not pictures: give the folder"):
+        list(open_source(parquet(tmp_path / "x.parquet", {"id": [1], "image": column})))
+
+
+@pytest.mark.parametrize("names", [5, "ab", {"0": "a"}, None])
+def test_malformed_class_names_are_passed_over(names: object, tmp_path: Path) -> None:
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})}
+    items = list(open_source(parquet(tmp_path / "x.parquet", {"image": PNGS, "label": [*range(6)]}, metadata)))
+    assert [item.label for item in items] == list("012345")
+
+
 def test_a_damaged_table_is_named_and_the_next_is_read(tmp_path: Path) -> None:
     whole = parquet(tmp_path / "1.parquet", {"image": PNGS}, write_page_checksum=True, compression="none").read_bytes()
     (tmp_path / "0.parquet").write_bytes(whole[:-20])

@@ -36,7 +36,9 @@ def bucket(local: Path, options: str) -> str:
     return "s3://bucket/data set"
 
 
-@pytest.mark.parametrize("name", ["images", "x-{0..1}.tar", "x.tar.gz", "x.zip", "x.npy", "hub", "hub/x.parquet"])
+@pytest.mark.parametrize(
+    "name", ["images", "images/", "x-{0..1}.tar", "x.tar.gz", "x.zip", "x.npy", "hub", "hub/x.parquet"]
+)
 def test_a_store_gives_the_same_items_as_this_machine(bucket: str, options: str, local: Path, name: str) -> None:
     here, there = list(open_source(f"{local}/{name}")), list(open_source(f"{bucket}/{name}{options}"))
     assert [(item.key, item.label) for item in there] == [(item.key, item.label) for item in here]

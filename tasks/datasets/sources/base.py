@@ -28,6 +28,8 @@ class Item:
     uri: str
     content: bytes | NDArray[np.generic] | Rejected
     label: str | None = None
+    metadata: str | None = None
+    """Further columns (see :func:`tasks.datasets.sources.metadata.as_metadata`)."""
 
     def picture(self) -> Picture:
         """Decode.
@@ -40,9 +42,15 @@ class Item:
         return decode(self.content) if isinstance(self.content, bytes) else from_array(self.content)
 
 
-def named_item(key: str, uri: str, content: bytes | NDArray[np.generic] | Rejected, label: str | None = None) -> Item:
+def named_item(
+    key: str,
+    uri: str,
+    content: bytes | NDArray[np.generic] | Rejected,
+    label: str | None = None,
+    metadata: str | None = None,
+) -> Item:
     """An item whose key and place hold names that others chose."""
-    return Item(as_text(key), as_text(uri), content, None if label is None else valid(label))
+    return Item(as_text(key), as_text(uri), content, None if label is None else valid(label), metadata)
 
 
 class Source(ABC):

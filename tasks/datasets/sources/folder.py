@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from tasks.datasets.decoding import Rejected
 from tasks.datasets.sources.base import Item, Source, named_item
 from tasks.datasets.sources.location import Location
+from tasks.datasets.sources.metadata import FolderMetadata
 from tasks.datasets.sources.names import kind_of, parent_label
 
 
 class ImageFolder(Source):
-    """A folder of image files, searched recursively; a sub-folder is its images' label."""
+    """A folder of image files, searched recursively; a sub-folder is its images' label.
+
+    What ``metadata.csv`` or ``metadata.jsonl`` files in it say of an image becomes its metadata.
+    """
 
     describes = "folder of images (sub-folders become labels)"
 
@@ -20,11 +24,14 @@ class ImageFolder(Source):
         return path.is_folder()
 
     def __iter__(self) -> Iterator[Item]:
+        metadata = FolderMetadata(self.path)
         for name, file in self.path.files():
             kind = kind_of(name)
             if kind != "companion":
                 content = ARCHIVE_WITHIN if kind == "archive" else file.read()
-                yield named_item(name, str(file), content, parent_label(name))
+                yield named_item(name, str(file), content, parent_label(name), metadata.of(name))
+            elif name in metadata.damage:
+                yield named_item(name, str(file), metadata.damage[name])
 
 
 ARCHIVE_WITHIN = Rejected("an archive within the source: name it as the source, or unpack it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -12,9 +13,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.datasets.decoding import MAX_BYTES, Rejected
+from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.location import Location, SourceError
+from tasks.datasets.sources.metadata import as_metadata
 from tasks.datasets.sources.names import kind_of
 
 ROWS_AT_A_TIME = 16
@@ -28,6 +30,7 @@ class ImageTables(Source):
 
     The image column is the one that Hugging Face's metadata calls an image, else ``image``, else the only one that
     holds bytes or structs of them; the label is the column ``label``, by its class name where the metadata has names.
+    Further columns of scalars become the image's metadata; a time as text, a class by its name.
     """
 
     describes = "Parquet file, a brace pattern of them, or Hugging Face data set folder"
@@ -44,13 +47,13 @@ class ImageTables(Source):
             n_read = 0
             try:
                 with file.open() as stream:
-                    for content, label in _rows(file, stream):
-                        yield named_item(f"{name}/{n_read:08d}", f"{file}#{n_read}", content, label)
+                    for content, label, metadata in _rows(file, stream):
+                        yield named_item(f"{name}/{n_read:08d}", f"{file}#{n_read}", content, label, metadata)
                         n_read += 1
             except SourceError:
                 raise
             except Exception as error:  # by damage: ArrowInvalid, ArrowNotImplementedError, OSError, ValueError, ...
-                reason = f"damaged table ({str(error).partition(chr(10))[0]}): its rows from {n_read} on are not read"
+                reason = f"damaged table ({in_words(error)}): its rows from {n_read} on are not read"
                 yield named_item(name, str(file), Rejected(reason, type(error).__name__))
 
 
@@ -84,24 +87,31 @@ def _tables_of_one_split(folder: Location) -> list[Location]:
 class _Columns:
     image: str
     label: str | None
-    class_names: list[str]
+    further: list[str]
+    class_names: dict[str, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.image, *([self.label] if self.label else []), *self.further]
 
 
-def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected, str | None]]:
-    """(encoded image, label) of each row."""
+def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected, str | None, str | None]]:
+    """(encoded image, label, metadata) of each row."""
     columns, batches = (_read_parquet if file.suffix == ".parquet" else _read_arrow)(file, stream)
     for batch in batches:
-        batch.validate(full=True)  # offsets from a damaged Arrow file would read foreign memory
-        labels = batch[columns.label].to_pylist() if columns.label else [None] * batch.num_rows
-        for image, label in zip(batch[columns.image], labels, strict=True):
-            yield _content(image.as_py()), _label(label, columns.class_names)
+        values = {name: _values(batch[name], columns.class_names.get(name)) for name in columns.names[1:]}
+        images = batch[columns.image]
+        images.validate(full=True)
+        for index, image in enumerate(images):
+            row = {name: column[index] for name, column in values.items()}
+            label = row.pop(columns.label, None) if columns.label else None
+            yield _content(image.as_py()), None if label is None else str(label), as_metadata(row)
 
 
 def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
     table = pq.ParquetFile(stream, page_checksum_verification=True)
     columns = _columns(file, table.schema_arrow)
-    names = [columns.image, *([columns.label] if columns.label else [])]
-    return columns, table.iter_batches(ROWS_AT_A_TIME, columns=names, use_threads=False)
+    return columns, table.iter_batches(ROWS_AT_A_TIME, columns=columns.names, use_threads=False)
 
 
 def _read_arrow(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
@@ -127,11 +137,32 @@ def _content(value: Any) -> bytes | Rejected:
     return Rejected(f"{len(content)} bytes: at most {MAX_BYTES} are read") if len(content) > MAX_BYTES else content
 
 
-def _label(value: Any, class_names: list[str]) -> str | None:
-    if value is None or (class_names and value == -1):  # -1: unlabelled, by Hugging Face's convention
-        return None
-    is_class = isinstance(value, int) and 0 <= value < len(class_names)
-    return class_names[value] if is_class else str(value)
+def _values(column: pa.Array[Any], class_names: list[str] | None) -> list[Any]:
+    """A column as Python has it; texts whatever their bytes, classes by their names, times and decimals as text."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+    column.validate(full=True)  # offsets from a damaged Arrow file would read foreign memory
+    if pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp(kind.unit))  # in UTC: no name of a zone has to be understood
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_decimal(kind):
+        column = column.cast(pa.string())
+    return [_value(value, class_names or []) for value in column.to_pylist()]
+
+
+def _value(value: Any, class_names: list[str]) -> Any:
+    if class_names and isinstance(value, int):  # -1: unlabelled, by Hugging Face's convention
+        return class_names[value] if 0 <= value < len(class_names) else None if value == -1 else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    return is_text or is_number or types.is_timestamp(kind) or types.is_date(kind)
 
 
 def _columns(file: Location, schema: pa.Schema) -> _Columns:
@@ -139,14 +170,19 @@ def _columns(file: Location, schema: pa.Schema) -> _Columns:
     images = [field.name for field in schema if _holds_bytes(field.type)]
     declared = [name for name in images if features.get(name, {}).get("_type") == "Image"]
     preferred = declared if len(declared) == 1 else [name for name in images if name == "image"] or images
+    if not images and (paths := [field.name for field in schema if _holds_paths(field, features)]):
+        raise SourceError(f"{file}: column '{paths[0]}' holds paths, not pictures: give the folder that they lie in")
     if len(preferred) != 1:
         raise SourceError(
             f"{file}: no column of encoded images called 'image' among {', '.join(schema.names) or 'none'}"
         )
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     label = "label" if "label" in schema.names else classes[0] if len(classes) == 1 else None
-    class_names = features.get(label, {}).get("names") if label else None
-    return _Columns(preferred[0], label, list(map(str, class_names or [])))
+    listed = {name: features[name].get("names") for name in classes}
+    class_names = {name: list(map(str, names)) for name, names in listed.items() if isinstance(names, list)}
+    taken, count = {preferred[0], label}, Counter(schema.names)
+    further = [field.name for field in schema if field.name not in taken and count[field.name] == 1]
+    return _Columns(preferred[0], label, [name for name in further if _is_scalar(schema.field(name).type)], class_names)
 
 
 def _hugging_face_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -155,6 +191,14 @@ def _hugging_face_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _holds_paths(field: pa.Field[pa.DataType], features: dict[str, dict[str, Any]]) -> bool:
+    """Is it called an image and is a text, or a struct with a path alone?"""
+    if pa.types.is_struct(field.type):
+        return any(child.name == "path" for child in field.type)
+    is_image = field.name == "image" or features.get(field.name, {}).get("_type") == "Image"
+    return is_image and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
