@@ -21,7 +21,7 @@ from tasks.devices import DeviceError, cores, devices_for, threads_for
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, image_shape, load_denoiser, resolve
 from tasks.doctor.images import count_items, look_at_holdout, look_at_images
 from tasks.doctor.patient import Check, Patient, first_line, size
-from tasks.doctor.probe import probe
+from tasks.doctor.probe import probe_network
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.store.run import RunDirectory, RunError, difference
 
@@ -52,7 +52,7 @@ def examine(
         fatal |= check.status == "fail"
         yield check
     if patient.folder and not fatal:
-        yield from probe(patient, patient.folder, patient.devices)
+        yield from probe_network(patient, patient.folder, patient.devices)
 
 
 def _before_theprobe(patient: Patient) -> Iterator[Check]:

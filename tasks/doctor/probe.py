@@ -35,7 +35,7 @@ class _Cost(NamedTuple):
     n_images: int
 
 
-def probe(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
+def probe_network(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
     """Are scores finite; memory a batch and time for all items, from a few timed evaluations on the first device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_for(patient.compute, devices))
