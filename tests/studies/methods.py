@@ -234,7 +234,7 @@ METHODS: dict[str, tuple[int, Fit]] = {
             ]
         ),
     ),
-    "fused_norms": (3, fused_norms),
+    "fused_norms": (2, fused_norms),
     "growth, K = 10": (11, best_timestep("growth_10", 1.0)),
     "DIME, 11": (11, dime_of(10)),
     "fused, K = 10": (11, logistic([fused_features(10, t) for t in TIMESTEPS])),
