@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import grid_of, load_schedule
 from tasks.diffusion.schedule import Schedule
 from tasks.evidence.calibration import FEWEST, Calibration, TooFewImages, calibrate
 from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters
-from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.scoring import ScoreJob, extend, scored_rows
 from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.reuse import require_same_scoring
 from tasks.store.run import RunDirectory
@@ -151,14 +150,10 @@ def _schedule(job: ScoreJob) -> Schedule:
 
 def _scores(job: ScoreJob, rows: list[dict[str, Any]], timestep: int, device: str) -> dict[str, NDArray[np.float64]]:
     """Columns of numbers over all rows, which lie in one or more shards, in their order."""
-    columns: Columns = {}
+    columns, at_timestep = Columns(), replace(job, parameters=job.parameters.at(timestep))
     for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
         job.directory.calibrating.write_text(shard)
-        of_shard: Columns = {}
-        for batch in scored_batches(job.at(shard, timestep), list(members), device):
-            extend(of_shard, batch)
-            count_done(len(batch["sample_id"]))
-        extend(columns, in_order(of_shard))
+        extend(columns, scored_rows(at_timestep, list(members), device))
     job.directory.calibrating.unlink()
     numeric = {name: values for name, values in columns.items() if not isinstance(values[0], str)}
     return {name: np.array(values, dtype=np.float64) for name, values in numeric.items()}

@@ -15,7 +15,7 @@ from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_denoiser, load_schedule, state_shape
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from tasks.diffusion.names import BaselineName, Precision
-from tasks.diffusion.schedule import Schedule, ascending_timesteps
+from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from tasks.store.spill import spilling
@@ -69,10 +69,8 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
     own = load_schedule(model)[0]
     schedule = grid_of(own, parameters.grid)
     start = 0 if parameters.timestep == "auto" else parameters.timestep
-    if parameters.reversibility >= own.n_timesteps:
-        raise ParametersError(
-            f"--reversibility {parameters.reversibility}: the checkpoint's schedule has {own.n_timesteps} timesteps"
-        )
+    if parameters.reversibility > last_with_signal(own):
+        raise ParametersError(f"--reversibility {parameters.reversibility}: {_timesteps_in_words(own)}")
     timesteps = candidates(schedule, parameters) if parameters.timestep == "auto" else [parameters.timestep]
     for name in parameters.baselines:
         _check_baseline(name, own, timesteps, dimension, parameters.precision)
@@ -106,9 +104,23 @@ def check_sampler(model: Path, parameters: ExtractParameters | SideParameters) -
     Raises:
         ParametersError: it has fewer.
     """
-    n_timesteps = load_schedule(model)[0].n_timesteps
-    if parameters.steps > n_timesteps:
-        raise ParametersError(f"--steps {parameters.steps}: the checkpoint's schedule has {n_timesteps} timesteps")
+    require_timesteps(load_schedule(model)[0], parameters.steps)
+
+
+def require_timesteps(schedule: Schedule, n: int) -> None:
+    """Has the schedule so many timesteps at which there is more than noise?
+
+    Raises:
+        ParametersError: it has fewer.
+    """
+    if n > last_with_signal(schedule) + 1:
+        raise ParametersError(f"--steps {n}: {_timesteps_in_words(schedule)}")
+
+
+def _timesteps_in_words(schedule: Schedule) -> str:
+    left = last_with_signal(schedule) + 1
+    of_these = "" if left == schedule.n_timesteps else f", {left} of them with signal left"
+    return f"the checkpoint's schedule has {schedule.n_timesteps} timesteps{of_these}"
 
 
 def check_manifest(manifest: Path, model: Path) -> None:

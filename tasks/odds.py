@@ -15,7 +15,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from tasks.checks import ParametersError
+from tasks.checks import ParametersError, require_timesteps
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.noise import generator_for
 from tasks.diffusion.odds import (
@@ -83,7 +83,9 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     """Write odds.parquet; returns its rows."""
     directory = RunDirectory(run)
     model = load_denoiser(str(scored_model(directory)[0]), device)
-    _check(parameters, model.schedule.n_timesteps)
+    require_timesteps(model.schedule, parameters.steps)
+    if parameters.chains >= parameters.prior:
+        raise ParametersError(f"--chains {parameters.chains}: fewer than --prior {parameters.prior} are needed")
     training = TrainingImages(directory, "pixel")
     names = training.rows["content_hash"].to_pylist()
     images = from_pixels(torch.from_numpy(np.stack(list(training.pixels()))))
@@ -98,13 +100,6 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     with atomic_path(directory.odds) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=ODDS), temporary)
     return rows
-
-
-def _check(parameters: OddsParameters, n_timesteps: int) -> None:
-    if parameters.steps > n_timesteps:
-        raise ParametersError(f"--steps {parameters.steps}: the checkpoint has {n_timesteps} timesteps")
-    if parameters.chains >= parameters.prior:
-        raise ParametersError(f"--chains {parameters.chains}: fewer than --prior {parameters.prior} are needed")
 
 
 def _prior(sampler: Sampler, shape: torch.Size, parameters: OddsParameters) -> Prior:

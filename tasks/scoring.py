@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,10 +55,6 @@ class ScoreJob:
     def directory(self) -> RunDirectory:
         return RunDirectory(self.run)
 
-    def at(self, shard: str, timestep: int) -> ScoreJob:
-        """Another shard, from a timestep that is a number."""
-        return replace(self, shard=shard, parameters=self.parameters.at(timestep))
-
     def origin(self) -> dict[str, Any]:
         """What scores of any images of the run depend on."""
         return {
@@ -101,13 +98,21 @@ def score_shard(job: ScoreJob, device: str) -> int:
     reused = reusable_scores(job.directory, job.shard)
     count_done(len(reused))
     unknown = [row for row in rows if row["content_hash"] not in reused]
-    columns: Columns = {}
-    for batch in scored_batches(job, unknown, device):
-        extend(columns, batch)
-        count_done(len(batch["sample_id"]))
-    ordered = in_order(columns)
-    write_part(part, joined(rows, ordered if columns else {}, reused) if reused else ordered, provenance)
+    columns = scored_rows(job, unknown, device)
+    write_part(part, joined(rows, columns, reused) if reused else columns or {"sample_id": []}, provenance)
     return len(unknown)
+
+
+def scored_rows(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Columns:
+    """The score columns of rows that lie in one or more shards, in their order; the job's own shard does not matter."""
+    columns: Columns = {}
+    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
+        of_shard: Columns = {}
+        for batch in scored_batches(replace(job, shard=shard), list(members), device):
+            extend(of_shard, batch)
+            count_done(len(batch["sample_id"]))
+        extend(columns, in_order(of_shard))
+    return columns
 
 
 def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
@@ -129,10 +134,8 @@ def extend(columns: Columns, batch: Columns) -> None:
 
 def in_order(columns: Columns) -> Columns:
     """The columns of one shard's rows in the order of the shard, without ``shard_index``; batches may be by label."""
-    positions = columns.get("shard_index", [])
-    order = sorted(range(len(positions)), key=positions.__getitem__)
-    names = columns.keys() - {"shard_index"} or {"sample_id"}
-    return {name: [columns[name][i] for i in order] for name in names}
+    order = np.argsort(columns["shard_index"], kind="stable")
+    return {name: [values[i] for i in order] for name, values in columns.items() if name != "shard_index"}
 
 
 def auto_batch_size(model: LoadedModel) -> int:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tasks.device_worker import count_done
-from tasks.measuring import Columns
-from tasks.parameters import ScoreParameters
-from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.scoring import ScoreJob, scored_rows
 from tasks.store.files import digest
 from tasks.store.parts import is_valid_part, write_part
 from tasks.store.schemas import SWEEP
@@ -63,20 +60,9 @@ def sweep_setting(job: SweepJob, device: str) -> int:
     if is_valid_part(job.part, job.provenance(), len(rows)):
         count_done(len(rows))
         return 0
-    columns: Columns = {}
-    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
-        of_shard: Columns = {}
-        for batch in scored_batches(job.score.at(shard, _start(job.score.parameters)), list(members), device):
-            extend(of_shard, batch)
-            count_done(len(batch["sample_id"]))
-        extend(columns, in_order(of_shard))
+    columns = scored_rows(job.score, rows, device)
     columns["copies"] = [row["copies"] for row in rows]
     constant = {"stride": job.score.parameters.stride, "seed": job.score.parameters.seed, "n_images": job.images}
     columns |= {name: [value] * len(rows) for name, value in constant.items()}
     write_part(job.part, {name: columns[name] for name in SWEEP.names}, job.provenance(), SWEEP)
     return len(rows)
-
-
-def _start(parameters: ScoreParameters) -> int:
-    assert parameters.timestep != "auto"
-    return parameters.timestep

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tasks.diffusion.checkpoint import state_shape
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.measuring import Columns
 from tasks.parameters import ScoreParameters, ValidityParameters
-from tasks.scoring import ScoreJob, extend, in_order, scored_batches
+from tasks.scoring import ScoreJob, scored_rows
 from tasks.store.parts import is_valid_part, write_part
 from tasks.store.schemas import VALIDITY
 from tasks.sweeping import sampled_rows
@@ -102,26 +101,14 @@ def score_setting(job: ValidityJob, device: str) -> int:
         count_done(len(rows))
         return 0
     try:
-        found = _scored(job, rows, device)
+        columns = scored_rows(job.score, rows, device)
+        found = {name: columns[name] for name in ("log_growth", "n_evaluations", "status")}
     except RuntimeError as error:  # torch: an operation without forward mode, out of memory
         reason = f"not computed: {str(error).partition(chr(10))[0]}"
         n = len(rows)
         found = {"log_growth": [None] * n, "n_evaluations": [0] * n, "status": [reason] * n}
     write_part(job.part, {**_constants(job, rows), **found}, job.provenance(), VALIDITY)
     return len(rows)
-
-
-def _scored(job: ValidityJob, rows: list[dict[str, Any]], device: str) -> Columns:
-    """log_growth, n_evaluations and status of rows that lie in one or more shards, in their order."""
-    parameters, columns = job.score.parameters, Columns()
-    assert parameters.timestep != "auto"
-    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
-        of_shard: Columns = {}
-        for batch in scored_batches(job.score.at(shard, parameters.timestep), list(members), device):
-            extend(of_shard, batch)
-            count_done(len(batch["sample_id"]))
-        extend(columns, in_order(of_shard))
-    return {name: columns[name] for name in ("log_growth", "n_evaluations", "status")}
 
 
 def _constants(job: ValidityJob, rows: list[dict[str, Any]]) -> Columns:

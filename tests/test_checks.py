@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.audit import check_inputs_task
-from tasks.checks import ParametersError, check_parameters
+from tasks.checks import ParametersError, check_parameters, check_sampler
 from tasks.diffusion.checkpoint import CheckpointError
 from tasks.diffusion.names import BASELINE_NAMES
-from tasks.parameters import ScoreParameters, ShardParameters
+from tasks.parameters import ExtractParameters, ScoreParameters, ShardParameters
 
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -37,6 +37,15 @@ def test_what_the_checkpoint_can_do_is_not_refused(checkpoint: Path) -> None:
     check_parameters(
         checkpoint, ScoreParameters(timestep=400, precision="bf16", estimator="jvp", baselines=("dime_2",))
     )
+
+
+def test_no_sampler_starts_where_only_noise_is_left(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "terminal"))
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": True}))
+    check_sampler(folder, ExtractParameters(steps=999))
+    with pytest.raises(ParametersError, match=r"--steps 1000: .* has 1000 timesteps, 999 of them with signal left"):
+        check_sampler(folder, ExtractParameters(steps=1000))
 
 
 def test_more_steps_there_and_back_than_timesteps_are_refused(checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from flows.audit import audit
 from flows.score import score
 from flows.shard import shard
-from tasks import calibrating
+from tasks import calibrating, scoring
 from tasks.diffusion.checkpoint import checkpoint_sha256
 from tasks.measuring import Columns
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
@@ -189,7 +189,7 @@ def test_calibration_spends_nothing_on_what_is_not_calibrated(
             spent.extend(batch["n_evaluations"])
             yield batch
 
-    monkeypatch.setattr(calibrating, "scored_batches", watched)
+    monkeypatch.setattr(scoring, "scored_batches", watched)
     parameters = ScoreParameters(baselines=("secmi",), reversibility=5)
     job = ScoreJob(tmp_path / "run", "", checkpoint, checkpoint_sha256(checkpoint), parameters, batch_size=64)
     assert calibrating.calibrate_run(job, "cpu") is not None

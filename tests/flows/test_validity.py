@@ -137,7 +137,7 @@ def test_a_network_that_a_setting_does_not_run_on_is_said_and_does_not_fail_the_
     part = exact.part.read_bytes()
     exact.part.unlink()
     try:
-        monkeypatch.setattr(validity, "_scored", fails)
+        monkeypatch.setattr(validity, "scored_rows", fails)
         assert validity.score_setting(exact, "cpu") == 8
         rows = pq.read_table(exact.part).to_pylist()
         assert {(row["log_growth"], row["status"]) for row in rows} == {
