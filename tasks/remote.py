@@ -219,7 +219,8 @@ def _answered(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{where}: the store refuses or does not answer ({str(error).splitlines()[0]})") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"{where}: the store refuses or does not answer ({reason})") from error
 
 
 def _version(path: Path) -> Version:
