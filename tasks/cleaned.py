@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.analyse import training_record
+from tasks.diffusion.checkpoint import CheckpointError
 from tasks.evidence.cleaning import EarlierImages, assess_cleaning
 from tasks.evidence.yields import Found
 from tasks.extract import scored_model
@@ -105,7 +106,15 @@ def _found(folder: Path) -> Found:
 
 def _training(directory: RunDirectory, earlier: RunDirectory) -> str:
     """Were both models trained alike? In words; seeds and steps are known of ``latentprint train`` alone."""
-    known, wanted = (training_record(scored_model(run)[0]).get("parameters") for run in (earlier, directory))
+    known, wanted = map(_trained_with, (earlier, directory))
     if not known or not wanted:
         return "not recorded: whether both were trained with the same seed and steps is not known"
     return "the same parameters and seed" if known == wanted else f"not alike ({difference(known, wanted)})"
+
+
+def _trained_with(run: RunDirectory) -> dict[str, Any] | None:
+    """Parameters of the training; None where they, or the checkpoint itself, are not on this machine."""
+    try:
+        return training_record(scored_model(run)[0]).get("parameters")
+    except CheckpointError:
+        return None

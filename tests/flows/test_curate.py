@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import tasks.cleaned
 from flows.audit import audit
 from flows.curate import curate
 from flows.report import report
@@ -19,6 +20,7 @@ from flows.train import train
 from tasks.datasets.decoding import Picture
 from tasks.datasets.modification import modified
 from tasks.datasets.sources import SourceError, open_source
+from tasks.diffusion.checkpoint import CheckpointError
 from tasks.diffusion.training import Trainer, build_unet
 from tasks.parameters import (
     ComputeParameters,
@@ -29,7 +31,7 @@ from tasks.parameters import (
     TrainParameters,
 )
 from tasks.store.queries import QueryError
-from tasks.store.run import RunError
+from tasks.store.run import RunDirectory, RunError
 from tasks.train import load_weights
 from tests.conftest import Latentprint
 
@@ -187,3 +189,14 @@ def test_a_retrained_model_is_held_against_the_one_before(
     done = latentprint("report", "--run", audited, "--before", audited)
     assert done.returncode == 2
     assert "it is of the same checkpoint" in done.stderr
+
+
+def test_how_a_checkpoint_that_is_not_here_was_trained_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(run: RunDirectory) -> tuple[Path, str]:
+        raise CheckpointError(f"{run.path}: its checkpoint is not here")
+
+    monkeypatch.setattr(tasks.cleaned, "scored_model", gone)
+    runs = RunDirectory(tmp_path / "after"), RunDirectory(tmp_path / "before")
+    assert tasks.cleaned._training(*runs).startswith("not recorded")
