@@ -75,7 +75,7 @@ def count_items(patient: Patient, split: str, location: str) -> Check:
     name, n_items, deadline = f"{split} items", 0, time.monotonic() + COUNT_SECONDS
     fitting, misfit, rejected = patient.sharding.fitting, "", []
     try:
-        for n_items, item in enumerate(open_source(location), start=1):  # noqa: B007
+        for n_items, item in enumerate(open_source(location), start=1):  # noqa: B007  # the count is read afterwards
             if patient.takes and not misfit and not _header_fits(item, fitting, patient.takes):
                 try:
                     misfit = _misfit(f"{item.uri} is", fitting(item.picture()), patient.takes)

@@ -230,8 +230,15 @@ def test_the_papers_last_step_starts_at_time_one() -> None:
     schedule = ContinuousVP()
     data = FiniteData(schedule, 0.1 * draw(4, 5, 6))
     arguments = dict(axes=draw(3, 1, 1, 1, 2, 3), start=990, estimator="edge")
-    growth = log_growth(data, draw(2, 1, 1, 2, 3), schedule, n_steps=10, **arguments)
-    assert growth.log_growth.shape == (1, 10)
+    told: list[float] = []
+
+    def watched(x: Tensor, conditioning: float) -> Tensor:
+        told.append(conditioning)
+        return data(x, conditioning)
+
+    log_growth(watched, draw(2, 1, 1, 2, 3), schedule, n_steps=10, **arguments)
+    assert max(told) == told[-1] == pytest.approx(999.0)
+    assert len(set(told)) == 10
     with pytest.raises(ValueError, match="11 step"):
         log_growth(data, draw(2, 1, 1, 2, 3), schedule, n_steps=11, **arguments)
 
