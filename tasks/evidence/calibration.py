@@ -180,6 +180,20 @@ class Calibration(Fit):
     folds: tuple[Fit, ...] = ()
     """At k: fitted without fold k, for the images of fold k."""
 
+    def cross_fitted(self, by_timestep: ByTimestep, folds: NDArray[np.integer]) -> dict[str, Array]:
+        """``dime``, ``fused`` and with a second timestep ``fused_norms`` of images, each by the fit without its fold.
+
+        NaN where an image has no finite scores at the timesteps of that fit.
+        """
+        names = FITTED if all(fit.second for fit in self.folds) else FITTED[:2]
+        scores = {name: np.full(len(folds), np.nan) for name in names}
+        for k, fit in enumerate(self.folds):
+            mine = np.asarray(folds == k)
+            of_fold = fit.scores_from(_only(by_timestep, mine))
+            for name in names:
+                scores[name][mine] = of_fold[name]
+        return scores
+
 
 @dataclass(frozen=True)
 class CrossFit:
@@ -239,9 +253,7 @@ def calibrate(by_timestep: ByTimestep, is_train: Mask, *, second: bool = False) 
     return Calibration(**dict(fit))
 
 
-def crossfit(
-    by_timestep: ByTimestep, is_train: Mask, folds: NDArray[np.integer], second: bool = False
-) -> CrossFit:
+def crossfit(by_timestep: ByTimestep, is_train: Mask, folds: NDArray[np.integer], second: bool = False) -> CrossFit:
     """:func:`calibrate` on all images and on those of all folds but one, which scores the images of that one.
 
     Args:
@@ -253,15 +265,10 @@ def crossfit(
     Raises:
         TooFewImages: a fit has too few images of either kind with finite scores.
     """
-    design = Design(by_timestep, folds)
     whole = calibrate(by_timestep, is_train, second=second)
-    fits = tuple(sample.fit(is_train, second=second) for sample in design.samples)
-    names = FITTED if all(fit.second for fit in fits) else FITTED[:2]
-    scores = {name: np.full(len(is_train), np.nan) for name in names}
-    for k, fit in enumerate(fits):
-        for name, values in fit.scores_from(design.of_fold(k)).items():
-            scores[name][design.folds == k] = values
-    return CrossFit(whole.model_copy(update={"folds": fits}), scores)
+    fits = tuple(sample.fit(is_train, second=second) for sample in Design(by_timestep, folds).samples)
+    calibration = whole.model_copy(update={"folds": fits})
+    return CrossFit(calibration, calibration.cross_fitted(by_timestep, folds))
 
 
 class Design:

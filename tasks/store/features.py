@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,19 +36,17 @@ class CalibrationImages:
     def __len__(self) -> int:
         return len(self.is_train)
 
-    def of(self, content_hashes: set[str]) -> CalibrationImages:
+    def of(self, content_hashes: Collection[str]) -> CalibrationImages:
         """Those of some contents."""
         chosen = np.array([name in content_hashes for name in self.content_hashes], dtype=bool)
         return CalibrationImages(
-            self.sample_ids[chosen],
-            self.content_hashes[chosen],
-            self.is_train[chosen],
-            self.folds[chosen],
-            self.groups[chosen],
-            self.copies[chosen],
-            {t: {name: values[chosen] for name, values in scores.items()} for t, scores in self.by_timestep.items()},
-            {t: loss[chosen] for t, loss in self.losses.items()},
+            **{name: getattr(self, name)[chosen] for name in _AN_IMAGE},
+            by_timestep={t: {name: v[chosen] for name, v in scores.items()} for t, scores in self.by_timestep.items()},
+            losses={t: loss[chosen] for t, loss in self.losses.items()},
         )
+
+
+_AN_IMAGE = ("sample_ids", "content_hashes", "is_train", "folds", "groups", "copies")
 
 
 def read_calibration_images(run: RunDirectory) -> CalibrationImages | None:
