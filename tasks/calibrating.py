@@ -148,7 +148,7 @@ def fit_calibration(job: ScoreJob, shards: Sequence[str]) -> Calibration | None:
     with atomic_path(directory.calibration_images) as temporary:
         rows = table if calibration else table.slice(0, 0)
         pq.write_table(rows.cast(CALIBRATION), temporary, compression="zstd")
-    _publish(job, calibration and calibration.model_dump(mode="json"))
+    _publish(job, calibration.model_dump(mode="json") if calibration else None)
     shutil.rmtree(directory.calibration_parts, ignore_errors=True)
     return calibration
 
@@ -210,10 +210,8 @@ def _schedule(job: ScoreJob) -> Schedule:
 
 def _planned_rows(directory: RunDirectory, shard: str) -> list[dict[str, Any]]:
     """Of the images of a shard, in its order."""
-    rows: list[dict[str, Any]] = pq.read_table(
-        directory.calibration_plan, filters=pc.field("shard") == shard
-    ).to_pylist()
-    return rows
+    table = pq.read_table(directory.calibration_plan, filters=pc.field("shard") == shard)
+    return list(table.to_pylist())
 
 
 def _publish(job: ScoreJob, calibration: dict[str, Any] | None) -> None:

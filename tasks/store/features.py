@@ -60,7 +60,8 @@ def read_calibration_images(run: RunDirectory) -> CalibrationImages | None:
 def calibration_images(table: pa.Table) -> CalibrationImages:
     """The rows of ``calibration``, each image with the same timesteps."""
     table = table.sort_by([(name, "ascending") for name in ("timestep", "split", "content_hash")])
-    by_timestep = {t: table.filter(pc.field("timestep") == t) for t in pc.unique(table["timestep"]).to_pylist()}
+    timesteps = np.unique(table["timestep"].to_numpy()).tolist()
+    by_timestep: dict[int, pa.Table] = {t: table.filter(pc.field("timestep") == t) for t in timesteps}
     first = next(iter(by_timestep.values()))
     alone = pa.array(range(-len(first), 0), pa.int64())
     measured = {t: rows for t, rows in by_timestep.items() if _is_candidate(rows)}

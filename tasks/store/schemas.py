@@ -172,7 +172,7 @@ CALIBRATION = pa.schema(
         _field(
             "fold",
             pa.int32(),
-            "its calibrated scores come from the other folds; near duplicates share one (tasks/evidence/calibration.py)",
+            "its calibrated scores come from the other folds (tasks/evidence/calibration.py); near duplicates share one",
             "identifier",
         ),
         _field(
@@ -193,7 +193,7 @@ CALIBRATION = pa.schema(
         _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx", "1"),
         _score(
             "loss",
-            "|eps(alpha x + sigma z, t) - z|^2 of one draw z, at the timesteps of the positive control, null at others; "
+            "|eps(alpha x + sigma z, t) - z|^2 of one draw z; null at other timesteps than the positive control's; "
             "lower: member",
             "l2 squared",
         ),
