@@ -34,14 +34,18 @@ WITH chosen AS (
     WHERE split = 'train' AND is_usable
 ),
 
+asked AS (
+    FROM samples
+    WHERE sample_id = $sample_id
+),
+
 wanted AS (
     SELECT
-        samples.*,
-        if(chosen.is_fused, samples.fused, samples.log_growth) AS ease,
+        asked.*,
+        if(chosen.is_fused, asked.fused, asked.log_growth) AS ease,
         if(chosen.is_fused, 'fused', 'log_growth') AS ranked_by
-    FROM samples
+    FROM asked
     CROSS JOIN chosen
-    WHERE samples.sample_id = $sample_id
 ),
 
 scored AS (

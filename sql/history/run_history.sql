@@ -8,7 +8,7 @@
 -- column n_control [images]: distinct held-out images that serve as controls
 -- column median_train [nats]: median log growth of the distinct training images
 -- column median_control [nats]: median log growth of the controls
--- column fraction_above [of 1]: training images whose growth is above that of 95% of the controls; 0.05 is chance, roughly
+-- column fraction_above [of 1]: training images with more growth than 95% of the controls; 0.05 is chance, roughly
 -- column auc [of 1]: trained against held out; 0.5 is chance
 -- column auc_low [of 1]: lower bound of its 95% interval
 -- column auc_high [of 1]: upper bound of its 95% interval

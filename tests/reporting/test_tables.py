@@ -18,7 +18,7 @@ from PIL import Image
 from tasks.reporting import formats, headline
 from tasks.reporting.comparisons import comparison_table
 from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.html import ReportInputs, render_report
+from tasks.reporting.html import ReportInputs
 from tasks.reporting.ranking import MOST_ROWS, ranking_table
 from tasks.reporting.relations import score_against_hits
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
