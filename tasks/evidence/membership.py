@@ -22,14 +22,13 @@ Least AUC seen with 80% probability, from the standard error s of chance and tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scipy import stats
 
 from tasks.evidence.areas import Z
 from tasks.evidence.blind import BlindBaseline
-from tasks.evidence.comparison import Comparison
 from tasks.evidence.statistics import Interval, Record
 
 Level = Literal["shown", "not_shown", "inconclusive"]
@@ -39,6 +38,8 @@ ONE_SIDED = 0.025
 MOST_OVERLAP = 0.5
 """Share of the held-out images that may be training images."""
 POWER = 0.8
+FEWEST_ALIKE = 0.8
+"""Share of other deals into folds that must give "shown" too."""
 WHOLLY_BELOW = (
     "{what} ranks held-out images above training images (AUC {high:.3f} at most). The splits are exchanged, or the "
     "images are not prepared as they were for training"
@@ -71,42 +72,50 @@ class Membership(Record):
     """How often each level comes with other folds."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What was held out, before anything was left out of the comparison."""
+
+    n_images: int
+    """Distinct."""
+    n_overlap: int
+    """Of these, in the training set too, as they are or nearly."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
     """What the answer is made from."""
 
-    comparison: Comparison
-    """Trained against held out by the score that was fixed beforehand."""
+    score: str
+    """That was fixed beforehand."""
+    auc: Interval | None
+    """Of it; None: not computable."""
     directed: Mapping[str, Interval]
     """AUC of scores whose direction is known without a fit, by what they are."""
     n_groups: tuple[int, int]
     """Training and held-out, near duplicates as one."""
-    n_overlap: int = 0
-    """Held-out images whose content, or a near duplicate, is in the training set."""
-    n_held_out: int = 0
-    """Held-out images, with these."""
+    held_out: HeldOut
     blind: BlindBaseline | None = None
     above_blind: Interval | None = None
     adjusted: Interval | None = None
-    """AUC of the score less what pixels explain of it."""
+    """AUC of the score less what pixels explain of it; None where they tell nothing apart."""
     p_value: float | None = None
     inflation: float = 1.0
     chance_error: float | None = None
     """Standard error of the AUC of a fixed score that tells nothing."""
     halves: Interval | None = None
     """AUC of one random half of the controls against the other, 99.9%."""
-    lacking: str = field(default="")
-    """Why there is no calibrated score, if there is none."""
+    is_calibrated: bool = True
 
 
 def answer(grounds: Grounds) -> Membership:
     """Decide, on the bounds of intervals only."""
-    area, blind = grounds.comparison.auc, grounds.blind
+    area, blind = grounds.auc, grounds.blind
     head = Membership(
         level="inconclusive",
         sentence="",
         reason="",
-        score=grounds.comparison.score,
+        score=grounds.score,
         auc=area,
         blind_auc=blind.auc if blind else None,
         above_blind=grounds.above_blind,
@@ -145,6 +154,24 @@ def answer(grounds: Grounds) -> Membership:
     )
 
 
+def with_stability(membership: Membership, stability: Mapping[str, Any] | None) -> Membership:
+    """The answer with how often it comes with other folds; "shown" that does not come often enough is none."""
+    if stability is None or membership.level != "shown":
+        return replace(membership, stability=stability)
+    n, n_shown = stability["n"], stability["levels"].get("shown", 0)
+    if n_shown >= FEWEST_ALIKE * n:
+        return replace(membership, stability=stability)
+    reason = f"The answer depends on how the images are dealt into folds: shown with {n_shown} of {n}"
+    return replace(
+        membership,
+        level="inconclusive",
+        is_void=True,
+        reason=f"{reason}.",
+        sentence=f"Membership is inconclusive. {reason}.",
+        stability=stability,
+    )
+
+
 def least_auc(grounds: Grounds) -> float | None:
     """Least true AUC that would have been shown with 80% probability; None where nothing could be."""
     if grounds.chance_error is None or grounds.blind is None or grounds.blind.auc is None:
@@ -162,11 +189,11 @@ def least_auc(grounds: Grounds) -> float | None:
 def _unusable(grounds: Grounds) -> str:
     """Why nothing can be compared."""
     n_train, n_holdout = grounds.n_groups
-    if grounds.n_held_out == 0:
+    if grounds.held_out.n_images == 0:
         return "There are no held-out images: give some with --holdout"
-    if grounds.n_overlap >= MOST_OVERLAP * grounds.n_held_out:
+    if grounds.held_out.n_overlap >= MOST_OVERLAP * grounds.held_out.n_images:
         return (
-            f"{grounds.n_overlap:,} of {grounds.n_held_out:,} held-out images are training images or near duplicates "
+            f"{grounds.held_out.n_overlap:,} of {grounds.held_out.n_images:,} held-out images are training images or near duplicates "
             "of them: hold out images that were not trained on"
         )
     if min(n_train, n_holdout) < MINIMUM_GROUPS:
@@ -174,10 +201,10 @@ def _unusable(grounds: Grounds) -> str:
             f"There are too few images: {n_train:,} distinct training images and {n_holdout:,} held-out images, and "
             f"{MINIMUM_GROUPS} of each are needed"
         )
-    if grounds.comparison.auc is None:
-        return f"The score cannot be compared: {grounds.comparison.reason}"
-    if grounds.lacking:
-        return grounds.lacking
+    if grounds.auc is None:
+        return "The scores cannot be compared: too few are finite, or all are equal"
+    if not grounds.is_calibrated:
+        return "There is no calibrated score: too few images have finite scores, or the run was scored without one"
     if grounds.blind is None or grounds.blind.auc is None or grounds.above_blind is None:
         why = grounds.blind.reason if grounds.blind and grounds.blind.reason else "no pixels were read"
         return f"There is no blind baseline to beat: {why}"
@@ -186,7 +213,7 @@ def _unusable(grounds: Grounds) -> str:
 
 def _no_controls(grounds: Grounds) -> str:
     """Why the held-out images are no control group."""
-    for what, area in {**grounds.directed, "The calibrated score": grounds.comparison.auc}.items():
+    for what, area in {**grounds.directed, "The calibrated score": grounds.auc}.items():
         if area is not None and area.high < 0.5:
             return WHOLLY_BELOW.format(what=what, high=area.high)
     halves = grounds.halves

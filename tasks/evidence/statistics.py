@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
-Status = Literal["ok", "not computable", "not estimable"]
+Status = Literal["ok", "not computable", "not estimable", "void"]
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 2000
