@@ -164,8 +164,42 @@ OPTIONAL_SCORES = pa.schema(
 )
 """Columns that ``scores`` has where they were asked for (--baselines, --second-timestep, --reversibility)."""
 
-CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
-"""Images that the timestep and the combined scores were chosen on, and which no comparison may use."""
+CALIBRATION = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _SPLIT,
+        _field(
+            "fold",
+            pa.int32(),
+            "its calibrated scores come from the other folds (tasks/evidence/calibration.py); near duplicates share one",
+            "identifier",
+        ),
+        _field(
+            "near_duplicate_group",
+            pa.int64(),
+            "group of near duplicates, as in the manifest; null: alone",
+            "identifier",
+            nullable=True,
+        ),
+        _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
+        _field("timestep", pa.int32(), "that the row is about", "training timesteps"),
+        _score("log_growth", "log volume growth from this timestep; null: not measured here, or not finite", "nats"),
+        _score("eps_norm", "l2 norm of the noise predicted at the image; lower: more easily reproduced", "l2"),
+        _score("sima", "|eps(x, t)|_4^4 of the same pass; lower: member", "l4 to the fourth"),
+        _score("tangent_norm", "|J q|, root mean square over axes", "1"),
+        _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
+        _score("neighbour_eps_norm", "l2 norm of the noise delta away along an axis, mean over axes", "l2"),
+        _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx", "1"),
+        _score(
+            "loss",
+            "|eps(alpha x + sigma z, t) - z|^2 of one draw z; null at other timesteps than the positive control's; "
+            "lower: member",
+            "l2 squared",
+        ),
+    ]
+)
+"""A row a calibration image and timestep: what timesteps and combined scores were chosen on, fold by fold."""
 
 FLAGS = pa.schema(
     [
