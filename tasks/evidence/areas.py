@@ -95,7 +95,7 @@ def auc_difference(
 ) -> Interval:
     """AUC of the second score less that of the first, both of the same images (positives, negatives), paired: MOVER.
 
-        low  = d - sqrt((A2 - l2)^2 + (u1 - A1)^2 - 2 r (A2 - l2) (u1 - A1)),    r the correlation of the two areas
+    low  = d - sqrt((A2 - l2)^2 + (u1 - A1)^2 - 2 r (A2 - l2) (u1 - A1)),    r the correlation of the two areas
     """
     found = placements(*first), placements(*second)
     errors = [_standard_error(f, groups) for f in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -98,7 +98,7 @@ class ImageScores:
 
     def labels(self, chosen: NDArray[Any]) -> NDArray[Any]:
         """Near-duplicate labels of some; without any, each is its own."""
-        return np.arange(len(self.is_train))[chosen] if self.groups is None else self.groups[chosen]
+        return np.asarray((np.arange(len(self.is_train)) if self.groups is None else self.groups)[chosen])
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def assess(
             for name, by_score in comparisons.items()
         },
         "refit_test": refit and refit.as_dict(),
-        "conformal": flag_trained(images, membership).as_dict(),
+        "conformal": flag_trained(images, membership.reason if membership.is_void else "").as_dict(),
         "blind_baseline": blind and {**blind.as_dict(), "void": membership.is_void},
         "controls": _controls(images),
         **_explanations(images, pixels, seed),
@@ -171,16 +171,15 @@ def assess(
     }
 
 
-def flag_trained(images: ImageScores, membership: Membership | None) -> Flags:
-    """All training images, in their order, held by the verdict's score against all controls; none is flagged where the
-    comparison is void.
+def flag_trained(images: ImageScores, why_void: str = "") -> Flags:
+    """All training images, in their order, held by the verdict's score against all controls.
 
     Args:
-        membership: None: whether it is void is not asked.
+        why_void: why the comparison is void, and none is flagged; empty: it is not.
     """
     score = images.scores[images.verdict_score]
     flags = flag(score[images.is_train], score[images.is_control], score=images.verdict_score)
-    return flags.voided(membership.reason) if membership is not None and membership.is_void else flags
+    return flags.voided(why_void) if why_void else flags
 
 
 def _inflation(images: ImageScores, refit: RefitTest | None) -> float:
@@ -256,7 +255,11 @@ def _grounds(
     area = _area(images, name, inflation)
     directed = {what: _area(images, key) for key, what in DIRECTED.items() if key in images.scores}
     directed["The training loss"] = _training_loss(images)
-    is_beside = area is not None and blind is not None and blind.auc is not None
+    if area is None or blind is None or blind.auc is None:
+        above = adjusted = None
+    else:
+        above = _above_blind(images, name, blind, pixels, inflation)
+        adjusted = _adjusted_for_pixels(images, name, blind, pixels, seed) if blind.detects_shift else None
     return Grounds(
         score=name,
         auc=area,
@@ -264,8 +267,8 @@ def _grounds(
         n_groups=(len(groups[0]), len(groups[1])),
         held_out=held_out or HeldOut(int(images.is_control.sum()), 0),
         blind=blind,
-        above_blind=_above_blind(images, name, blind, pixels, inflation) if is_beside else None,
-        adjusted=_adjusted_for_pixels(images, name, blind, pixels, seed) if is_beside and blind.detects_shift else None,
+        above_blind=above,
+        adjusted=adjusted,
         p_value=refit.p_holm if refit else None,
         inflation=inflation,
         chance_error=_chance_error(images) if area is not None else None,

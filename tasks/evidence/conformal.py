@@ -62,9 +62,15 @@ class Flags(Record):
         """The same with no image flagged: the controls are none."""
         if self.status != "ok":
             return self
-        nothing = np.zeros(len(self.flagged), dtype=np.bool_)
-        nobody = {"n_flagged": 0, "p_cutoff": None, "false_flags_if_none_memorized": None}
-        return replace(self, flagged=nothing, status="void", reason=reason, **nobody)
+        return replace(
+            self,
+            flagged=np.zeros(len(self.flagged), dtype=np.bool_),
+            n_flagged=0,
+            p_cutoff=None,
+            false_flags_if_none_memorized=None,
+            status="void",
+            reason=reason,
+        )
 
 
 def conformal_p_values(scores: Array, controls: Array) -> Array:

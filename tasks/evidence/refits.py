@@ -70,9 +70,7 @@ def refit_test(images: CalibrationImages, seed: int = 0) -> RefitTest | None:
     growths = [np.asarray(scores["log_growth"], dtype=np.float64) for scores in images.by_timestep.values()]
     try:
         observed = _areas(design, growths, images.is_train, name)
-        permuted = [
-            _areas(design, growths, permuted_labels(images, generator), name) for _ in range(N_PERMUTATIONS)
-        ]
+        permuted = [_areas(design, growths, permuted_labels(images, generator), name) for _ in range(N_PERMUTATIONS)]
     except TooFewImages:
         return None
     p_fused, p_growth = (
@@ -119,9 +117,7 @@ def refolded(images: CalibrationImages, seed: int) -> dict[str, Array]:
     return refit(design, images.is_train, (images.score,))
 
 
-def _areas(
-    design: Design, growths: list[Array], is_train: NDArray[np.bool_], name: str
-) -> tuple[float, float]:
+def _areas(design: Design, growths: list[Array], is_train: NDArray[np.bool_], name: str) -> tuple[float, float]:
     """AUC of the out-of-fold score, and of growth at its best timestep."""
     fitted = refit(design, is_train, (name,))[name]
     return _area(fitted, is_train), max(_area(growth, is_train) for growth in growths)

@@ -64,7 +64,9 @@ class Correlation(Record):
     interval_95: tuple[float, float] | None = None
     p_value: float | None = None
     """None where near duplicates share a group: Student's t would count them as independent images."""
-    method: str = f"Spearman; normal on Fisher's z, bootstrap error of {N_RESAMPLES} resamples; p two-sided, Student's t"
+    method: str = (
+        f"Spearman; normal on Fisher's z, bootstrap error of {N_RESAMPLES} resamples; p two-sided, Student's t"
+    )
     assumptions: str = INDEPENDENT
     status: Status = "ok"
     reason: str = ""

@@ -242,13 +242,13 @@ def is_swapped_and_shown(n: int, effect: float, generator: np.random.Generator) 
 def false_flags(n: int, generator: np.random.Generator) -> bool:
     """Any flag where nothing was trained on."""
     images, _ = run(n, generator)
-    return bool(flag_trained(images, None).n_flagged)
+    return bool(flag_trained(images).n_flagged)
 
 
 def false_share(n: int, n_planted: int, generator: np.random.Generator) -> float:
     """Share of the flagged images that were not trained on; those planted score far higher."""
     images, _ = run(n, generator, effect=6.0, n_planted=n_planted)
-    flagged = np.flatnonzero(flag_trained(images, None).flagged)
+    flagged = np.flatnonzero(flag_trained(images).flagged)
     return float((flagged >= n_planted).mean()) if len(flagged) else 0.0
 
 
@@ -295,7 +295,9 @@ def claims() -> Iterator[Claim]:
     for selection in (0.25, 0.5, 1.0):
         draw = partial(is_shown, 250, selection=selection, plain=0.9)
         yield Claim(f"answer: shown, plain pictures selected ({selection})", "250 + 250", 0.025, draw, False, 100)
-    yield Claim("answer: swapped splits decided", "128 + 128", 0.025, partial(is_swapped_and_shown, 128, 2.0), False, 100)
+    yield Claim(
+        "answer: swapped splits decided", "128 + 128", 0.025, partial(is_swapped_and_shown, 128, 2.0), False, 100
+    )
     for n in (30, 128):
         yield Claim("any flag, nothing trained on", f"{n} + {n}", 0.05, partial(false_flags, n), False, 400)
 
@@ -310,7 +312,9 @@ def main() -> None:
         rows += [false_discoveries(128, k, min(200, arguments.runs or 200)) for k in (10, 64)]
     table = Table("what", "n", "nominal", "achieved", "runs", "holds")
     for row in rows:
-        table.add_row(row["what"], row["n"], f"{row['nominal']:.3f}", f"{row['achieved']:.3f}", *map(str, list(row.values())[4:]))
+        table.add_row(
+            row["what"], row["n"], f"{row['nominal']:.3f}", f"{row['achieved']:.3f}", *map(str, list(row.values())[4:])
+        )
     Console(file=sys.stderr, width=140).print(table)
     print(json.dumps(rows, indent=2, default=bool))
     raise SystemExit(0 if all(row["holds"] for row in rows) else 1)

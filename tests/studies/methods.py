@@ -31,11 +31,11 @@ from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
+from tasks.evidence.areas import auc_interval
 from tasks.evidence.calibration import SECOND, LogOdds, calibrate
 from tasks.evidence.comparison import true_positive_rate
 from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.paired import compare_predictions
-from tasks.evidence.areas import auc_interval
 from tasks.evidence.statistics import Array, auc, spearman
 from tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
