@@ -188,7 +188,7 @@ def true_positive_rate(
     m, n = len(positives), len(negatives)
     needed = round(CONTROLS_ABOVE / fpr)
     if m == 0 or n < needed:
-        lacking = "no positives" if m == 0 else f"{n} controls, at least {needed} are needed"
+        lacking = "no positives" if m == 0 else f"{n:,} controls, at least {needed:,} are needed"
         return TruePositiveRate(fpr, m, n, reason=f"not estimable: {lacking}")
     n_allowed = int(fpr * n + 1e-9)  # 0.29 * 100 is 28.999...
     descending = np.sort(negatives)[::-1]

@@ -208,8 +208,10 @@ def percentile_interval(replicates: Array) -> tuple[float, float]:
 
 
 def _fisher_interval(value: float, replicates: Array) -> tuple[float, float]:
-    """tanh(z -+ 1.96 s), z = artanh(value), s the spread of z over the resamples: unlike percentiles, which a resample's
-    ties pull towards 0 or away from it, it always holds the value."""
+    """tanh(z -+ 1.96 s), z = artanh(value), s the spread of z over the resamples.
+
+    Unlike percentiles, which a resample's ties pull away from it, this always holds the value.
+    """
     z = np.arctanh(np.clip(replicates[np.isfinite(replicates)], -1.0 + 1e-6, 1.0 - 1e-6))
     half = stats.norm.ppf((1.0 + CONFIDENCE) / 2.0) * z.std(ddof=1)
     return float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half))
@@ -248,14 +250,6 @@ def _medians(values: Array, counts: Array) -> Array:
     upper = (cumulative <= total // 2).sum(axis=1)
     padded = np.append(values[order], np.nan)
     return np.asarray((padded[lower] + padded[upper]) / 2.0)
-
-
-def resampled_auc(values: Array, is_positive: NDArray[np.bool_], counts: Array) -> Array:
-    """AUC of each resample, (b,): U / (m n) from midranks; NaN for one without positives or without negatives."""
-    positive = counts * is_positive
-    m, n = positive.sum(axis=1), (counts * ~is_positive).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(((positive * midranks(values, counts)).sum(axis=1) - m * (m + 1) / 2) / (m * n))
 
 
 def rank_correlations(x: Array, y: Array, counts: Array) -> Array:
