@@ -332,11 +332,11 @@ def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
     if not known:
         return None
-    second = known.get("second")
+    second, folds = known.get("second"), known.get("folds", [])
     return {
         **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
-        "n_folds": len(known["folds"]),
-        "folds": [{"timestep": fold["timestep"]} for fold in known["folds"]],
+        "n_folds": len(folds),
+        "folds": [{"timestep": fold["timestep"]} for fold in folds],
         "second": second and {name: second[name] for name in ("timestep", "choices")},
     }
 

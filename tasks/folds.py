@@ -51,13 +51,14 @@ def calibration_rows(manifest: Path) -> list[Row]:
 def deal(units: Iterable[list[Row]], n_folds: int = N_FOLDS) -> list[Row]:
     """The rows of all units (near-duplicate groups, images alone), each with its ``fold``; a unit is never cut.
 
-    Unit by unit, each to the fold with the fewest images of its kind (split, repeated or not) so far; of those with
-    the same number, to the one with the fewest of its split, and of those to the first.
+    Unit by unit, the repeated and the largest first, each to the fold with the fewest images of its kind (split,
+    repeated or not) so far; of those with the same number, to the one with the fewest of its split, and of those to
+    the first.
     """
     of_kind: Counter[tuple[Any, ...]] = Counter()
     of_split: Counter[tuple[Any, ...]] = Counter()
     dealt: list[Row] = []
-    for members in sorted(units, key=lambda unit: not unit[0]["is_repeated"]):
+    for members in sorted(units, key=lambda unit: (not unit[0]["is_repeated"], -len(unit))):
         split, is_repeated = members[0]["split"], members[0]["is_repeated"]
         fold = min(range(n_folds), key=lambda k: (of_kind[split, is_repeated, k], of_split[split, k]))
         of_kind[split, is_repeated, fold] += len(members)

@@ -8,7 +8,7 @@
 -- column n_control [images]: distinct held-out images that serve as controls
 -- column median_train [nats]: median log growth of the distinct training images
 -- column median_control [nats]: median log growth of the controls
--- column fraction_above [of 1]: training images above 95% of the controls; 0.05 is chance, roughly; none calibrated on
+-- column fraction_above [of 1]: training images with more growth than 95% of the controls; 0.05 is chance, roughly
 -- column auc [of 1]: trained against held out; 0.5 is chance
 -- column auc_low [of 1]: lower bound of its 95% interval
 -- column auc_high [of 1]: upper bound of its 95% interval
@@ -20,7 +20,7 @@ WITH thresholds AS (
         run,
         quantile_cont(log_growth, 0.95) AS threshold
     FROM images
-    WHERE is_control AND is_usable AND NOT is_calibration
+    WHERE is_control AND is_compared
     GROUP BY run
 ),
 
@@ -30,7 +30,7 @@ fractions AS (
         avg((images.log_growth > thresholds.threshold)::INTEGER) AS fraction_above
     FROM images
     INNER JOIN thresholds ON images.run = thresholds.run
-    WHERE images.split = 'train' AND images.is_usable AND NOT images.is_calibration
+    WHERE images.split = 'train' AND images.is_compared
     GROUP BY images.run
 )
 

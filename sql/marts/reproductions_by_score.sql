@@ -1,6 +1,6 @@
 -- reproductions_by_score: the ranking beside what really came out; empty where nothing was extracted.
 -- grain: one row per distinct usable training image
--- column rank [ordinal]: 1 is the most easily reproduced by its score; see ranking
+-- column rank [ordinal]: 1 is the most easily reproduced by its ease; see ranking
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced

@@ -144,7 +144,7 @@ def _exhibit(row: Mapping[str, Any], album: Album) -> Exhibit:
         visible(row["sample_id"]),
         album.training(row["sample_id"]),
         facts,
-        tuple(trait for trait in ("is_flagged", "is_calibration", "is_reproduced") if row.get(trait)),
+        tuple(trait for trait in ("is_flagged", "is_reproduced") if row.get(trait)),
         album.generated(key) if key else "",
         generated,
     )

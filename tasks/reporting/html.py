@@ -110,7 +110,7 @@ def render_report(inputs: ReportInputs, redact: bool = False) -> str:
 
 def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     """The plots of scores that have something to show, in the order of the page."""
-    compared = images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))
+    compared = images.filter(pc.field("is_compared"))
     is_train, is_control = compared["split"].to_numpy() == "train", compared["is_control"].to_numpy()
     copies = compared["copies"].to_numpy().astype(np.int64)
     growth, eps_norm = (compared[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
@@ -149,9 +149,9 @@ def _facts(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, 
     calibration = evidence.get("calibration")
     if calibration:
         second = calibration.get("second")
-        facts["Calibrated apart"] = (
-            "timestep {timestep}{also}, chosen on {n_train:,} trained and {n_control:,} held-out images "
-            "that are in no comparison"
+        facts["Calibrated"] = (
+            "timestep {timestep}{also}, on {n_train:,} training and {n_control:,} held-out images; "
+            "each image is scored by a fit without it"
         ).format(**calibration, also=f", and {second['timestep']} for fused_norms" if second else "")
     checksum = record.get("scoring", {}).get("checkpoint_sha256")
     return facts | ({"Checkpoint, SHA-256": f"{checksum[:16]}…"} if checksum else {})

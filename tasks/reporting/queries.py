@@ -27,9 +27,9 @@ RELATIONS = (
 """Marts that the page quotes, in its order."""
 QUESTIONS = {
     "compared_scores": (
-        "the scores that comparisons, curves and tests are made of: usable, and nothing was calibrated on them.",
-        "SELECT split, is_control, copies, near_duplicate_group, log_growth, eps_norm "
-        "FROM images WHERE is_usable AND NOT is_calibration AND (split = 'train' OR is_control)",
+        "the scores that comparisons, curves and tests are made of: usable, and in one split only.",
+        "SELECT split, is_control, copies, near_duplicate_group, log_growth, fused, eps_norm "
+        "FROM images WHERE is_compared",
     ),
     "odds": ("how probable it is that the model generates an image (latentprint odds).", "FROM odds"),
 }

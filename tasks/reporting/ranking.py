@@ -37,7 +37,6 @@ COLUMNS = {
 }
 TRAITS = {
     "is_flagged": "flagged",
-    "is_calibration": "calibration: not tested",
     "is_repeated": "repeated",
     "is_reproduced": "came out",
 }
@@ -119,8 +118,6 @@ def _cell(row: Mapping[str, Any], name: str) -> Cell:
     key = "" if value is None or (isinstance(value, float) and not is_finite(value)) else repr(value)
     if name == "log_probability":
         return Cell(row.get("one_in") or ABSENT, key)
-    if name == "p_value" and row.get("is_calibration"):
-        return Cell(TRAITS["is_calibration"], key)
     if name == "p_value":
         return Cell(f"{p_value(value)}{' flagged' if row.get('is_flagged') else ''}", key)
     return Cell(visible(value), str(value)) if isinstance(value, str) else Cell(number(value), key)

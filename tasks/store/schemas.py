@@ -172,7 +172,7 @@ CALIBRATION = pa.schema(
         _field(
             "fold",
             pa.int32(),
-            "its calibrated scores come from the other folds (tasks/evidence/calibration.py); near duplicates share one",
+            "its calibrated scores are fitted on the other folds (evidence/calibration.py); near duplicates share it",
             "identifier",
         ),
         _field(

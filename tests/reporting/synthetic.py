@@ -47,8 +47,8 @@ class Images:
     eps_norm: NDArray[np.float64]
     near_duplicate_groups: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Number -> images."""
-    calibration: Sequence[int] = ()
-    """Images that were set aside."""
+    fused: NDArray[np.float64] | None = None
+    """Log odds of membership; None: not calibrated."""
 
     def table(self) -> pa.Table:
         """The columns of sql/staging/images.sql."""
@@ -69,11 +69,12 @@ class Images:
                 "log_growth_se": pa.nulls(n, pa.float64()),
                 "eps_norm": self.eps_norm,
                 "dime": pa.nulls(n, pa.float64()),
-                "fused": pa.nulls(n, pa.float64()),
+                "fused": pa.nulls(n, pa.float64()) if self.fused is None else pa.array(self.fused),
                 "n_evaluations": pa.array([2] * n, pa.int64()),
                 "status": ["ok" if ok else "nonfinite" for ok in usable],
                 "is_control": [split == "holdout" for split in self.splits],
-                "is_calibration": [i in self.calibration for i in range(n)],
+                "is_compared": usable,
+                "fold": pa.array([None if self.fused is None else i % 5 for i in range(n)], pa.int32()),
                 "is_usable": usable,
             }
         )
@@ -216,7 +217,7 @@ def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = 
         connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
         connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
         connection.register("matches", MATCHES.empty_table())
-        connection.register("flags", flag_table(images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))))
+        connection.register("flags", flag_table(images.filter(pc.field("is_usable"))))
         connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()

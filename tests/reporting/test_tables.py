@@ -18,7 +18,7 @@ from PIL import Image
 from tasks.reporting import formats, headline
 from tasks.reporting.comparisons import comparison_table
 from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.html import ReportInputs, render_report
+from tasks.reporting.html import ReportInputs
 from tasks.reporting.ranking import MOST_ROWS, ranking_table
 from tasks.reporting.relations import score_against_hits
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
@@ -139,22 +139,15 @@ def test_ranking_holds_all_that_is_known_of_an_image(extracted: ReportInputs) ->
     assert sum("is_reproduced" in row.traits for row in table.rows) == 104
 
 
-def test_images_that_calibration_set_aside_are_tagged_and_not_tested() -> None:
-    order = np.argsort(-planted().log_growth[:256])
-    aside = Run(images=replace(planted(), calibration=[int(order[i]) for i in (0, 2, 255)])).inputs()
-    shown = gallery(aside.tables, Album({}, {}))
-    tagged = ["is_calibration" in exhibit.traits for exhibit in (*shown.highest[:4], shown.lowest[0])]
-    assert tagged == [True, False, True, False, True]
-    table = ranking_table(aside.tables)
+def test_the_ranking_is_by_the_calibrated_score_and_every_image_is_tested() -> None:
+    images = planted()
+    fused = Run(images=replace(images, fused=-images.log_growth)).inputs()
+    table = ranking_table(fused.tables)
     assert table is not None
-    place = [column.label for column in table.columns].index("p")
-    first, second = table.rows[0], table.rows[1]
-    assert (first.cells[place].text, first.cells[place].key) == ("calibration: not tested", "")
-    assert second.cells[place].text.endswith(" flagged")
-    assert [i for i, row in enumerate(table.rows) if "is_calibration" in row.traits] == [0, 2, 255]
-    assert table.traits["is_calibration"] == "calibration: not tested"
-    page = render_report(aside)
-    assert page.count('<span class="trait">calibration: not tested</span>') == 3
+    labels = [column.label for column in table.columns]
+    growth = [float(row.cells[labels.index("log growth")].key) for row in table.rows]
+    assert growth == sorted(images.log_growth[:256])
+    assert all(row.cells[labels.index("p")].key for row in table.rows)
 
 
 def test_of_a_table_that_was_read_by_its_ends_the_true_number_of_rows_is_printed(

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tasks.store.dictionary import SQL
@@ -15,9 +13,8 @@ from tasks.store.files import write_json
 from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
 from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import CALIBRATION
 from tasks.store.warehouse import Warehouse
-from tests.store.runs import IMAGES, Image, assert_described, write_flags, write_run
+from tests.store.runs import IMAGES, Image, assert_described, write_calibration, write_flags, write_run
 
 EARLY: list[Image] = [
     ("train/a", "A", "train", 1, 0, 1.0),
@@ -163,15 +160,16 @@ def test_history_tells_when_memorization_sets_in(history: HistoryWarehouse) -> N
     assert (found[2]["n_train_distinct"], found[2]["n_control"]) == (3, 2)
 
 
-def test_what_a_timestep_was_chosen_on_is_in_no_fraction_of_the_history(tmp_path: Path) -> None:
-    """Of 1, 2, 3 the 3 lies above the controls 0.5 and 2.5; without it and the 2.5, 1 and 2 above 0.5."""
-    write(tmp_path / "run", EARLY, "not_shown", 0.5)
-    images = pa.table({"split": ["train", "holdout"], "content_hash": ["C", "D"]}, schema=CALIBRATION)
-    pq.write_table(images, RunDirectory(tmp_path / "run").calibration_images)
+def test_what_is_in_both_splits_is_in_no_fraction_of_the_history(tmp_path: Path) -> None:
+    """Of 1, 2, 3 the 3 lies above the controls 0.5 and 2.5; the 9 is held out too, and the 0.5 was calibrated on."""
+    both = [(f"{split}/x", "X", split, 1, 0, 9.0) for split in ("train", "holdout")]
+    write(tmp_path / "run", [*EARLY, *both], "not_shown", 0.5)
+    control = next(image for image in EARLY if image[2] == "holdout")
+    write_calibration(RunDirectory(tmp_path / "run"), {control[:3]: 0})
     with HistoryWarehouse(find_runs([str(tmp_path / "run")])) as warehouse:
         (row,) = rows(warehouse, "run_history")
-    assert (row["fraction_above"], row["median_train"], row["median_control"]) == (1.0, 1.5, 0.5)
-    assert (row["n_train_distinct"], row["n_control"]) == (3, 2)
+    assert (row["fraction_above"], row["median_train"], row["median_control"]) == (1 / 3, 2.0, 1.5)
+    assert (row["n_train_distinct"], row["n_control"]) == (4, 2)
 
 
 def test_the_onset_of_an_image_is_the_first_run_that_flags_it(tmp_path: Path) -> None:
