@@ -268,7 +268,7 @@ def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample
     counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
     images = image_scores(counted)
     n_generated = int(counted["n_generated"][0].as_py())
-    judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
+    judgements = judge(images.scores, counted["hits_group"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(directory.extraction), "judgement": by_score}
 

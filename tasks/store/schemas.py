@@ -229,7 +229,21 @@ _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: p
 _NEAREST = (
     _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
     _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
-    _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+    _field(
+        "second_distance",
+        pa.float64(),
+        "distance to the nearest training image of another near-duplicate group",
+        _DISTANCE_UNIT,
+    ),
+)
+
+_RULES = (
+    _field("is_copy", pa.bool_(), "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3"),
+    _field(
+        "is_copy_adaptive",
+        pa.bool_(),
+        "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
+    ),
 )
 
 MATCHES = pa.schema(
@@ -241,22 +255,38 @@ MATCHES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest training image to its own 50 nearest training images",
+            "mean distance from the nearest training image to the 50 nearest ones outside its near-duplicate group",
             _DISTANCE_UNIT,
         ),
-        _field(
-            "is_copy",
-            pa.bool_(),
-            "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3",
-        ),
-        _field(
-            "is_copy_adaptive",
-            pa.bool_(),
-            "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
-        ),
+        *_RULES,
         _EMBEDDING,
     ]
 )
+
+FALSE_COPIES = pa.schema(
+    [
+        _field("control", pa.string(), "held_out | left_out_training | generated_against_held_out"),
+        _field("query", pa.string(), "the image that cannot be a copy: its sample_id, or key of the generated image"),
+        _CONTENT_HASH,
+        _field("nearest_sample_id", pa.string(), "sample_id of the nearest image that it was matched to"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field(
+            "second_distance",
+            pa.float64(),
+            "distance to the nearest such image of another near-duplicate group",
+            _DISTANCE_UNIT,
+        ),
+        _field(
+            "surrounding_distance",
+            pa.float64(),
+            "mean distance from the nearest image to the 50 nearest ones outside its near-duplicate group",
+            _DISTANCE_UNIT,
+        ),
+        *_RULES,
+        _EMBEDDING,
+    ]
+)
+"""Images that cannot be copies, by the rules that tell copies: how often these fire by mistake."""
 
 REPRODUCTIONS = pa.schema(
     [
@@ -268,15 +298,23 @@ REPRODUCTIONS = pa.schema(
         _field("hits", pa.int64(), "generated images that reproduce this training image, by the ratio rule", "images"),
         _field("rate_low", pa.float64(), "of hits / n_generated, 95% Clopper-Pearson interval, lower bound", "1"),
         _field("rate_high", pa.float64(), "its upper bound", "1"),
-        _field("hits_adaptive", pa.int64(), "the same by the adaptive rule, factor 1/2", "images"),
+        _field(
+            "hits_group",
+            pa.int64(),
+            "generated images that reproduce it or a near duplicate of it, by the ratio rule",
+            "images",
+        ),
+        _field("hits_adaptive", pa.int64(), "hits by the adaptive rule, factor 1/2", "images"),
         _field("rate_adaptive_low", pa.float64(), "of hits_adaptive / n_generated, 95% interval, lower bound", "1"),
         _field("rate_adaptive_high", pa.float64(), "its upper bound", "1"),
+        _field("hits_group_adaptive", pa.int64(), "hits_group by the adaptive rule", "images"),
         _field("nearest_generated", pa.string(), "key of the generated image that is nearest to this training image"),
         _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
         _field(
             "nearest_ratio",
             pa.float64(),
-            "that distance over its distance to the nearest other training image; below 1/3: a copy of this one",
+            "that distance over its distance to the nearest training image of another near-duplicate group; "
+            "below 1/3: a copy of this one or of a near duplicate of it",
             "1",
         ),
         _EMBEDDING,
@@ -457,6 +495,7 @@ CURATION = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
+    "false_copies": FALSE_COPIES,
     "flags": FLAGS,
     "manifest": MANIFEST,
     "matches": MATCHES,
