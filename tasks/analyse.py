@@ -18,7 +18,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
-from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS
+from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
 from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
 from tasks.evidence.methods import methods
@@ -37,6 +37,7 @@ SCORE_NAMES = (
     "dime",
     "sima",
     *(name for name in BASELINE_NAMES if name != "sima"),
+    "log_density",
 )
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
@@ -92,7 +93,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         pq.write_table(flag_table(rows), temporary)
     pixels, images = sampled_pixels(directory.shards, rows, places), replace(image_scores(rows), hits=hits)
     evidence = assess(images, generated, pixels)
-    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]["repeats"]))
+    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]))
     warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
     evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
     for warning in warnings:
@@ -175,18 +176,20 @@ def image_scores(rows: pa.Table) -> ImageScores:
     )
 
 
-def evaluations(rows: pa.Table, repeats: int) -> dict[str, int]:
+def evaluations(rows: pa.Table, parameters: Mapping[str, Any]) -> dict[str, int]:
     """Network evaluations an image that each score takes alone; without rows, of the baselines only.
 
     Args:
         rows: of :meth:`Sample.scores`.
-        repeats: independent draws of the axes.
+        parameters: of the scoring.
     """
     known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1, "fused_norms": 2}
     for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
-        first_step = repeats * (row["n_axes"] + 1)
+        first_step = parameters["repeats"] * (row["n_axes"] + 1)
         known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
         known["fused"] = known["log_growth"]
+    if parameters.get("density") and parameters["density_probes"]:
+        known["log_density"] = density_evaluations(parameters["density"], parameters["density_probes"])
     return known
 
 

@@ -26,7 +26,7 @@ Groups = tuple[NDArray[Any], NDArray[Any]]
 """Near-duplicate labels of the positives and of the negatives. A label on both sides is one group in the bootstrap,
 and a unit on each side in the permutation test, which needs units of one side."""
 
-HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms"})
+HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms", "log_density"})
 """Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
 
 N_PERMUTATIONS = 9_999
