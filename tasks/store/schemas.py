@@ -84,7 +84,12 @@ SCORES = pa.schema(
             "nats",
             nullable=True,
         ),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
@@ -156,13 +161,22 @@ OPTIONAL_SCORES = pa.schema(
             "(tasks/evidence/calibration.py); higher: member",
             "nats",
         ),
+        _score(
+            "log_density",
+            "log p(x) = log N(z; 0, I) + log |det dz/dx| of the state at the schedule's first timestep, per unit of "
+            "pixel values -1 ... 1; in latent space of the latent code (tasks/diffusion/density.py, Grathwohl et al. "
+            "2019); "
+            "higher: more easily reproduced",
+            "nats",
+        ),
+        _score("log_density_se", "standard error of log_density over its probes; 0 for the exact trace", "nats"),
         _score("reversibility_rms", "image -> latent -> image, root mean square error", "pixel values -1 ... 1"),
         _score("latent_norm", "|z| / sqrt(d) of the latent; 1 for a draw from N(0, I)", "1"),
         _score("latent_skewness", "of the latent's values; 0 for a draw from N(0, I)", "1"),
         _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
     ]
 )
-"""Columns that ``scores`` has where they were asked for (--baselines, --second-timestep, --reversibility)."""
+"""Columns that ``scores`` has if asked for (--baselines, --second-timestep, --density, --reversibility)."""
 
 CALIBRATION = pa.schema(
     [
@@ -327,7 +341,12 @@ SWEEP = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
@@ -349,7 +368,12 @@ VALIDITY = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("setting", pa.string(), "what was changed: other_seed | other_delta | exact_tangents | half_step"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
