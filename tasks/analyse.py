@@ -18,7 +18,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
-from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS
+from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
 from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
 from tasks.evidence.membership import HeldOut
@@ -40,6 +40,7 @@ SCORE_NAMES = (
     "dime",
     "sima",
     *(name for name in BASELINE_NAMES if name != "sima"),
+    "log_density",
 )
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
@@ -97,7 +98,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
     membership = evidence["verdict"]["membership"]
     with atomic_path(directory.flags) as temporary:
         pq.write_table(flag_table(rows, membership["reason"] if membership["is_void"] else ""), temporary)
-    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]["repeats"]))
+    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]))
     warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
     evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
     for warning in warnings:
@@ -209,18 +210,20 @@ def image_scores(rows: pa.Table) -> ImageScores:
     )
 
 
-def evaluations(rows: pa.Table, repeats: int) -> dict[str, int]:
+def evaluations(rows: pa.Table, parameters: Mapping[str, Any]) -> dict[str, int]:
     """Network evaluations an image that each score takes alone; without rows, of the baselines only.
 
     Args:
         rows: of :meth:`Sample.scores`.
-        repeats: independent draws of the axes.
+        parameters: of the scoring.
     """
     known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1, "fused_norms": 2}
     for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
-        first_step = repeats * (row["n_axes"] + 1)
+        first_step = parameters["repeats"] * (row["n_axes"] + 1)
         known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
         known["fused"] = known["log_growth"]
+    if parameters.get("density") and parameters["density_probes"]:
+        known["log_density"] = density_evaluations(parameters["density"], parameters["density_probes"])
     return known
 
 
@@ -268,7 +271,7 @@ def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample
     counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
     images = image_scores(counted)
     n_generated = int(counted["n_generated"][0].as_py())
-    judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
+    judgements = judge(images.scores, counted["hits_group"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(directory.extraction), "judgement": by_score}
 
@@ -332,11 +335,11 @@ def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
     if not known:
         return None
-    second = known.get("second")
+    second, folds = known.get("second"), known.get("folds", [])
     return {
         **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
-        "n_folds": len(known["folds"]),
-        "folds": [{"timestep": fold["timestep"]} for fold in known["folds"]],
+        "n_folds": len(folds),
+        "folds": [{"timestep": fold["timestep"]} for fold in folds],
         "second": second and {name: second[name] for name in ("timestep", "choices")},
     }
 

@@ -21,8 +21,8 @@ from tasks.evidence.confounders import ScoreModel, confounders
 from tasks.evidence.embeddings import EMBEDDINGS
 from tasks.evidence.matching import N_SURROUNDING
 from tasks.extraction import channels_first, read_generated
+from tasks.references import TrainingImages
 from tasks.reporting.formats import visible
-from tasks.reproductions import TrainingImages
 from tasks.store.dictionary import SQL
 from tasks.store.files import finite, read_json
 from tasks.store.run import RunDirectory, RunError

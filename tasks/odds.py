@@ -35,7 +35,7 @@ from tasks.diffusion.schedule import spaced_timesteps
 from tasks.extract import scored_model
 from tasks.parameters import OddsParameters
 from tasks.progress import Progress
-from tasks.reproductions import TrainingImages
+from tasks.references import TrainingImages
 from tasks.scoring import auto_batch_size
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory

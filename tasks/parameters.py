@@ -55,7 +55,9 @@ class ShardParameters(Parameters):
 class ScoreParameters(Parameters):
     """What is computed for each image. These, the manifest and the checkpoint make the run's identity."""
 
-    axes: int = Field(1, ge=1, description="axes K of the growing volume")
+    axes: int = Field(
+        1, ge=1, description="axes K that are followed; 1: growth along one axis, a directional derivative"
+    )
     steps: int = Field(1, ge=1, description="ODE steps N")
     timestep: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
@@ -85,6 +87,19 @@ class ScoreParameters(Parameters):
     reversibility: int = Field(
         0, ge=0, description="DDIM steps to latent and back that measure its error; 0: not measured"
     )
+    density: int = Field(
+        0,
+        ge=0,
+        description="ODE steps that compute log_density, the log density of each image under the model [nats]; "
+        "S steps with P probes cost S + (S + 1)(P + 1) network evaluations per image: 155 for S = 25 and P = 4, where "
+        "the growth of one axis costs 2; 0: not computed",
+    )
+    density_probes: int = Field(
+        4,
+        ge=0,
+        description="random probes of the trace at each step of --density; 2 or more also give log_density_se; "
+        "0: the exact trace, one probe per dimension of what the model diffuses, for small images",
+    )
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
 
     @field_validator("baselines", mode="before")
@@ -99,7 +114,7 @@ class ScoreParameters(Parameters):
 
     def bare(self) -> Self:
         """The same with nothing measured beside the growth."""
-        return self.model_copy(update={"baselines": (), "reversibility": 0, "second_timestep": "none"})
+        return self.model_copy(update={"baselines": (), "reversibility": 0, "density": 0, "second_timestep": "none"})
 
 
 class ValidityParameters(Parameters):

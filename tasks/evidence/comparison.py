@@ -22,7 +22,7 @@ from tasks.evidence.statistics import (
     median_difference_interval,
 )
 
-HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms"})
+HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms", "log_density"})
 """Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
 
 N_PERMUTATIONS = 9_999

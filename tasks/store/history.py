@@ -30,7 +30,7 @@ from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500
-BESIDE_GROWTH = ("baselines", "reversibility", "second_timestep")
+BESIDE_GROWTH = ("baselines", "reversibility", "density", "density_probes", "second_timestep")
 """Scoring parameters that growth does not depend on."""
 
 

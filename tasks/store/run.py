@@ -5,7 +5,7 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
     verdict.json, junit.xml, where the gate decided
     report-redacted.html, compare.html, where those were asked for
     calibration.json, calibration.parquet, where there are controls to calibrate against
-    samples/  matches/  reproductions/  extraction.json, where images were generated
+    samples/  matches/  reproductions/  false-copies/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
     sweep/  sweep.html, where parameters were studied
     matches-before/  cleaned.json, where the model was trained on a cleaned set
@@ -156,6 +156,11 @@ class RunDirectory:
     @property
     def reproductions(self) -> Path:
         return self.path / "reproductions"
+
+    @property
+    def false_copies(self) -> Path:
+        """Images that cannot be copies, matched by the same rules: a part a kind of control."""
+        return self.path / "false-copies"
 
     @property
     def extraction(self) -> Path:

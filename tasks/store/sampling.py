@@ -56,8 +56,11 @@ class Sample:
         return [(str(row["shard"]), int(row["shard_index"])) for row in rows]
 
     def hits(self) -> pa.Table:
-        """sample_id, hits and n_generated of the training images."""
-        query = "SELECT sample_id, hits, n_generated FROM reproductions WHERE content_hash <= $last ORDER BY sample_id"
+        """sample_id, hits, hits of its near-duplicate group and n_generated of the training images."""
+        query = """
+            SELECT sample_id, hits, coalesce(hits_group, hits) AS hits_group, n_generated FROM reproductions
+            WHERE content_hash <= $last ORDER BY sample_id
+        """
         return self.warehouse.rows(query, "reproductions", {"last": self._last["train"]})
 
     def images(self, sample_ids: Sequence[str] = (), groups: Sequence[int] = ()) -> pa.Table:

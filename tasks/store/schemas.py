@@ -84,7 +84,12 @@ SCORES = pa.schema(
             "nats",
             nullable=True,
         ),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
@@ -156,13 +161,22 @@ OPTIONAL_SCORES = pa.schema(
             "(tasks/evidence/calibration.py); higher: member",
             "nats",
         ),
+        _score(
+            "log_density",
+            "log p(x) = log N(z; 0, I) + log |det dz/dx| of the state at the schedule's first timestep, per unit of "
+            "pixel values -1 ... 1; in latent space of the latent code (tasks/diffusion/density.py, Grathwohl et al. "
+            "2019); "
+            "higher: more easily reproduced",
+            "nats",
+        ),
+        _score("log_density_se", "standard error of log_density over its probes; 0 for the exact trace", "nats"),
         _score("reversibility_rms", "image -> latent -> image, root mean square error", "pixel values -1 ... 1"),
         _score("latent_norm", "|z| / sqrt(d) of the latent; 1 for a draw from N(0, I)", "1"),
         _score("latent_skewness", "of the latent's values; 0 for a draw from N(0, I)", "1"),
         _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
     ]
 )
-"""Columns that ``scores`` has where they were asked for (--baselines, --second-timestep, --reversibility)."""
+"""Columns that ``scores`` has if asked for (--baselines, --second-timestep, --density, --reversibility)."""
 
 CALIBRATION = pa.schema(
     [
@@ -229,7 +243,21 @@ _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: p
 _NEAREST = (
     _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
     _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
-    _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+    _field(
+        "second_distance",
+        pa.float64(),
+        "distance to the nearest training image of another near-duplicate group",
+        _DISTANCE_UNIT,
+    ),
+)
+
+_RULES = (
+    _field("is_copy", pa.bool_(), "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3"),
+    _field(
+        "is_copy_adaptive",
+        pa.bool_(),
+        "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
+    ),
 )
 
 MATCHES = pa.schema(
@@ -241,22 +269,38 @@ MATCHES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest training image to its own 50 nearest training images",
+            "mean distance from the nearest training image to the 50 nearest ones outside its near-duplicate group",
             _DISTANCE_UNIT,
         ),
-        _field(
-            "is_copy",
-            pa.bool_(),
-            "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3",
-        ),
-        _field(
-            "is_copy_adaptive",
-            pa.bool_(),
-            "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
-        ),
+        *_RULES,
         _EMBEDDING,
     ]
 )
+
+FALSE_COPIES = pa.schema(
+    [
+        _field("control", pa.string(), "held_out | left_out_training | generated_against_held_out"),
+        _field("query", pa.string(), "the image that cannot be a copy: its sample_id, or key of the generated image"),
+        _CONTENT_HASH,
+        _field("nearest_sample_id", pa.string(), "sample_id of the nearest image that it was matched to"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field(
+            "second_distance",
+            pa.float64(),
+            "distance to the nearest such image of another near-duplicate group",
+            _DISTANCE_UNIT,
+        ),
+        _field(
+            "surrounding_distance",
+            pa.float64(),
+            "mean distance from the nearest image to the 50 nearest ones outside its near-duplicate group",
+            _DISTANCE_UNIT,
+        ),
+        *_RULES,
+        _EMBEDDING,
+    ]
+)
+"""Images that cannot be copies, by the rules that tell copies: how often these fire by mistake."""
 
 REPRODUCTIONS = pa.schema(
     [
@@ -268,15 +312,23 @@ REPRODUCTIONS = pa.schema(
         _field("hits", pa.int64(), "generated images that reproduce this training image, by the ratio rule", "images"),
         _field("rate_low", pa.float64(), "of hits / n_generated, 95% Clopper-Pearson interval, lower bound", "1"),
         _field("rate_high", pa.float64(), "its upper bound", "1"),
-        _field("hits_adaptive", pa.int64(), "the same by the adaptive rule, factor 1/2", "images"),
+        _field(
+            "hits_group",
+            pa.int64(),
+            "generated images that reproduce it or a near duplicate of it, by the ratio rule",
+            "images",
+        ),
+        _field("hits_adaptive", pa.int64(), "hits by the adaptive rule, factor 1/2", "images"),
         _field("rate_adaptive_low", pa.float64(), "of hits_adaptive / n_generated, 95% interval, lower bound", "1"),
         _field("rate_adaptive_high", pa.float64(), "its upper bound", "1"),
+        _field("hits_group_adaptive", pa.int64(), "hits_group by the adaptive rule", "images"),
         _field("nearest_generated", pa.string(), "key of the generated image that is nearest to this training image"),
         _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
         _field(
             "nearest_ratio",
             pa.float64(),
-            "that distance over its distance to the nearest other training image; below 1/3: a copy of this one",
+            "that distance over its distance to the nearest training image of another near-duplicate group; "
+            "below 1/3: a copy of this one or of a near duplicate of it",
             "1",
         ),
         _EMBEDDING,
@@ -289,7 +341,12 @@ SWEEP = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
@@ -311,7 +368,12 @@ VALIDITY = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("setting", pa.string(), "what was changed: other_seed | other_delta | exact_tangents | half_step"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
@@ -457,6 +519,7 @@ CURATION = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
+    "false_copies": FALSE_COPIES,
     "flags": FLAGS,
     "manifest": MANIFEST,
     "matches": MATCHES,

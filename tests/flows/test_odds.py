@@ -15,7 +15,7 @@ from flows.audit import audit
 from flows.odds import odds
 from tasks.diffusion.odds import N_REPEATS
 from tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
-from tasks.reproductions import TrainingImages
+from tasks.references import TrainingImages
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
 from tests.conftest import Latentprint

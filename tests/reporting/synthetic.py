@@ -158,6 +158,7 @@ class Run:
                     **{name: row[name] for name in ("sample_id", "content_hash")},
                     **dict(n_generated=self.n_generated, rule="ratio", threshold=1 / 3, embedding="pixel"),
                     **dict(hits=hits, rate_low=low, rate_high=high),
+                    **dict(hits_group=hits, hits_group_adaptive=hits),
                     **dict(hits_adaptive=hits, rate_adaptive_low=low, rate_adaptive_high=high),
                     **dict(nearest_generated=f"{i:09d}", nearest_distance=2.0, nearest_ratio=0.2 if hits else 0.8),
                 }

@@ -73,6 +73,8 @@ def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> 
             "content_hash": content,
             "hits": n,
             "hits_adaptive": n + 1,
+            "hits_group": n,
+            "hits_group_adaptive": n + 1,
             **constant,
             **found,
             **bounds,

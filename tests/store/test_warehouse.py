@@ -346,7 +346,8 @@ def test_group_auc_is_the_share_of_pairs_in_which_the_first_is_higher(tmp_path: 
 def test_without_controls_nothing_is_flagged_and_without_samples_nothing_is_a_copy(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", IMAGES[:4])
     assert rows(run, "flagged") == []
-    assert rows(run, "generated_copies") == [{"n_samples": 0, "n_copies": 0, "fraction": None, "n_reproduced": 0}]
+    nothing = {"n_samples": 0, "n_copies": 0, "n_copies_adaptive": 0, "fraction": None, "n_reproduced": 0}
+    assert rows(run, "generated_copies") == [{**nothing, "n_originals": 0}]
 
 
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:
