@@ -4,11 +4,11 @@ Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. T
 
     B = |eps(x + delta q, t)|                       bias: how far the model is from reproducing the image
     V = d q' J q                                    crowding: estimates tr J; low where training images compete
-    dime  = cos(phi) B^2 + sin(phi) V               Do & Alabi 2026 (DIME); lower: member
+    dime  = (cos(phi) B^2 + sin(phi) V - m) / s     Do & Alabi 2026 (DIME), standardised; lower: member
     fused = b + sum_j w_j (f_j - m_j) / s_j         log odds of membership, logistic regression; higher: member
 
-with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps. One more evaluation, at a
-second timestep t', gives
+with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps, m the midpoint of both kinds'
+means and s^2 the mean of their variances. One more evaluation, at a second timestep t', gives
 
     fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
 
@@ -23,15 +23,20 @@ a part in its score. The conformal p-value of a training image i, k(i) its fold,
 
     p_i = (1 + #{j : s_{-k(j)}(x_j) >= s_{-k(i)}(x_i)}) / (1 + n)
 
-Why it holds. If image i was drawn as the controls were, and the model knows nothing of it, then given s_{-k} it is
-exchangeable with the controls of its own fold: among these, P(p <= a) <= a exactly. Controls of other folds have other
-scorers, fitted on data of which one fold each differs. This is cross-conformal prediction (Vovk 2015, Annals of
-Mathematics and Artificial Intelligence 74), and what holds for any data is P(p <= a) <= 2 a + O(sqrt(K / n)) (CV+,
-Barber et al. 2021, Annals of Statistics 49). The factor 2 is met only by scorers that change much with a fold. Scores
-are therefore put on one scale before they are pooled: log odds at equal weights of both kinds, so that 0 means even
-odds in each fold whatever it holds. Fitted on noise, the five scorers give p-values at or below their level
-(tests/evidence/test_crossfit.py), and their pooled AUC averages 0.49 at 30 + 30 images, 0.495 at 64 + 64: what a fold's
-images add to the other scorers works against them, on the safe side.
+Against the controls of its own fold p is exact: if the model knows nothing of image i, then it and they are
+exchangeable given s_{-k}, which saw none of them, so P(p <= a) <= a. Controls of other folds have other scorers, each fitted on one
+fold that the other was not. Two things are asked of those:
+
+    One scale. Log odds at equal weights of both kinds, and for DIME standard deviations from the midpoint of both: 0 is
+    half way in each fold, whatever it holds.
+    No profit. s_{-k(j)} was fitted on image i as a training image, s_{-k(i)} on control j as held out. Neither of these
+    scores the image that it was fitted on, and what they learned of it is on the safe side: scores of pure noise have a
+    pooled AUC of 0.49 at 30 + 30 images and 0.495 at 64 + 64, and p-values at or below their level.
+
+The form is that of cross-conformal prediction (Vovk 2015, Annals of Mathematics and Artificial Intelligence 74), where
+a new image is scored by all K scorers, which gives P(p <= a) <= 2 a + O(sqrt(K / n)) for any data (CV+, Barber et al.
+2021, Annals of Statistics 49) and about a in practice. Scored by one of them, as here, only the part within the fold
+has a proof; the whole is held by nulls (tests/evidence/test_crossfit.py).
 
 A permutation test refits (:func:`refit`). It is exact if labels are permuted within folds, near-duplicate groups whole:
 the folds are dealt with a share of each split, so only there all orders were as likely.
@@ -151,6 +156,10 @@ class Fit(BaseModel):
     choices: tuple[Choice, ...] = ()
     phi: float
     """Angle of DIME [radians]."""
+    dime_centre: float
+    """Midpoint of the means of training and held-out images."""
+    dime_scale: float
+    """Root of the mean of their variances; 1 where nothing scatters."""
     fused: LogOdds
     """Of the ``FEATURES``."""
     second: SecondTimestep | None = None
@@ -160,7 +169,8 @@ class Fit(BaseModel):
 
     def scores(self, scores: Scores) -> dict[str, Array]:
         """``dime`` and ``fused`` of further images; ``fused_norms`` too where there is a second timestep."""
-        combined = {"dime": dime(scores, self.phi), "fused": self.fused.of(matrix(FEATURES, scores))}
+        standardised = (dime(scores, self.phi) - self.dime_centre) / self.dime_scale
+        combined = {"dime": standardised, "fused": self.fused.of(matrix(FEATURES, scores))}
         if self.second is not None:
             there = {name.removeprefix(SECOND): values for name, values in scores.items() if name.startswith(SECOND)}
             combined["fused_norms"] = self.second.fused_norms.of(matrix(NORMS, scores, there))
@@ -232,7 +242,7 @@ def matrix(features: Features, *scores: Scores) -> Array:
 
 
 def dime(scores: Scores, phi: float) -> Array:
-    """DIME from the growth's own two evaluations; lower: member."""
+    """DIME from the growth's own two evaluations, not standardised; lower: member."""
     return math.cos(phi) * scores["neighbour_eps_norm"] ** 2 + math.sin(phi) * scores["crowding"]
 
 
@@ -311,7 +321,8 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
             fused = LogOdds._of(kept.standardised(timestep), labels)
             scores["fused"][mine] = fused.of(design.features(k, timestep))
         if "dime" in names:
-            scores["dime"][mine] = dime(design.of_fold(k)[timestep], kept.angle(timestep, labels))
+            phi, centre, scale = kept.dime(timestep, labels)
+            scores["dime"][mine] = (dime(design.of_fold(k)[timestep], phi) - centre) / scale
         if "fused_norms" in names:
             there = kept.second(timestep, labels)
             if there is not None:
@@ -344,10 +355,13 @@ class _Sample:
         labels = is_train[kept.members]
         choices = kept.choices(labels)
         timestep = _best(choices)
+        phi, centre, scale = kept.dime(timestep, labels)
         return Fit(
             timestep=timestep,
             choices=choices,
-            phi=kept.angle(timestep, labels),
+            phi=phi,
+            dime_centre=centre,
+            dime_scale=scale,
             fused=LogOdds._of(kept.standardised(timestep), labels),
             second=kept.second(timestep, labels) if second else None,
             n_train=int(labels.sum()),
@@ -396,14 +410,18 @@ class _Kept:
             self._standardised[timesteps] = _standardised(matrix(FEATURES if len(timesteps) == 1 else NORMS, *scores))
         return self._standardised[timesteps]
 
-    def angle(self, timestep: int, is_train: Mask) -> float:
-        """phi at which DIME separates best, its first; by the ranks of DIME at all of ``ANGLES``, which are kept."""
+    def dime(self, timestep: int, is_train: Mask) -> tuple[float, float, float]:
+        """(phi, centre, scale): the first angle at which DIME separates best, by its ranks at all, which are kept."""
         if timestep not in self._dime_ranks:
             scores = self.by_timestep[timestep]
             parts = np.stack([scores["neighbour_eps_norm"] ** 2, scores["crowding"]])
             values = np.column_stack([np.cos(ANGLES), np.sin(ANGLES)]) @ parts
             self._dime_ranks[timestep] = rankdata(-values, axis=1).astype(np.float32)
-        return float(ANGLES[int(np.argmax(self._dime_ranks[timestep] @ is_train.astype(np.float32)))])
+        phi = float(ANGLES[int(np.argmax(self._dime_ranks[timestep] @ is_train.astype(np.float32)))])
+        values = dime(self.by_timestep[timestep], phi)
+        trained, held_out = values[is_train], values[~is_train]
+        scale = math.sqrt((trained.var(ddof=1) + held_out.var(ddof=1)) / 2.0)
+        return phi, float((trained.mean() + held_out.mean()) / 2.0), scale or 1.0
 
     def second(self, first: int, is_train: Mask) -> SecondTimestep | None:
         """Of the others, the timestep whose norms separate best beside those of the first; None without others."""

@@ -116,8 +116,9 @@ SCORES = pa.schema(
         _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
         _score(
             "dime",
-            "cos(phi) neighbour_eps_norm^2 + sin(phi) crowding, phi calibrated (Do & Alabi 2026); lower: member",
-            "l2 squared",
+            "cos(phi) neighbour_eps_norm^2 + sin(phi) crowding, phi calibrated (Do & Alabi 2026), from the midpoint of "
+            "training and held-out images, over their standard deviation; lower: member",
+            "standard deviations",
         ),
         _score(
             "fused",

@@ -69,7 +69,8 @@ def test_the_fit_of_a_fold_is_that_of_the_other_folds_alone() -> None:
     for k, fit in enumerate(found.calibration.folds):
         others = np.flatnonzero(folds == k).tolist()
         known = calibrate(without(by_timestep, others), np.delete(is_train, others), second=True)
-        assert (fit.timestep, fit.phi, fit.n_train, fit.n_control) == (known.timestep, known.phi, 80, 80)
+        assert (fit.timestep, fit.phi, fit.dime_centre) == (known.timestep, known.phi, known.dime_centre)
+        assert (fit.n_train, fit.n_control) == (80, 80)
         assert fit.fused == known.fused
         assert fit.second == known.second
         mine = {t: {name: values[folds == k] for name, values in scores.items()} for t, scores in by_timestep.items()}
@@ -108,6 +109,24 @@ def test_refitted_scores_are_those_of_crossfit_for_any_labels() -> None:
         known = crossfit(by_timestep, labels, folds, second=True)
         for name, values in refit(design, labels, FITTED).items():
             np.testing.assert_allclose(values, known.scores[name], rtol=1e-12, err_msg=name)
+
+
+def test_dime_of_different_folds_is_on_one_scale() -> None:
+    """Without fold 0, B separates at 20; without others, V at 50, a thousand times as large. Pooled as in a fold."""
+    is_train, folds = halves(200)
+    by_timestep = noise(7, 400, (20, 50))
+    for t, name, size in ((20, "neighbour_eps_norm", 1.0), (50, "crowding", 1000.0)):
+        by_timestep[t][name] = size * (20.0 + by_timestep[t]["tangent_cosine"] - 3.0 * is_train)
+        other = "crowding" if name != "crowding" else "neighbour_eps_norm"
+        by_timestep[t][other] = np.full(400, 1.0)
+    by_timestep[20]["log_growth"] += np.where(folds == 0, 0.0, 1.0) * is_train
+    by_timestep[50]["log_growth"] += np.where(folds == 0, 3.0, 0.7) * is_train
+    found = crossfit(by_timestep, is_train, folds)
+    assert found.timesteps[0] == 20
+    assert set(found.timesteps[1:]) == {50}
+    expected = 0.5 * (1.0 + math.erf(3.0 / 2.0))
+    assert auc(-found.dime[is_train], -found.dime[~is_train]) == pytest.approx(expected, abs=0.01)
+    assert np.median(found.dime[is_train]) == pytest.approx(-1.5, abs=0.2)
 
 
 def test_a_signal_is_found_by_fits_that_did_not_see_the_image() -> None:
