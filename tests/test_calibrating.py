@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_without_a_calibration_all_steps_have_room_in_the_schedule(demo_model: P
     assert calibrated(job, None).parameters.timestep == start
 
 
-def manifest(path: Path, images: list[tuple[str, str, int | None]], copies: dict[str, int] | None = None) -> Path:
+def manifest(path: Path, images: Sequence[tuple[str, str, int | None]], copies: dict[str, int] | None = None) -> Path:
     """Of distinct images: (split, content, near-duplicate group)."""
     rows = [
         manifest_row((f"{split}/{content}", content, split, (copies or {}).get(content, 1), 0, 0.0), i)

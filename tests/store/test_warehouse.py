@@ -302,7 +302,8 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/a2", "A"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, dict(list(CAME_OUT.items())[:2]))),
     ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("holdout/d", "D"): 1.0})),
-    ("flag_without_image", lambda run: write_flags(run, FLAGGED, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("train/b", "B"): 0.04}, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("train/a", "A"): 0.06}, is_flagged=True)),
     ("flag_without_image", lambda run: write_flags(run, FLAGGED, p_value=0.05)),
     ("flag_without_image", lambda run: write_flags(run, FLAGGED, q_value=math.nan)),
     ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
@@ -314,6 +315,12 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
 def test_each_check_fails_when_it_should(run: RunDirectory, check: str, spoil: Callable[[RunDirectory], None]) -> None:
     spoil(run)
     assert rows(run, check)
+
+
+def test_where_the_comparison_is_void_no_flag_and_no_check_is_raised(run: RunDirectory) -> None:
+    write_flags(run, FLAGGED, is_flagged=False)
+    assert rows(run, "flag_without_image") == []
+    assert [r["is_flagged"] for r in rows(run, "flagged")] == [False] * 3
 
 
 def test_no_check_is_without_a_case_that_fails_it() -> None:
