@@ -269,7 +269,7 @@ MATCHES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest training image to the 50 nearest ones outside its near-duplicate group",
+            "mean distance from the nearest training image to its 50 nearest of other groups, one image of each group",
             _DISTANCE_UNIT,
         ),
         *_RULES,
@@ -293,7 +293,7 @@ FALSE_COPIES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest image to the 50 nearest ones outside its near-duplicate group",
+            "mean distance from the nearest image to its 50 nearest of other groups, one image of each group",
             _DISTANCE_UNIT,
         ),
         *_RULES,
