@@ -25,7 +25,16 @@ from tasks.evidence.reproduction import CONTROLS
 from tasks.extraction import Pixels, SampleJob, read_generated
 from tasks.measuring import Columns
 from tasks.progress import Progress
-from tasks.references import FEWEST, DistinctImages, HeldOutImages, TrainingImages, chunks, on_disk, texts
+from tasks.references import (
+    FEWEST,
+    DistinctImages,
+    HeldOutImages,
+    TrainingImages,
+    chunks,
+    on_disk,
+    one_per_group,
+    texts,
+)
 from tasks.scoring import extend
 from tasks.store.files import digest, sha256
 from tasks.store.parts import is_valid_part, write_part
@@ -85,9 +94,7 @@ def part_of(directory: RunDirectory, control: str) -> Path:
 
 def drawn(content_hashes: Sequence[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of at most ``MOST_QUERIES`` images, of each group the one with the least content hash, in order."""
-    order = np.argsort(np.asarray(content_hashes, dtype=object), kind="stable")
-    _, first = np.unique(groups[order], return_index=True)
-    return np.sort(order[np.sort(first)[:MOST_QUERIES]])
+    return np.sort(one_per_group(content_hashes, groups)[:MOST_QUERIES])
 
 
 def _controls(jobs: list[SampleJob], training: TrainingImages) -> Iterator[_Control]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from tempfile import TemporaryFile
@@ -83,8 +83,16 @@ class DistinctImages(ABC):
         return self._mean_distances[indices]
 
     def spacing_without(self, indices: NDArray[np.int64], left_out: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The same without the groups (n, e) of each, of which its own should be one."""
-        return surroundings(self.features[indices], self.features, self.groups, left_out).mean_distance
+        """The same without the groups (n, e) of each, of which its own should be one.
+
+        Surroundings have one image of each group: the twins of one neighbour would fill all fifty places.
+        """
+        others = _Chosen(self.features, self._originals)
+        return surroundings(self.features[indices], others, self.groups[self._originals], left_out).mean_distance
+
+    @cached_property
+    def _originals(self) -> NDArray[np.int64]:
+        return np.sort(one_per_group(texts(self.rows, "content_hash"), self.groups))
 
     def by_shard(self) -> Iterator[tuple[str, slice]]:
         """Each shard that holds any, and which of the rows."""
@@ -155,6 +163,26 @@ class HeldOutImages(DistinctImages):
             )
         )
         return rows.filter(pc.invert(is_trained))
+
+
+class _Chosen:
+    """Some rows of many features, computed a slice at a time."""
+
+    def __init__(self, features: Embedded, rows: NDArray[np.int64]) -> None:
+        self.features, self.rows = features, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: slice, /) -> NDArray[np.float32]:
+        return self.features[self.rows[at]]
+
+
+def one_per_group(content_hashes: Sequence[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each group the row with the least content hash, in the order of these hashes: a random choice, and stable."""
+    order = np.argsort(np.asarray(content_hashes, dtype=object), kind="stable")
+    _, first = np.unique(groups[order], return_index=True)
+    return np.asarray(order[np.sort(first)])
 
 
 def texts(rows: pa.Table, column: str) -> list[str]:

@@ -46,8 +46,8 @@ RULES = {
         "source": "Yoon et al. 2023; Gu et al., arXiv 2310.02664",
     },
     "adaptive": {
-        "rule": "distance / mean distance from the nearest training image to its 50 nearest outside its near-duplicate "
-        "group is below the threshold",
+        "rule": "distance / mean distance from the nearest training image to its 50 nearest of other near-duplicate "
+        "groups, one image of each, is below the threshold",
         "threshold": ADAPTIVE_FACTOR,
         "source": "Carlini et al. 2023, arXiv 2301.13188",
     },
@@ -205,12 +205,13 @@ def _summary(
     is_copy, suffix = f"is_copy{SUFFIXES[rule]}", SUFFIXES[rule]
     n_copies, n = int(pc.sum(matches[is_copy]).as_py()), matches.num_rows
     came_out = texts(reproductions.filter(pc.field(f"hits{suffix}") > 0), "sample_id")
+    n_originals = len({groups[name] for name in came_out})
     return {
         **RULES[rule],
         **of_rule(Counts(n_copies, n), {name: _fired(controls, name, is_copy) for name in CONTROLS}),
         "n_reproduced_training_images": len(came_out),
-        "n_reproduced_originals": len({groups[name] for name in came_out}),
-        "n_reproduced_per_1000_samples": 1000 * len(came_out) / n,
+        "n_reproduced_originals": n_originals,
+        "n_reproduced_per_1000_samples": 1000 * n_originals / n,
     }
 
 

@@ -155,7 +155,7 @@ def measured_batches(
     model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
     max_batch = job.batch_size or auto_batch_size(model)
     for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
-        with model.given(_label(batch[0], model)):
+        with model.given(class_of(batch[0], model)):
             found = measured(model, pixels, [row["content_hash"] for row in batch], max_batch)
         yield batch, found
 
@@ -234,7 +234,7 @@ def _batches(
     """Batches of one label each, where the model is class-conditional."""
     waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
     for row, pixels in _images(job, rows):
-        batch = waiting.setdefault(_label(row, model), [])
+        batch = waiting.setdefault(class_of(row, model), [])
         batch.append((row, np.atleast_3d(pixels).transpose(2, 0, 1)))
         if len(batch) == size:
             yield [row for row, _ in batch], np.stack([x for _, x in batch])
@@ -251,7 +251,7 @@ def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[st
         raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
 
 
-def _label(row: dict[str, Any], model: LoadedModel) -> int | None:
+def class_of(row: dict[str, Any], model: LoadedModel) -> int | None:
     """The image's class, for a class-conditional model."""
     if model.n_classes is None:
         return None

@@ -28,13 +28,13 @@ THREAT_MODEL = (
 LIMITS = (
     "One checkpoint and one data set: another training run of the same recipe may reproduce other images.",
     "A high score means that the model could reproduce an image easily. Only counted copies show that it does.",
-    "No flags is not proof that nothing was memorized. The test finds what its controls and sample size can tell apart.",
+    "No flags is no proof that nothing was memorized. The test finds what its controls and sample size can tell apart.",
 )
 CORRECTIONS = (
     "Membership rests on one score that was fixed beforehand, with its permutation test adjusted for growth beside it "
     "(Holm). Every other interval and p-value stands on its own. Flags are corrected for the number of images "
     "(Benjamini-Hochberg). Near duplicates are resampled and permuted whole. Rank correlations have no p-value where "
-    "there are near duplicates. Welch's t, Mann-Whitney U and the exact intervals of rates count them as so many images."
+    "there are near duplicates. Welch's t, Mann-Whitney U and exact intervals of rates count each of them."
 )
 CLEANED_SET = {
     "status": "not computed",

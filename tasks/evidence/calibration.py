@@ -47,7 +47,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -289,17 +288,20 @@ class Design:
         self.by_timestep, self.folds = by_timestep, np.asarray(folds)
         self.n_folds = int(self.folds.max()) + 1
         self.samples = [_Sample(by_timestep, self.folds != k) for k in range(self.n_folds)]
+        self._folds = [_only(by_timestep, self.folds == k) for k in range(self.n_folds)]
+        self._features: dict[tuple[int, tuple[int, ...]], Array] = {}
 
-    @cache  # noqa: B019  # lives as long as the design
     def of_fold(self, k: int) -> ByTimestep:
         """The scores of the images of fold k."""
-        return _only(self.by_timestep, self.folds == k)
+        return self._folds[k]
 
-    @cache  # noqa: B019
     def features(self, k: int, *timesteps: int) -> Array:
-        """Of the images of fold k: ``FEATURES`` at one timestep, or ``NORMS`` at two."""
-        scores = self.of_fold(k)
-        return matrix(FEATURES if len(timesteps) == 1 else NORMS, *(scores[t] for t in timesteps))
+        """Of the images of fold k: ``FEATURES`` at one timestep, or ``NORMS`` at two; made once."""
+        if (k, timesteps) not in self._features:
+            scores = self.of_fold(k)
+            features = FEATURES if len(timesteps) == 1 else NORMS
+            self._features[k, timesteps] = matrix(features, *(scores[t] for t in timesteps))
+        return self._features[k, timesteps]
 
 
 def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> dict[str, Array]:

@@ -2,8 +2,8 @@
 
 Near duplicates count as one image. Beside a near twin the second nearest image is as near as the nearest, and no copy
 of either would ever meet the ratio rule; so the second distance is the one to the nearest image of *another*
-near-duplicate group, and an image's surroundings are without its own group. Of an image that occurs several times the
-references have one.
+near-duplicate group. An image's surroundings are without its own group, and the caller gives one image of each other
+group. Of an image that occurs several times the references have one.
 """
 
 from __future__ import annotations

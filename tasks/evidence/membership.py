@@ -193,8 +193,8 @@ def _unusable(grounds: Grounds) -> str:
         return "There are no held-out images: give some with --holdout"
     if grounds.held_out.n_overlap >= MOST_OVERLAP * grounds.held_out.n_images:
         return (
-            f"{grounds.held_out.n_overlap:,} of {grounds.held_out.n_images:,} held-out images are training images or near duplicates "
-            "of them: hold out images that were not trained on"
+            f"{grounds.held_out.n_overlap:,} of {grounds.held_out.n_images:,} held-out images are training images or "
+            "near duplicates of them: hold out images that were not trained on"
         )
     if min(n_train, n_holdout) < MINIMUM_GROUPS:
         return (

@@ -47,7 +47,7 @@ class CalibrationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class RefitTest(Record):
-    """One-sided p-values of "training images score higher", and how much more than a fixed score the fitted one varies."""
+    """One-sided p-values of "training images score higher", and how much the fitted score varies beside a fixed one."""
 
     p_fused: float
     """Of the calibrated score that membership rests on."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -52,10 +53,15 @@ class Counts(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        return binomial_interval(self.k, self.n)
+        return _clopper_pearson(self.k, self.n)
 
     def as_dict(self) -> dict[str, Any]:
         return {"n": self.n, "k": self.k, "share": self.share, "interval_95": list(self.interval)}
+
+
+@lru_cache(maxsize=2**16)
+def _clopper_pearson(k: int, n: int) -> tuple[float, float]:
+    return binomial_interval(k, n)
 
 
 def pooled(controls: Mapping[str, Counts | None]) -> Counts | None:

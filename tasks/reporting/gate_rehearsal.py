@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
 from tasks.evidence.blind import blind_baseline
 from tasks.evidence.comparison import compare
 from tasks.evidence.conformal import flag
+from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gate import Limits, Outcome
 from tasks.reporting.gate_bounds import Measurement, difference

@@ -270,7 +270,7 @@ MATCHES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest training image to the 50 nearest ones outside its near-duplicate group",
+            "mean distance from the nearest training image to its 50 nearest of other groups, one image of each group",
             _DISTANCE_UNIT,
         ),
         *_RULES,
@@ -294,7 +294,7 @@ FALSE_COPIES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest image to the 50 nearest ones outside its near-duplicate group",
+            "mean distance from the nearest image to its 50 nearest of other groups, one image of each group",
             _DISTANCE_UNIT,
         ),
         *_RULES,
@@ -434,9 +434,17 @@ ODDS = pa.schema(
         _field("rank", pa.int64(), "its rank by log_growth; 1 is the most easily reproduced", "ordinal"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
         _field(
+            "label",
+            pa.int32(),
+            "class that the samples are of, the image's own; null: the model knows no classes",
+            "identifier",
+            nullable=True,
+        ),
+        _field(
             "log_probability",
             pa.float64(),
-            "log of the probability that a sample reproduces this image (tasks/diffusion/odds.py); null: none arrived",
+            "log of the probability that a sample of that class reproduces this image (tasks/diffusion/odds.py, "
+            "tasks/odds.py); null: none arrived",
             "nats",
             nullable=True,
         ),
@@ -467,11 +475,11 @@ ODDS = pa.schema(
         _field("steps", pa.int32(), "DDIM steps of the sampler", "steps"),
         _field("seed", pa.int64(), "seed of latents and chains", "number"),
         _field("n_repeats", pa.int32(), "independent repeats that estimate and interval come from", "repeats"),
-        _field("n_prior", pa.int32(), "plain samples in each of them, shared by the images of a run", "images"),
+        _field("n_prior", pa.int32(), "plain samples in each of them, shared by the images of a class", "images"),
         _field(
             "n_evaluations_prior",
             pa.int64(),
-            "network evaluations spent on all plain samples, once a run",
+            "network evaluations spent on all plain samples, once per class",
             "evaluations",
         ),
     ]

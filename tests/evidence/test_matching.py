@@ -214,7 +214,9 @@ def test_twins_of_an_image_are_not_its_surroundings() -> None:
     line = np.array([[0.0], [0.1], [0.2], [3.0], [5.0]], dtype=np.float32)
     groups = np.array([9, 9, 9, 4, 2])
     around = surroundings(line, line, groups, groups[:, None])
-    assert around.mean_distance.tolist() == pytest.approx([4.0, 3.9, 3.8, (3.0 + 2.9 + 2.8 + 2.0) / 4, (5.0 + 4.9 + 4.8 + 2.0) / 4])
+    assert around.mean_distance.tolist() == pytest.approx(
+        [4.0, 3.9, 3.8, (3.0 + 2.9 + 2.8 + 2.0) / 4, (5.0 + 4.9 + 4.8 + 2.0) / 4]
+    )
     assert around.nearest_distance.tolist() == pytest.approx([3.0, 2.9, 2.8, 2.0, 2.0])
 
 

@@ -90,7 +90,7 @@ def test_key_number_without_finite_value_is_not_computable() -> None:
     comparison = {"auc": {"value": float("nan"), "interval_95": [0, 1]}, "reason": "broken"}
     found, missing, copies = headline.key_numbers({"comparisons": {"train_vs_holdout": {"log_growth": comparison}}})
     assert (found.value, found.meaning, found.estimate) == ("not computable", "broken", None)
-    assert missing.value == copies.value == "not measured"
+    assert (missing.value, copies.value) == ("not measured", "not asked")
 
 
 def test_gallery_shows_nothing_twice_and_ranks_by_growth(inputs: ReportInputs) -> None:

@@ -222,8 +222,8 @@ def answer_of(images: ImageScores, pixels: Pixels) -> dict[str, Any]:
     return judge_membership(images, pixels, blind, refit_test(images.calibration)).as_dict()
 
 
-def is_swapped_and_shown(n: int, effect: float, generator: np.random.Generator) -> bool:
-    """Training images declared held out, and the other way round."""
+def is_swapped_and_decided(n: int, effect: float, generator: np.random.Generator) -> bool:
+    """Training images declared held out, and the other way round: is there an answer all the same?"""
     images, pixels = run(n, generator, effect)
     assert images.calibration is not None
     is_train = ~images.is_train
@@ -296,7 +296,7 @@ def claims() -> Iterator[Claim]:
         draw = partial(is_shown, 250, selection=selection, plain=0.9)
         yield Claim(f"answer: shown, plain pictures selected ({selection})", "250 + 250", 0.025, draw, False, 100)
     yield Claim(
-        "answer: swapped splits decided", "128 + 128", 0.025, partial(is_swapped_and_shown, 128, 2.0), False, 100
+        "answer: swapped splits decided", "128 + 128", 0.025, partial(is_swapped_and_decided, 128, 2.0), False, 100
     )
     for n in (30, 128):
         yield Claim("any flag, nothing trained on", f"{n} + {n}", 0.05, partial(false_flags, n), False, 400)
