@@ -146,7 +146,9 @@ class SweepParameters(Parameters):
     axes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4, 16), description="numbers of axes K")
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10), description="numbers of ODE steps N")
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 5, 20, 50, 100, 200), description="timesteps of the first step [training timesteps]"
+        (),
+        description="timesteps of the first step [training timesteps]; empty: 0, 5, 20, 50, 100 and 200 of 1,000, at "
+        "their share of the schedule",
     )
     deltas: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
         (0.05,), description="perturbation lengths [l2 in pixel values -1 ... 1]"
@@ -164,7 +166,10 @@ class SweepParameters(Parameters):
         return _split(value)
 
     def settings(self) -> list[ScoreParameters]:
-        """Every combination; for estimators without a perturbation length, the first delta only."""
+        """Every combination; for estimators without a perturbation length, the first delta only.
+
+        Timesteps left empty depend on the schedule: :func:`tasks.sweeping.with_timesteps`.
+        """
         return [
             ScoreParameters(
                 axes=axes,
