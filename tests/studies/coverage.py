@@ -34,6 +34,7 @@ from tasks.evidence.comparison import true_positive_rate
 from tasks.evidence.confounders import pixel_statistics
 from tasks.evidence.refits import CalibrationImages, refit_test
 from tasks.evidence.statistics import Array, binomial_interval, median_difference_interval, spearman
+from tests.studies.coverage_reproduction import coverage_reproduction, holds
 
 CERTAINTY = 0.999
 TIMESTEPS = (0, 5, 10, 20, 50, 100, 200, 400)
@@ -290,7 +291,7 @@ def claims() -> Iterator[Claim]:
         yield Claim(f"share of copies {rate}", str(n), 0.95, partial(covers_rate, rate, n))
     for n in (30, 64, 128):
         yield Claim("blind baseline holds 0.5 in nulls", f"{n} + {n}", 0.95, partial(blind_covers_chance, n), runs=400)
-    for n, runs in ((30, 400), (64, 400), (128, 400), (1_000, 40)):
+    for n, runs in ((30, 400), (64, 400), (128, 400), (1_000, 20)):
         yield Claim("answer: shown, nothing trained on", f"{n} + {n}", 0.025, partial(is_shown, n), False, runs)
     for selection in (0.25, 0.5, 1.0):
         draw = partial(is_shown, 250, selection=selection, plain=0.9)
@@ -308,6 +309,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     arguments = parser.parse_args()
     rows = [claim.check(arguments.runs) for claim in claims() if arguments.only in claim.what]
+    rows += [
+        {**row, "n": str(row["n"]), "holds": holds(row)}
+        for row in coverage_reproduction()
+        if arguments.only in str(row["what"])
+    ]
     if arguments.only in "false-discovery rate of flags":
         rows += [false_discoveries(128, k, min(200, arguments.runs or 200)) for k in (10, 64)]
     table = Table("what", "n", "nominal", "achieved", "runs", "holds")

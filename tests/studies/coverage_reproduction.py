@@ -68,7 +68,7 @@ def holds(row: Row, errors: float = 4.0) -> bool:
     """Is the rate achieved, but for ``errors`` standard errors? A level is a bound from above, all else from below."""
     nominal, achieved = float(str(row["nominal"])), float(str(row["achieved"]))
     slack = errors * (nominal * (1.0 - nominal) / int(str(row["runs"]))) ** 0.5
-    return achieved <= nominal + slack if nominal == LEVEL else achieved >= nominal - slack
+    return bool(achieved <= nominal + slack if nominal == LEVEL else achieved >= nominal - slack)
 
 
 def _row(what: str, n: int, nominal: float, achieved: float, runs: int) -> Row:
