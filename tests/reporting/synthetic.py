@@ -21,7 +21,7 @@ from tasks.reporting.gate_rehearsal import counted as counted_by
 from tasks.reporting.gate_rehearsal import verdict
 from tasks.reporting.html import ReportInputs
 from tasks.store.dictionary import SQL
-from tasks.store.schemas import MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
+from tasks.store.schemas import MANIFEST, MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
 from tasks.store.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -241,6 +241,7 @@ def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = 
         connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
         connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
         connection.register("matches", MATCHES.empty_table())
+        connection.register("manifest", MANIFEST.empty_table())
         connection.register("flags", flag_table(images.filter(pc.field("is_usable"))))
         connection.register("sweep", SWEEP.empty_table())
         return {
