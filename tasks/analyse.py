@@ -23,7 +23,6 @@ from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
 from tasks.evidence.membership import HeldOut
 from tasks.evidence.methods import methods
-from tasks.evidence.refits import CalibrationImages
 from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
 from tasks.store.features import read_calibration_images
 from tasks.store.files import atomic_path, read_json, write_json
@@ -92,8 +91,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         reproductions, hits = judged_reproductions(directory, rows, sample), counted_hits(directory, rows, sample)
         validity = numerical_validity(warehouse.table("validity"), rows, sample, record["scoring"]["parameters"])
     pixels = sampled_pixels(directory.shards, rows, places)
-    images = replace(image_scores(rows), hits=hits)
-    images = replace(images, calibration=calibration_images(directory, images))
+    images = replace(image_scores(rows), hits=hits, calibration=read_calibration_images(directory))
     evidence = assess(images, reproductions, pixels, held_out)
     membership = evidence["verdict"]["membership"]
     with atomic_path(directory.flags) as temporary:
@@ -141,25 +139,6 @@ def held_out_images(warehouse: Warehouse) -> HeldOut:
     query = "SELECT count(*) AS n, count(*) FILTER (NOT is_control) AS n_overlap FROM images WHERE split = 'holdout'"
     (row,) = warehouse.rows(query, "images").to_pylist()
     return HeldOut(int(row["n"]), int(row["n_overlap"]))
-
-
-def calibration_images(directory: RunDirectory, images: ImageScores) -> CalibrationImages | None:
-    """What the calibrated scores were fitted on; None where nothing was."""
-    known = read_calibration_images(directory)
-    if known is None:
-        return None
-    sizes = dict(zip(*np.unique(known.groups[known.is_train], return_counts=True), strict=True))
-    companions = np.array([sizes.get(group, 0) for group in known.groups])
-    return CalibrationImages(
-        names=known.sample_ids,
-        is_train=known.is_train,
-        folds=known.folds,
-        groups=known.groups,
-        is_repeated=known.is_train & ((known.copies > 1) | (companions > 1)),
-        by_timestep=known.by_timestep,
-        losses=known.losses,
-        score=images.verdict_score,
-    )
 
 
 def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:

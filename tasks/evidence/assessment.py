@@ -92,6 +92,11 @@ class ImageScores:
         """Name of the score that membership and flags rest on."""
         return next((name for name in FUSED_SCORES if name in self.scores), "log_growth")
 
+    @property
+    def is_fitted(self) -> bool:
+        """Does membership rest on a calibrated score?"""
+        return self.verdict_score in FUSED_SCORES
+
     def ease(self, name: str) -> Array:
         """A score in the direction in which higher means easier to reproduce."""
         return self.scores[name] if name in HIGHER_IS_EASIER else -self.scores[name]
@@ -127,7 +132,9 @@ def assess(
         pixels: of trained and control images; without them there is no blind baseline, and nothing on confounders.
         held_out: None: as many as there are controls, without overlap.
     """
-    refit = refit_test(images.calibration, seed) if images.calibration else None
+    refit = (
+        refit_test(images.calibration, images.verdict_score, seed) if images.calibration and images.is_fitted else None
+    )
     comparisons = {
         "train_vs_holdout": _compare_all(
             images,
@@ -407,15 +414,15 @@ def _stability(
     images: ImageScores, grounds: Grounds, blind: BlindBaseline | None, pixels: Pixels | None
 ) -> dict[str, Any] | None:
     """Levels of the answer with the folds dealt otherwise; the permutation test is that of the run."""
-    if images.calibration is None or images.names is None or grounds.auc is None:
+    if images.calibration is None or images.names is None or not grounds.is_calibrated:
         return None
     name, position = images.verdict_score, {key: i for i, key in enumerate(images.names.tolist())}
-    at = np.array([position.get(key, -1) for key in images.calibration.names.tolist()])
+    at = np.array([position.get(key, -1) for key in images.calibration.sample_ids.tolist()])
     levels: dict[str, int] = {}
     areas = []
     for seed in range(1, N_REFOLDS + 1):
         values = images.scores[name].copy()
-        values[at[at >= 0]] = refolded(images.calibration, seed)[name][at >= 0]
+        values[at[at >= 0]] = refolded(images.calibration, name, seed)[at >= 0]
         other = replace(images, scores={**images.scores, name: values})
         area = _area(other, name, grounds.inflation)
         above = _above_blind(other, name, blind, pixels, grounds.inflation) if grounds.above_blind else None

@@ -12,7 +12,7 @@ valid exactly. The two are adjusted for each other: Holm 1979, Scandinavian Jour
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,22 +27,41 @@ N_PERMUTATIONS = 199
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """The images that calibrated scores were fitted on, all arrays (n,)."""
+    """The images that calibrated scores were fitted on; arrays of one entry an image."""
 
-    names: NDArray[np.object_]
-    """sample_id."""
+    sample_ids: NDArray[np.object_]
+    content_hashes: NDArray[np.object_]
     is_train: NDArray[np.bool_]
     folds: NDArray[np.int64]
     groups: NDArray[np.int64]
-    """Near-duplicate labels, each image without near duplicates its own."""
-    is_repeated: NDArray[np.bool_]
-    """Folds are dealt within these."""
+    """Near-duplicate group; an image without near duplicates has a number of its own."""
+    copies: NDArray[np.int64]
     by_timestep: Mapping[int, Scores]
-    """Features at each timestep that was tried."""
+    """Candidate timestep -> ``COLUMNS``, NaN where not finite; as ``crossfit`` takes it."""
     losses: Mapping[int, Array]
-    """Denoising loss at each control timestep."""
-    score: str = "fused"
-    """The calibrated score that membership rests on."""
+    """Timestep of the positive control -> training loss."""
+
+    def __len__(self) -> int:
+        return len(self.is_train)
+
+    @property
+    def is_repeated(self) -> NDArray[np.bool_]:
+        """Training images that occur more than once, exactly or nearly: folds are dealt within these."""
+        numbers = group_numbers(len(self), self.groups)
+        companions = np.bincount(numbers, weights=self.is_train)[numbers]
+        return np.asarray(self.is_train & ((self.copies > 1) | (companions > 1)))
+
+    def of(self, content_hashes: Collection[str]) -> CalibrationImages:
+        """Those of some contents."""
+        chosen = np.array([name in content_hashes for name in self.content_hashes], dtype=bool)
+        return CalibrationImages(
+            **{name: getattr(self, name)[chosen] for name in _AN_IMAGE},
+            by_timestep={t: {name: v[chosen] for name, v in scores.items()} for t, scores in self.by_timestep.items()},
+            losses={t: loss[chosen] for t, loss in self.losses.items()},
+        )
+
+
+_AN_IMAGE = ("sample_ids", "content_hashes", "is_train", "folds", "groups", "copies")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +82,13 @@ class RefitTest(Record):
     method: str = "labels permuted within folds over whole near-duplicate groups, every choice and fit made anew; Holm"
 
 
-def refit_test(images: CalibrationImages, seed: int = 0) -> RefitTest | None:
-    """None where too few images have finite scores."""
-    design, name = Design(images.by_timestep, images.folds), images.score
+def refit_test(images: CalibrationImages, name: str = "fused", seed: int = 0) -> RefitTest | None:
+    """None where too few images have finite scores.
+
+    Args:
+        name: of the calibrated score that membership rests on.
+    """
+    design = Design(images.by_timestep, images.folds)
     generator = np.random.default_rng(seed)
     growths = [np.asarray(scores["log_growth"], dtype=np.float64) for scores in images.by_timestep.values()]
     try:
@@ -105,7 +128,7 @@ def permuted_labels(images: CalibrationImages, generator: np.random.Generator) -
     return np.asarray(side[numbers])
 
 
-def refolded(images: CalibrationImages, seed: int) -> dict[str, Array]:
+def refolded(images: CalibrationImages, name: str, seed: int) -> Array:
     """The out-of-fold score with the groups dealt into folds otherwise, within split and repeated or not."""
     numbers = group_numbers(len(images.groups), images.groups)
     first = np.unique(numbers, return_index=True)[1]
@@ -114,7 +137,7 @@ def refolded(images: CalibrationImages, seed: int) -> dict[str, Array]:
     for s in np.unique(stratum):
         fold[stratum == s] = generator.permutation(fold[stratum == s])
     design = Design(images.by_timestep, fold[numbers])
-    return refit(design, images.is_train, (images.score,))
+    return refit(design, images.is_train, (name,))[name]
 
 
 def _areas(design: Design, growths: list[Array], is_train: NDArray[np.bool_], name: str) -> tuple[float, float]:

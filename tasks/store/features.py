@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from tasks.evidence.calibration import COLUMNS
+from tasks.evidence.refits import CalibrationImages
 from tasks.evidence.statistics import Array
 from tasks.store.run import RunDirectory
-
-
-@dataclass(frozen=True)
-class CalibrationImages:
-    """Arrays of one entry an image, in the order of (split, content_hash)."""
-
-    sample_ids: NDArray[Any]
-    content_hashes: NDArray[Any]
-    is_train: NDArray[np.bool_]
-    folds: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    """Near-duplicate group; an image without near duplicates has a negative number of its own."""
-    copies: NDArray[np.int64]
-    by_timestep: dict[int, dict[str, Array]]
-    """Candidate timestep -> ``COLUMNS``, NaN where not finite; as ``crossfit`` takes it."""
-    losses: dict[int, Array]
-    """Timestep of the positive control -> training loss."""
-
-    def __len__(self) -> int:
-        return len(self.is_train)
-
-    def of(self, content_hashes: Collection[str]) -> CalibrationImages:
-        """Those of some contents."""
-        chosen = np.array([name in content_hashes for name in self.content_hashes], dtype=bool)
-        return CalibrationImages(
-            **{name: getattr(self, name)[chosen] for name in _AN_IMAGE},
-            by_timestep={t: {name: v[chosen] for name, v in scores.items()} for t, scores in self.by_timestep.items()},
-            losses={t: loss[chosen] for t, loss in self.losses.items()},
-        )
-
-
-_AN_IMAGE = ("sample_ids", "content_hashes", "is_train", "folds", "groups", "copies")
 
 
 def read_calibration_images(run: RunDirectory) -> CalibrationImages | None:

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tasks.evidence import refits
 from tasks.evidence.assessment import flag_trained
 from tasks.evidence.conformal import conformal_p_values
 from tests.studies.coverage import Claim, answer_of, claims, false_share, is_shown, is_swapped_and_decided, run
 
 N_RUNS = 60
+
+
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest that can still show: p = 1/80, doubled by Holm."""
+    monkeypatch.setattr(refits, "N_PERMUTATIONS", 79)
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -27,9 +34,9 @@ def most(level: float, n_runs: int = N_RUNS) -> int:
 
 @pytest.mark.parametrize("n", [30, 64])
 def test_membership_of_images_that_were_never_trained_on_is_hardly_ever_shown(n: int) -> None:
-    levels = [answer_of(*run(n, generator(seed)))["level"] for seed in range(15)]
-    assert levels.count("shown") <= most(0.025, 15)
-    assert levels.count("not_shown") > 10
+    levels = [answer_of(*run(n, generator(seed)))["level"] for seed in range(12)]
+    assert levels.count("shown") <= most(0.025, 12)
+    assert levels.count("not_shown") > 8
 
 
 def test_membership_of_images_that_were_trained_on_is_shown() -> None:

@@ -67,7 +67,7 @@ def test_an_effect_is_found_and_holm_doubles_the_smaller_of_the_two() -> None:
 
 def test_other_folds_are_of_the_same_sizes_and_change_the_score_a_little() -> None:
     known = images(2, 64, effect=2.0)
-    a, b = (refolded(known, seed)["fused"] for seed in (1, 2))
+    a, b = (refolded(known, "fused", seed) for seed in (1, 2))
     assert not np.array_equal(a, b)
     assert stats.spearmanr(a, b).statistic > 0.8
 

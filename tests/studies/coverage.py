@@ -188,11 +188,12 @@ def run(
         folds[side] = generator.permutation(n) % N_FOLDS
     names = np.array([f"image {i}" for i in range(2 * n)], dtype=object)
     calibration = CalibrationImages(
-        names=names,
+        sample_ids=names,
+        content_hashes=names,
         is_train=is_train,
         folds=folds,
         groups=np.arange(2 * n),
-        is_repeated=np.zeros(2 * n, dtype=np.bool_),
+        copies=np.ones(2 * n, dtype=np.int64),
         by_timestep=by_timestep,
         losses={t: np.exp(-0.1 * (latent + noise())) for t in (50, 100, 200, 400)},
     )
