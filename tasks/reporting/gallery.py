@@ -15,7 +15,8 @@ from tasks.reporting.ranking import came_out, known_of, n_came_out, ranked_by
 from tasks.reporting.thumbnails import Album
 from tasks.store.parts import n_rows
 
-MOST_HIGHEST, MOST_LOWEST = 24, 8
+MOST_SHOWN, MOST_LOWEST, MOST_CAME_OUT = 24, 8, 16
+"""Of the highest together with those that came out; of the lowest; of those that came out."""
 MOST_PAIRS = 6
 """Side by side on the first page."""
 MOST_GROUPS, MOST_MEMBERS = 8, 8
@@ -139,14 +140,14 @@ def near_duplicates(tables: Mapping[str, pa.Table], images: pa.Table, album: Alb
 
 
 def _shown(tables: Mapping[str, pa.Table]) -> tuple[list[dict[str, Any]], ...]:
-    """What came out, the highest ranked of the others, and the lowest; ``MOST_HIGHEST`` of the first two together."""
+    """What came out, the highest ranked of the others, and the lowest; ``MOST_SHOWN`` of the first two together."""
     ranking = tables.get("ranking")
-    out = came_out(tables)[:MOST_HIGHEST]
+    out = came_out(tables)[:MOST_CAME_OUT]
     if ranking is None:
         return out, [], []
     known = {row["content_hash"] for row in out}
-    first = known_of(tables, ranking.slice(0, MOST_HIGHEST + len(out)))
-    highest = [row for row in first if row["content_hash"] not in known][: MOST_HIGHEST - len(out)]
+    first = known_of(tables, ranking.slice(0, MOST_SHOWN + len(out)))
+    highest = [row for row in first if row["content_hash"] not in known][: MOST_SHOWN - len(out)]
     known |= {row["content_hash"] for row in highest}
     last = known_of(tables, ranking.slice(max(0, len(ranking) - MOST_LOWEST)))
     return out, highest, [row for row in last if row["content_hash"] not in known][::-1]

@@ -197,7 +197,7 @@ def test_pictures_of_a_comparison_can_be_redacted(inputs: ReportInputs, later: R
     shown = [{a["src"] for tag, a in page.tags if tag == "img"} for page in (open_, redacted)]
     assert len(shown[0]) == min(16, len(found.new)) + min(16, len(found.gone))
     assert not shown[0] & shown[1]
-    assert "Pictures are blurred in this copy" in redacted.text
+    assert "This copy is redacted." in redacted.text
 
 
 def test_what_differs_is_listed_and_the_rest_counted(inputs: ReportInputs, trend: pa.Table) -> None:
