@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tasks.reporting.gate import GateVerdict, Limits, decide
-from tasks.reporting.gate_evidence import GateError, read_case, read_waivers
+from tasks.reporting.gate_evidence import GateError, read_case
 from tasks.reporting.gate_formats import junit_xml, markdown
+from tasks.reporting.gate_waivers import read_waivers
 from tasks.store.files import atomic_open, write_json
 from tasks.store.run import RunDirectory
 

@@ -4,12 +4,17 @@
     high <= limit:          pass, it is not
     low <= limit < high:    inconclusive, these data cannot tell
 
-A number that is missing, not finite or of too few images is inconclusive too, and inconclusive is never a pass.
+With m rules, ``high`` is an upper bound at 97.5% (intersection-union test: all must pass) and ``low`` a lower bound at
+1 - 0.025 / m (Bonferroni: one failure is enough). The probability of a false pass and that of a false failure are then
+at most 2.5% each, however many rules are asked: see ``gate_bounds``. ``verdict.json`` says at which confidence each
+bound was taken.
+
+A number that is missing, not finite or of too few images is inconclusive too, and inconclusive is never a pass. What
+rests on a void comparison is inconclusive.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -18,7 +23,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.evidence.assessment import MINIMUM_CONTROLS
-from tasks.reporting.formats import is_finite, number
+from tasks.reporting.formats import number, percent
+from tasks.reporting.gate_bounds import ERROR, Measurement, difference, widened
 
 Outcome = Literal["pass", "fail", "waived", "inconclusive"]
 EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -58,31 +64,15 @@ QUANTITIES = {
     "memorized_share": "copies, of the generated images",
     "odds": "chance that a generated image is the most likely training image",
 }
+_COMPARED = ("scoring parameters", "checkpoint family", "held-out images", "membership score", "calibration")
+IDENTITIES = {
+    "auc": _COMPARED,
+    "flag_rate": _COMPARED,
+    "memorized_share": ("checkpoint family", "sampling parameters", "rule of copies"),
+}
+"""What two runs must share for an increase of each quantity."""
 INCREASE = "increase over the baseline: "
 RULES = tuple(name.replace("_", "-") for name in Limits.model_fields if name.startswith("max_"))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A quantity with its 95% interval; where there is none, ``reason`` says why."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    """Images behind it."""
-    method: str = ""
-    reason: str = ""
-
-    def problem(self) -> str:
-        """Why nothing can be decided on it; empty: it can."""
-        if self.reason:
-            return self.reason
-        if not (is_finite(self.value) and is_finite(self.low) and is_finite(self.high)):
-            return "a number is missing or not finite"
-        if self.low > self.high:
-            return f"the interval's lower bound {self.low} lies above its upper bound {self.high}"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +93,7 @@ class Case:
     run_id: str
     measurements: Mapping[str, Measurement]
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """Title -> value; None: not known."""
+    """Title -> value, of ``IDENTITIES``; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,20 @@ class Finding:
     outcome: Outcome
     measurement: Measurement
     reason: str
+    n_rules: int = 1
+    """Rules that were asked, this one among them."""
+    low_bound: float | None = None
+    """What a failure was decided on: the lower bound at one-sided 1 - 0.025 / n_rules."""
     waiver: Waiver | None = None
+
+    @property
+    def bounds(self) -> dict[str, dict[str, Any]]:
+        """The bounds that decide, each with its one-sided confidence."""
+        upper = None if self.measurement.problem() else self.measurement.high
+        return {
+            "pass": {"side": "upper", "bound": upper, "confidence": 1.0 - ERROR},
+            "fail": {"side": "lower", "bound": self.low_bound, "confidence": 1.0 - ERROR / self.n_rules},
+        }
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,30 @@ class GateVerdict:
         rules = f"{len(self.findings)} rule{'s' * (len(self.findings) != 1)}"
         return f"{self.outcome.upper()}: {', '.join([rules, *parts])}"
 
+    @property
+    def inference(self) -> str:
+        """What the rules hold together."""
+        m = len(self.findings)
+        shared = f", {percent(1.0 - ERROR / m, 2)} for each of {m} rules (Bonferroni)" if m > 1 else ""
+        return (
+            f"Pass: every upper bound at {percent(1.0 - ERROR)} confidence is within its limit. Fail: a lower bound at "
+            f"joint {percent(1.0 - ERROR)} confidence{shared} is above its limit. Either is false with at most "
+            f"{percent(ERROR)} probability."
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         content = asdict(self)
         content["decided_on"] = self.decided_on.isoformat()
         for waiver in (*content["waivers"], *(f["waiver"] for f in content["findings"] if f["waiver"])):
             waiver["expires"] = waiver["expires"] and waiver["expires"].isoformat()
-        for finding in content["findings"]:
-            measurement = finding.pop("measurement")
-            finding |= {key: measurement[key] for key in ("value", "n", "method")}
-            finding["interval_95"] = [measurement["low"], measurement["high"]]
-        return {"outcome": self.outcome, "exit_code": self.exit_code, "sentence": self.sentence, **content}
+        for finding, found in zip(content["findings"], self.findings, strict=True):
+            del finding["measurement"], finding["low_bound"], finding["n_rules"]
+            measurement = found.measurement
+            finding |= {key: getattr(measurement, key) for key in ("value", "n", "method")}
+            finding |= {"interval_95": [measurement.low, measurement.high], "bounds": found.bounds}
+        told = {"outcome": self.outcome, "exit_code": self.exit_code, "sentence": self.sentence}
+        return {**told, "inference": self.inference, **content}
 
 
 def decide(
@@ -173,13 +189,14 @@ def decide(
     if bool(increases) != (baseline is not None):
         raise ValueError("--baseline RUN and limits on an increase (--max-auc-increase ...) go together")
     checked = [_checked(waiver, today) for waiver in waivers]
+    m = len(absolute) + len(increases)
     findings = [
-        judge(f"max_{quantity}", QUANTITIES[quantity], limit, case.measurements.get(quantity, _ABSENT))
+        judge(f"max_{quantity}", QUANTITIES[quantity], limit, case.measurements.get(quantity, _ABSENT), m)
         for quantity, limit in absolute.items()
     ]
     if baseline is not None:
         findings += [
-            judge(f"max_{q}_increase", INCREASE + QUANTITIES[q], limit, _increase(case, baseline, q))
+            judge(f"max_{q}_increase", INCREASE + QUANTITIES[q], limit, _increase(case, baseline, q), m)
             for q, limit in increases.items()
         ]
     findings = [_waived(finding, checked) for finding in findings]
@@ -193,61 +210,53 @@ def decide(
     )
 
 
-def judge(rule: str, title: str, limit: float, measurement: Measurement) -> Finding:
-    """The three-way decision of this module's head."""
-    outcome, reason = _weighed(limit, measurement)
-    return Finding(rule.replace("_", "-"), title, limit, outcome, measurement, reason)
+def judge(rule: str, title: str, limit: float, measurement: Measurement, n_rules: int = 1) -> Finding:
+    """The three-way decision of this module's head, for one of ``n_rules`` rules."""
+    bound = None if measurement.problem() else widened(measurement, n_rules).low
+    outcome, reason = _weighed(limit, measurement, bound, n_rules)
+    return Finding(rule.replace("_", "-"), title, limit, outcome, measurement, reason, n_rules, bound)
 
 
-def difference(a: Measurement, b: Measurement) -> Measurement:
-    """a - b of two independent estimates, its interval from theirs (MOVER).
-
-        low  = d - sqrt((a - a_low)^2 + (b_high - b)^2)
-        high = d + sqrt((a_high - a)^2 + (b - b_low)^2)
-
-    Two runs over the same images are correlated positively, and the interval is then wider than it need be.
-
-    Source: Newcombe 1998, *Statistics in Medicine* 17:873; Zou & Donner 2008, *Statistics in Medicine* 27:1693.
-    """
-    for name, measurement in (("", a), ("baseline: ", b)):
-        if problem := measurement.problem():
-            return Measurement(reason=f"{name}{problem}")
-    a_value, a_low, a_high, b_value, b_low, b_high = (
-        float(bound or 0.0) for m in (a, b) for bound in (m.value, m.low, m.high)
-    )
-    d = a_value - b_value
-    return Measurement(
-        d,
-        d - math.hypot(a_value - a_low, b_high - b_value),
-        d + math.hypot(a_high - a_value, b_value - b_low),
-        min(a.n, b.n) if a.n is not None and b.n is not None else None,
-        "difference of two estimates taken as independent (MOVER)",
-    )
-
-
-def _weighed(limit: float, measurement: Measurement) -> tuple[Outcome, str]:
-    if problem := measurement.problem():
-        return "inconclusive", problem
-    low, high = float(measurement.low or 0.0), float(measurement.high or 0.0)
-    interval = f"95% interval {number(low)} to {number(high)}"
-    if low > limit:
-        return "fail", f"{interval}: all of it above {number(limit)}"
+def _weighed(limit: float, measurement: Measurement, bound: float | None, m: int) -> tuple[Outcome, str]:
+    if bound is None:
+        return "inconclusive", measurement.problem()
+    _, low, high = measurement.bounds
+    interval, rival = f"95% interval {number(low)} to {number(high)}", measurement.rival
+    sharing = f" ({m} rules asked)" if m > 1 else ""
+    lower = f"lower bound {number(bound)} at {percent(1.0 - ERROR / m, 2)} confidence{sharing}"
+    if bound > limit:
+        why = f"{interval}: all of it above {number(limit)}" if bound == low else f"{lower}: above {number(limit)}"
+        if measurement.no_fail:
+            return "inconclusive", f"{why}, but {measurement.no_fail}"
+        if rival is not None and not rival.problem() and rival.bounds[2] <= limit:
+            return "inconclusive", f"the two rules disagree: {why}, but {_told(rival)}"
+        return "fail", why
     if high <= limit:
-        return "pass", f"{interval}: none of it above {number(limit)}"
+        why = f"{interval}: none of it above {number(limit)}"
+        if rival is not None and (rival.problem() or rival.bounds[1] > limit):
+            return "inconclusive", f"the two rules disagree: {why}, but {_told(rival)}"
+        return "pass", why
+    if low > limit:
+        return "inconclusive", f"{interval} lies above {number(limit)}, but not the {lower}: more images are needed"
     return "inconclusive", f"{interval}: {number(limit)} lies within, more images are needed to tell"
+
+
+def _told(rival: Measurement) -> str:
+    problem, (_, low, high) = rival.problem(), rival.bounds
+    return f"{rival.method}: {problem or f'{number(low)} to {number(high)}'}"
 
 
 _ABSENT = Measurement(reason="not measured in this run")
 
 
 def _increase(case: Case, baseline: Case, quantity: str) -> Measurement:
-    titles = sorted({*case.identity, *baseline.identity})
+    titles = IDENTITIES[quantity]
     pairs = {title: (case.identity.get(title), baseline.identity.get(title)) for title in titles}
     unknown = [title for title, pair in pairs.items() if None in pair]
     unequal = [title for title, (ours, theirs) in pairs.items() if title not in unknown and ours != theirs]
-    if unequal or unknown or not pairs:
+    if unequal or unknown:
         why = [f"another {title}" for title in unequal] + [f"unknown {title}" for title in unknown]
-        return Measurement(reason=f"not comparable with the baseline: {', '.join(why) or 'nothing known of either'}")
+        return Measurement(reason=f"not comparable with the baseline: {', '.join(why)}")
     measured = (side.measurements.get(quantity, _ABSENT) for side in (case, baseline))
     return difference(*measured)
 

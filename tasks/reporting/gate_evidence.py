@@ -1,4 +1,8 @@
-"""What the gate reads: measurements out of ``evidence.json``, the identity of a run, waivers out of TOML.
+"""What the gate reads: measurements out of ``evidence.json`` and the identity of a run.
+
+Membership is measured as ``verdict.membership`` says: by its score, and not at all where its comparison is void. Copies
+are measured as ``verdict.reproduction`` says: by the believed rule, and only if this run generated images. What the
+training record counted (``generated``) is no measurement of this run.
 
 Evidence may lack anything and hold anything; whatever is not as it should be becomes a measurement with a reason.
 """
@@ -8,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
-from datetime import date, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,12 +23,19 @@ import pyarrow.parquet as pq
 
 from tasks.evidence.assessment import MINIMUM_CONTROLS
 from tasks.evidence.statistics import binomial_interval
-from tasks.reporting.formats import number
-from tasks.reporting.gate import Case, Measurement, Waiver
+from tasks.reporting.formats import number, percent
+from tasks.reporting.gate import Case
+from tasks.reporting.gate_bounds import Measurement, largest
+from tasks.reporting.headline import MEMBERSHIP_LABELS, REPRODUCTION_LABELS, membership_score
 from tasks.store.files import digest, read_json
 from tasks.store.run import RunDirectory, RunError
 
 ODDS = "odds.parquet"
+LEAST_EXCESS = -1e9
+"""(share - f) / (1 - f) is negative where fewer copies are counted than false ones expected."""
+RULES_OF_COPIES = ("ratio", "adaptive")
+BESIDE_SAMPLING = ("samples", "seed", "samples_per_tar")
+"""Extraction parameters that the share of copies does not depend on."""
 
 
 class GateError(Exception):
@@ -48,7 +58,7 @@ def read_case(run: RunDirectory, min_controls: int = MINIMUM_CONTROLS) -> Case:
     if not record.get("run_id") or evidence.get("run_id") != record["run_id"]:
         reason = "evidence.json belongs to another run than run.json: run 'latentprint report' again"
         measured = {name: Measurement(reason=reason) for name in measured}
-    return Case(run_id, measured, identity(run, record))
+    return Case(run_id, measured, identity(run, record, evidence))
 
 
 def measurements(evidence: Mapping[str, Any], min_controls: int = MINIMUM_CONTROLS) -> dict[str, Measurement]:
@@ -57,60 +67,80 @@ def measurements(evidence: Mapping[str, Any], min_controls: int = MINIMUM_CONTRO
     Args:
         evidence: ``evidence.json``, and as ``odds`` the rows of ``odds.parquet``.
     """
+    unusable = _why_unusable(evidence, min_controls)
     return {
-        "auc": _auc(evidence, min_controls),
-        "flag_rate": _flag_rate(_section(evidence, "conformal"), min_controls),
-        "memorized_share": _memorized_share(_section(evidence, "reproductions")),
+        "auc": Measurement(reason=f"AUC: {unusable}") if unusable else _auc(evidence),
+        "flag_rate": _flag_rate(_section(evidence, "conformal"), min_controls, unusable),
+        "memorized_share": _memorized_share(evidence),
         "odds": _odds(evidence.get("odds")),
     }
 
 
-def identity(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
+def identity(run: RunDirectory, record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share to be compared; None where this run does not tell."""
+    sampling = dict(_section(record, "extraction", "parameters"))
+    counted = _section(evidence, "reproductions")
+    rule = _section(counted, str(counted.get("believed")))
     return {
         "scoring parameters": _section(record, "scoring").get("parameters") or None,
         "checkpoint family": _family(record.get("model")),
         "held-out images": _holdout_digest(run.manifest),
+        "membership score": _section(evidence, "verdict", "membership").get("score"),
+        "calibration": calibration_identity(evidence),
+        "sampling parameters": {key: sampling[key] for key in sampling if key not in BESIDE_SAMPLING} or None,
+        "rule of copies": [rule["rule"], rule.get("threshold"), counted.get("embedding")] if "rule" in rule else None,
     }
 
 
-def read_waivers(path: Path) -> list[Waiver]:
-    """The ``[[waiver]]`` tables of a TOML file: rule, reason, owner (texts) and expires (a date).
-
-    Raises:
-        GateError: there is no such file, it is not TOML, or ``waiver`` is not a list of tables.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise GateError(f"{path}: waivers cannot be read ({error})") from error
-    entries = content.pop("waiver", [])
-    if content or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise GateError(f"{path}: nothing but [[waiver]] tables is expected, each with rule, reason, owner, expires")
-    return [_waiver(entry) for entry in entries]
+def calibration_identity(evidence: Mapping[str, Any]) -> Any:
+    """The timesteps that calibration chose, over all and in each fold; "none" where nothing was calibrated."""
+    if "calibration" not in evidence:
+        return None
+    found = _section(evidence, "calibration")
+    folds = found.get("folds") if isinstance(found.get("folds"), list) else []
+    chosen = [found.get("timestep"), [fold.get("timestep") for fold in folds or () if isinstance(fold, Mapping)]]
+    return [*chosen, _section(found, "second").get("timestep")] if found else "none"
 
 
-def _auc(evidence: Mapping[str, Any], min_controls: int) -> Measurement:
-    comparison = _section(evidence, "comparisons", "train_vs_holdout", "log_growth")
+def _why_unusable(evidence: Mapping[str, Any], min_controls: int) -> str:
+    """Why nothing may rest on trained against held out; empty: it may."""
+    membership, blind = _section(evidence, "verdict", "membership"), _section(evidence, "blind_baseline")
+    why = str(membership.get("reason") or "no reason is given")
+    level = str(membership.get("level"))
+    if level not in MEMBERSHIP_LABELS:
+        return "the evidence holds no answer on membership: run 'latentprint report' again"
+    if membership.get("is_void") is not False:
+        return f"void: {why}"
+    if level == "inconclusive":
+        return why
+    if blind.get("void") is True:
+        return "void: pixels alone tell trained from held-out images (blind baseline), other controls are needed"
+    if blind.get("void") is not False or blind.get("status", "ok") != "ok":
+        told = blind.get("reason") or "not measured"
+        return f"no blind baseline tells whether the two sets are comparable ({told})"
+    for name, what in (("n_train", "training images"), ("n_holdout", "held-out images")):
+        if problem := _too_few(membership.get(name), min_controls, f"{what} (near duplicates as one)"):
+            return problem
+    bounds = _section(_membership_comparison(evidence), "auc").get("interval_95")
+    if isinstance(bounds, list | tuple) and len(bounds) == 2 and _is_proportion(bounds[1]) and bounds[1] < 0.5:
+        return "the interval of the AUC lies below 0.5: the splits are exchanged, or were prepared differently"
+    return ""
+
+
+def _membership_comparison(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Trained against held out by the score that the verdict rests on."""
+    return _section(evidence, "comparisons", "train_vs_holdout", membership_score(evidence))
+
+
+def _auc(evidence: Mapping[str, Any]) -> Measurement:
+    comparison, membership = _membership_comparison(evidence), _section(evidence, "verdict", "membership")
     if comparison.get("status") != "ok":
         return Measurement(reason=f"AUC: {comparison.get('reason') or 'not measured in this run'}")
-    blind = _section(evidence, "blind_baseline")
-    if blind.get("void") is not False:
-        return Measurement(reason=f"AUC: {_why_void(blind)}")
-    sizes = [comparison.get("n_positive"), comparison.get("n_negative")]
-    for n, what in zip(sizes, ("training images", "controls"), strict=True):
-        if problem := _too_few(n, min_controls, what):
-            return Measurement(reason=f"AUC: {problem}")
-    return _with_interval(_section(comparison, "auc"), min(filter(_is_count, sizes)), "value")
+    n = min(membership["n_train"], membership["n_holdout"])
+    return _with_interval(_section(comparison, "auc"), n, "value")
 
 
-def _why_void(blind: Mapping[str, Any]) -> str:
-    if blind.get("void") is True:
-        return "void, pixels alone tell trained from held-out images (blind baseline): other controls are needed"
-    return f"no blind baseline tells whether the two sets are comparable ({blind.get('reason') or 'not measured'})"
-
-
-def _flag_rate(flags: Mapping[str, Any], min_controls: int) -> Measurement:
+def _flag_rate(flags: Mapping[str, Any], min_controls: int, unusable: str) -> Measurement:
     """Flagged of tested images, exact binomial interval.
 
     The flags come all or none (``Flags.fewest_flags``): no flags may still mean one less than the fewest that these
@@ -118,7 +148,7 @@ def _flag_rate(flags: Mapping[str, Any], min_controls: int) -> Measurement:
     """
     if flags.get("status") != "ok":
         return Measurement(reason=f"flag rate: {flags.get('reason') or 'not measured in this run'}")
-    if problem := _too_few(flags.get("n_controls"), min_controls, "controls"):
+    if problem := unusable or _too_few(flags.get("n_controls"), min_controls, "controls"):
         return Measurement(reason=f"flag rate: {problem}")
     k, n, fewest = (flags.get(key) for key in ("n_flagged", "n_images", "fewest_flags"))
     if not (_is_count(k) and _is_count(n) and _is_count(fewest) and k <= n > 0):
@@ -128,17 +158,61 @@ def _flag_rate(flags: Mapping[str, Any], min_controls: int) -> Measurement:
     unseen = min(1.0, (fewest - 1) / n)
     if k < fewest and unseen > high:
         high, method = unseen, f"{method}; these controls flag {number(fewest)} images or none"
-    return Measurement(k / n, low, high, n, method)
+    return Measurement(k / n, low, high, n, method, k=k)
 
 
-def _memorized_share(found: Mapping[str, Any]) -> Measurement:
-    """Of the generated images, those that reproduce a training image by the ratio rule."""
-    if not found:
-        return Measurement(reason="memorized share: no generated images were matched in this run (latentprint extract)")
-    n = found.get("n_samples")
+def _memorized_share(evidence: Mapping[str, Any]) -> Measurement:
+    """Of the generated images, those that copy a training image by the believed rule; the other rule is its rival."""
+    answer, found = _section(evidence, "verdict", "reproduction"), _section(evidence, "reproductions")
+    level, rule = str(answer.get("level")), answer.get("rule")
+    if level not in REPRODUCTION_LABELS:
+        return Measurement(reason="copies: the evidence holds no answer: run 'latentprint report' again")
+    if level == "not_asked" or not found:
+        return Measurement(reason="copies: this run generated no images to match (latentprint extract)")
+    if rule not in RULES_OF_COPIES or rule != found.get("believed"):
+        return Measurement(reason=f"copies: {answer.get('reason') or 'no rule is believed'}")
+    n, k = answer.get("n_samples"), answer.get("n_copies")
     if problem := _too_few(n, 1, "generated images"):
-        return Measurement(reason=f"memorized share: {problem}")
-    return _with_interval(_section(found, "ratio"), n, "share")
+        return Measurement(reason=f"copies: {problem}")
+    if not (_is_count(n) and _is_count(k) and k <= n):
+        return Measurement(reason="copies: a count is missing or impossible")
+    share = _with_interval(answer, n, "share")
+    if share.reason:
+        return share
+    exact = all(
+        math.isclose(a, b, abs_tol=1e-9) for a, b in zip(share.bounds[1:], binomial_interval(k, n), strict=True)
+    )
+    (other,) = (name for name in RULES_OF_COPIES if name != rule)
+    return replace(
+        share,
+        method=f"{rule} rule, {share.method}" if share.method else f"{rule} rule",
+        k=k if exact else None,
+        no_fail=_why_not_counted(_section(found, rule)),
+        rival=_excess(_section(found, other), other),
+    )
+
+
+def _why_not_counted(rule: Mapping[str, Any]) -> str:
+    """Why the share may be false copies alone; empty: it is above their rate."""
+    false, excess = _section(rule, "false_copies", "pooled"), _excess_alone(rule)
+    if not false or excess.problem():
+        return "the rule's false-copy rate was not measured"
+    if excess.bounds[1] <= 0.0:
+        return f"the share cannot be told from the rule's false-copy rate ({percent(false.get('share'))})"
+    return ""
+
+
+def _excess_alone(rule: Mapping[str, Any]) -> Measurement:
+    return _with_interval(_section(rule, "excess"), None, "value", least=LEAST_EXCESS)
+
+
+def _excess(rule: Mapping[str, Any], name: str) -> Measurement:
+    """(share - f) / (1 - f), f the false-copy rate; where that was not measured, the share, which is never less."""
+    excess = _excess_alone(rule)
+    if not excess.problem():
+        return replace(excess, method=f"the {name} rule's copies above its false ones")
+    share = _with_interval(rule, None, "share")
+    return replace(share, method=f"the {name} rule's copies, false ones among them")
 
 
 def _odds(images: Any) -> Measurement:
@@ -155,23 +229,26 @@ def _odds(images: Any) -> Measurement:
         return Measurement(reason="odds: an upper bound is missing")
     if not all(logarithm is None or _is_real(logarithm) for row in each for logarithm in row):
         return Measurement(reason="odds: a number is not finite")
-    value, low, high = (max(map(_probability, column)) for column in zip(*each, strict=True))
-    return Measurement(value, low, high, len(each), f"largest bounds of {number(len(each))} images, each at 95%")
+    probabilities = [[_probability(logarithm) for logarithm in row] for row in each]
+    parts = [Measurement(value, low, high) for value, low, high in probabilities]
+    if problem := next(filter(None, (part.problem() for part in parts)), ""):
+        return Measurement(reason=f"odds: {problem}")
+    return largest(parts, f"largest bounds of {number(len(each))} images, each at 95%")
 
 
 def _probability(logarithm: float | None) -> float:
     return 0.0 if logarithm is None else math.exp(min(0.0, logarithm))
 
 
-def _with_interval(content: Mapping[str, Any], n: int | None, key: str) -> Measurement:
-    """``key`` and ``interval_95``, all proportions."""
+def _with_interval(content: Mapping[str, Any], n: int | None, key: str, least: float = 0.0) -> Measurement:
+    """``key`` and ``interval_95``, all between ``least`` and 1."""
     bounds = content.get("interval_95")
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         return Measurement(reason="no interval")
     value, low, high = content.get(key), bounds[0], bounds[1]
-    if not (_is_proportion(value) and _is_proportion(low) and _is_proportion(high)):
+    if not all(_is_proportion(bound, least) for bound in (value, low, high)):
         return Measurement(reason="a number is missing, not finite or no proportion")
-    return Measurement(float(value), float(low), float(high), n, str(content.get("method", "")))
+    return Measurement(float(value or 0.0), float(low), float(high), n, str(content.get("method", "")))
 
 
 def _too_few(n: Any, fewest: int, what: str) -> str:
@@ -188,9 +265,9 @@ def _is_real(value: Any) -> TypeGuard[float]:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _is_proportion(value: Any) -> TypeGuard[float]:
-    """NaN is none: it is not between 0 and 1."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+def _is_proportion(value: Any, least: float = 0.0) -> TypeGuard[float]:
+    """NaN is none: it is not between ``least`` and 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= 1.0
 
 
 def _section(content: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
@@ -238,17 +315,3 @@ def _holdout_digest(manifest: Path) -> str | None:
     table = pq.read_table(manifest, columns=["content_hash"], filters=pc.field("split") == "holdout")
     contents = sorted(set(map(str, table["content_hash"].to_pylist())))
     return hashlib.blake2b("\0".join(contents).encode(), digest_size=16).hexdigest() if contents else None
-
-
-def _waiver(entry: Mapping[str, Any]) -> Waiver:
-    texts = {name: entry.get(name, "") for name in ("rule", "reason", "owner")}
-    expires = entry.get("expires")
-    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
-    if expires is not None and (not isinstance(expires, date) or isinstance(expires, datetime)):
-        wrong.append("expires (a date is needed: 2027-01-31, without quotes)")
-    wrong += [f"{name} (unknown)" for name in entry if name not in (*texts, "expires")]
-    return Waiver(
-        **{name: str(text).strip() for name, text in texts.items()},
-        expires=None if wrong else expires,
-        problem=f"not usable: {', '.join(wrong)}" if wrong else "",
-    )

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from tasks.reporting.formats import ABSENT, code_span, markdown_text, number, visible
-from tasks.reporting.gate import Finding, GateVerdict, Measurement, Waiver
+from tasks.reporting.gate import Finding, GateVerdict, Waiver
+from tasks.reporting.gate_bounds import Measurement
 
 SUITE = "latentprint.gate"
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❓ inconclusive", "waived": "⚠️ waived"}
@@ -42,7 +43,8 @@ def markdown(verdict: GateVerdict) -> str:
     lines = [
         f"### latentprint gate: {markdown_text(verdict.sentence)}",
         "",
-        f"Run {code_span(verdict.run_id)}, decided on {verdict.decided_on.isoformat()} by the bounds of 95% intervals.",
+        f"Run {code_span(verdict.run_id)}, decided on {verdict.decided_on.isoformat()}. "
+        f"{markdown_text(verdict.inference)}",
         "",
         "| rule | outcome | measured | limit | images | why |",
         "| --- | --- | ---: | ---: | ---: | --- |",

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.evidence.assessment import MINIMUM_CONTROLS
 from tasks.evidence.blind import blind_baseline
 from tasks.evidence.comparison import compare
 from tasks.evidence.conformal import flag
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gate import Limits, Outcome
+from tasks.reporting.gate_bounds import Measurement, difference
 from tasks.reporting.gate_evidence import ODDS
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
@@ -63,19 +65,120 @@ def _blind() -> Evidence:
 
 
 @cache
-def _evidence(shift: float, n_copies: int, n: int = N_IMAGES) -> Evidence:
-    """Trained images score ``shift`` standard deviations above n held-out ones; of 1,000 samples some are copies."""
+def _evidence(shift: float, n_copies: int, n: int = N_IMAGES, n_train: int = 0, n_adaptive: int = -1) -> Evidence:
+    """Trained images score ``shift`` standard deviations above n held-out ones; of 1,000 samples some are copies.
+
+    Args:
+        n_train: trained images; 0: as many as held-out ones.
+        n_adaptive: copies by the adaptive rule; -1: as many as by the ratio rule.
+    """
     generator = np.random.default_rng(0)
-    train, holdout = generator.normal(shift, 1.0, n), generator.normal(0.0, 1.0, n)
-    low, high = binomial_interval(n_copies, N_GENERATED)
-    share = {"share": n_copies / N_GENERATED, "interval_95": [low, high]}
-    comparison = compare(train, holdout, score="log_growth", hypothesis="rehearsal").as_dict()
+    train, holdout = generator.normal(shift, 1.0, n_train or n), generator.normal(0.0, 1.0, n)
+    comparison = compare(train, holdout, score="fused", hypothesis="rehearsal").as_dict()
+    rules = {"ratio": n_copies, "adaptive": n_copies if n_adaptive < 0 else n_adaptive}
+    reproductions = {
+        "n_samples": N_GENERATED,
+        "n_training_images": len(train),
+        "believed": "ratio",
+        "why_believed": "The ratio rule finds fewer false copies.",
+        **{name: counted(name, k, N_GENERATED) for name, k in rules.items()},
+    }
+    blind = _blind()
     return {
-        "comparisons": {"train_vs_holdout": {"log_growth": comparison}},
-        "conformal": flag(train, holdout).as_dict(),
-        "blind_baseline": _blind(),
-        "reproductions": {"n_samples": N_GENERATED, "ratio": share},
+        "verdict": verdict(comparison, blind, reproductions),
+        "comparisons": {"train_vs_holdout": {"fused": comparison}},
+        "conformal": {**flag(train, holdout).as_dict(), "score": "fused"},
+        "blind_baseline": blind,
+        "reproductions": reproductions,
+        "calibration": None,
         "odds": [_odds_row(n_copies)],
+    }
+
+
+def counted(rule: str, n_copies: int, n_samples: int, n_false: int = 0, n_control: int = 1_000) -> Evidence:
+    """Copies by one rule, as ``reproductions`` holds them, beside the rule's false copies of ``n_control`` controls."""
+    (low, high), (least, most) = binomial_interval(n_copies, n_samples), binomial_interval(n_false, n_control)
+    share, false = n_copies / n_samples, n_false / n_control
+    controls = {"n": n_control, "k": n_false, "share": false, "interval_95": [least, most]}
+    excess = difference(Measurement(share, low, high), Measurement(false, least, most))
+    bounds = [float(bound) / (1.0 - false) for bound in excess.bounds]
+    return {
+        "rule": rule,
+        "threshold": 1 / 3,
+        "n_copies": n_copies,
+        "share": share,
+        "interval_95": [low, high],
+        "n_reproduced_training_images": min(n_copies, 10),
+        "n_reproduced_originals": min(n_copies, 10),
+        "n_reproduced_per_1000_samples": min(n_copies, 10) * 1_000.0 / n_samples,
+        "false_copies": {
+            "held_out": controls,
+            "left_out_training": None,
+            "generated_against_held_out": None,
+            "pooled": controls,
+        },
+        "excess": {"value": bounds[0], "interval_95": bounds[1:]},
+    }
+
+
+def verdict(comparison: Evidence, blind: Evidence | None, reproductions: Evidence | None) -> Evidence:
+    """Both answers of a made-up run, by the bounds of its intervals; a run's own come from ``tasks/evidence``.
+
+    Args:
+        comparison: trained against held out by the score that membership rests on.
+    """
+    answers = {"membership": _membership(comparison, blind), "reproduction": _reproduction(reproductions)}
+    return {"sentence": " ".join(answer["sentence"] for answer in answers.values()), **answers}
+
+
+def _membership(comparison: Evidence, blind: Evidence | None) -> Evidence:
+    auc, sizes = comparison["auc"], (comparison["n_positive"], comparison["n_negative"])
+    is_void, level, reason = False, "not_shown", "The interval of the AUC holds 0.5."
+    if auc is None or min(sizes) < MINIMUM_CONTROLS:
+        level, reason = "inconclusive", f"Too few images: {sizes[0]} and {sizes[1]}, {MINIMUM_CONTROLS} are needed."
+    elif blind is not None and blind["void"]:
+        is_void, level, reason = True, "inconclusive", "Pixels alone tell trained from held-out images."
+    elif auc["interval_95"][1] < 0.5:
+        is_void, level, reason = True, "inconclusive", "The AUC lies below 0.5: are the splits exchanged?"
+    elif auc["interval_95"][0] > 0.5:
+        level, reason = "shown", "The interval of the AUC lies above 0.5."
+    return {
+        "level": level,
+        "sentence": f"Membership: {reason}",
+        "reason": reason,
+        "score": comparison["score"],
+        "auc": auc and {key: auc[key] for key in ("value", "interval_95")},
+        "blind_auc": blind and blind.get("auc"),
+        "above_blind": None,
+        "p_value": None,
+        "is_void": is_void,
+        "least_auc": None,
+        "n_train": sizes[0],
+        "n_holdout": sizes[1],
+        "stability": None,
+    }
+
+
+def _reproduction(reproductions: Evidence | None) -> Evidence:
+    names = ("n_samples", "n_copies", "share", "interval_95", "n_originals", "false_copies")
+    if reproductions is None:
+        why = "This run generated no images."
+        known: Evidence = {"rule": None, **dict.fromkeys(names)}
+        return {"level": "not_asked", "sentence": why, "reason": why, **known, "least_share": None}
+    rule = reproductions["believed"]
+    found = reproductions[rule]
+    level = "counted" if found["excess"]["interval_95"][0] > 0.0 else "none_counted"
+    reason = f"{found['n_copies']} of {reproductions['n_samples']} generated images are copies by the {rule} rule."
+    return {
+        "level": level,
+        "sentence": reason,
+        "reason": reason,
+        "rule": rule,
+        "n_samples": reproductions["n_samples"],
+        **{key: found[key] for key in ("n_copies", "share", "interval_95")},
+        "n_originals": found["n_reproduced_originals"],
+        "false_copies": found["false_copies"]["pooled"],
+        "least_share": None,
     }
 
 
@@ -97,14 +200,25 @@ def _clean() -> Evidence:
 
 def _not_finite() -> Evidence:
     evidence: Evidence = json.loads(json.dumps(_clean()))
-    evidence["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["interval_95"][1] = float("nan")
+    evidence["comparisons"]["train_vs_holdout"]["fused"]["auc"]["interval_95"][1] = float("nan")
     return evidence
 
 
 def _void() -> Evidence:
-    return {**_bad(), **{key: _clean()[key] for key in ("conformal", "reproductions", "odds")}} | {
-        "blind_baseline": {**_blind(), "void": True}
+    """Pixels alone tell the images apart; every number beside that is the clean run's."""
+    blind, bad = {**_blind(), "void": True}, _bad()
+    return {
+        **_clean(),
+        "comparisons": bad["comparisons"],
+        "blind_baseline": blind,
+        "verdict": verdict(bad["comparisons"]["train_vs_holdout"]["fused"], blind, _clean()["reproductions"]),
     }
+
+
+def _void_flags() -> Evidence:
+    """The same with the flags that such a comparison gives: nearly every image, and none of them counts."""
+    why = "The comparison is void: pixels alone tell trained from held-out images."
+    return {**_void(), "conformal": {**_bad()["conformal"], "status": "void", "reason": why}}
 
 
 REHEARSALS = (
@@ -114,4 +228,8 @@ REHEARSALS = (
     Rehearsal("nothing-measured", "inconclusive", dict),
     Rehearsal("twenty-controls", "inconclusive", lambda: _evidence(0.0, n_copies=0, n=20)),
     Rehearsal("controls-of-another-source", "inconclusive", _void),
+    Rehearsal("void-flags", "inconclusive", _void_flags),
+    Rehearsal("swapped-splits", "inconclusive", lambda: _evidence(-0.5, n_copies=0)),
+    Rehearsal("three-training-images", "inconclusive", lambda: _evidence(4.0, n_copies=0, n_train=3)),
+    Rehearsal("rules-disagree", "inconclusive", lambda: _evidence(0.0, n_copies=0, n_adaptive=600)),
 )

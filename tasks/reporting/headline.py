@@ -133,7 +133,7 @@ def _question(evidence: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _answer(evidence: Mapping[str, Any], name: str, labels: Mapping[str, str]) -> Verdict:
     found = _question(evidence, name)
-    level = found.get("level")
+    level = str(found.get("level"))
     if level not in labels:
         return Verdict("inconclusive", labels["inconclusive"], NO_ANSWER, NO_ANSWER)
     return Verdict(level, labels[level], str(found.get("sentence") or NO_ANSWER), str(found.get("reason") or ""))

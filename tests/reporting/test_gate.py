@@ -17,13 +17,15 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from flows.gate import gate, rehearse
-from tasks.reporting.gate import RULES, Case, Finding, Limits, Measurement, Waiver, decide, difference, judge
-from tasks.reporting.gate_evidence import GateError, read_waivers
+from tasks.reporting.gate import IDENTITIES, RULES, Case, Finding, Limits, Waiver, decide, judge
+from tasks.reporting.gate_bounds import Measurement, difference
+from tasks.reporting.gate_evidence import GateError
 from tasks.reporting.gate_formats import lines, markdown
 from tasks.reporting.gate_rehearsal import REHEARSALS, Rehearsal
+from tasks.reporting.gate_waivers import read_waivers
 
 TODAY = date(2026, 11, 24)
-IDENTITY = {"scoring parameters": {"axes": 1}, "checkpoint family": "f", "held-out images": "h"}
+IDENTITY = {title: "the same" for titles in IDENTITIES.values() for title in titles}
 AUC = Limits(max_auc=0.6)
 REHEARSED: dict[str, Rehearsal] = {rehearsal.name: rehearsal for rehearsal in REHEARSALS}
 
@@ -100,12 +102,23 @@ def test_an_increase_is_judged_by_the_interval_of_the_difference() -> None:
     assert only(equal, case(0.45, 0.55), baseline=case(0.45, 0.55)).outcome == "pass"
 
 
-@pytest.mark.parametrize("title", list(IDENTITY))
+@pytest.mark.parametrize(("quantity", "title"), [(q, title) for q, titles in IDENTITIES.items() for title in titles])
 @pytest.mark.parametrize("other", ["different", None])
-def test_runs_that_are_not_alike_are_not_compared(title: str, other: str | None) -> None:
-    finding = only(Limits(max_auc_increase=0.5), case(0.5, 0.54), baseline=case(0.5, 0.54, **{title: other}))
+def test_runs_that_are_not_alike_are_not_compared(quantity: str, title: str, other: str | None) -> None:
+    limits = Limits.model_validate({f"max_{quantity}_increase": 0.5})
+    measured = {quantity: Measurement(0.52, 0.5, 0.54, 100)}
+    ours, theirs = (Case("r", measured, {**IDENTITY, title: value}) for value in ("the same", other))
+    assert only(limits, ours, baseline=ours).outcome == "pass"
+    finding = only(limits, ours, baseline=theirs)
     assert finding.outcome == "inconclusive"
     assert title in finding.reason
+
+
+def test_an_increase_is_inconclusive_where_either_run_is() -> None:
+    void, fine = Case("v", {"auc": Measurement(reason="AUC: void: pixels")}, IDENTITY), case(0.5, 0.54)
+    for ours, theirs, says in ((void, fine, "AUC: void: pixels"), (fine, void, "baseline: AUC: void: pixels")):
+        finding = only(Limits(max_auc_increase=0.9), ours, baseline=theirs)
+        assert (finding.outcome, finding.reason) == ("inconclusive", says)
 
 
 def test_a_waiver_turns_a_failure_into_a_waived_one() -> None:
@@ -171,8 +184,8 @@ def test_the_example_waivers_count_today() -> None:
 def test_a_pass_means_finite_bounds_at_or_below_the_limit(value: Any, low: Any, high: Any, limit: float) -> None:
     outcome = judge("max_auc", "AUC", limit, Measurement(value, low, high, 9)).outcome
     finite = all(x is not None and math.isfinite(x) for x in (value, low, high))
-    assert (outcome == "pass") == (finite and low <= high <= limit)
-    assert (outcome == "fail") == (finite and limit < low <= high)
+    assert (outcome == "pass") == (finite and low <= value <= high <= limit)
+    assert (outcome == "fail") == (finite and limit < low <= value <= high)
 
 
 def test_every_rehearsal_ends_as_expected_under_the_standard_limits() -> None:
@@ -183,6 +196,10 @@ def test_every_rehearsal_ends_as_expected_under_the_standard_limits() -> None:
         "nothing-measured": "inconclusive",
         "twenty-controls": "inconclusive",
         "controls-of-another-source": "inconclusive",
+        "void-flags": "inconclusive",
+        "swapped-splits": "inconclusive",
+        "three-training-images": "inconclusive",
+        "rules-disagree": "inconclusive",
     }
 
 
@@ -211,6 +228,12 @@ def test_verdict_json_and_junit_say_the_same(tmp_path: Path) -> None:
     flagged = next(f for f in written["findings"] if f["rule"] == "max-flag-rate")
     assert flagged["n"] == 400
     assert flagged["interval_95"][0] > 0.1
+    bounds = [binomtest(396, 400).proportion_ci(confidence_level=c, method="exact") for c in (0.95, 1 - 0.05 / 4)]
+    assert flagged["bounds"] == {
+        "pass": {"side": "upper", "bound": pytest.approx(bounds[0].high), "confidence": 0.975},
+        "fail": {"side": "lower", "bound": pytest.approx(bounds[1].low), "confidence": 1 - 0.025 / 4},
+    }
+    assert "Bonferroni" in written["inference"]
     suite = ET.fromstring((tmp_path / "junit.xml").read_bytes()).find("testsuite")
     assert suite is not None
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.gate import gate
-from tasks.reporting.gate import Case, Limits, decide
+from tasks.reporting.gate import Case, Finding, Limits, decide
 from tasks.reporting.gate_evidence import GateError, identity, measurements, read_case
-from tasks.reporting.gate_rehearsal import LIMITS
+from tasks.reporting.gate_rehearsal import LIMITS, counted, verdict
+from tasks.reporting.headline import key_numbers
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory, RunError
 from tests.reporting.test_gate import AUC, REHEARSED, TODAY, only
@@ -42,9 +43,10 @@ def test_a_blind_baseline_that_is_void_or_unknown_decides_nothing(void: bool | N
 
 def test_too_few_controls_never_pass() -> None:
     few = measurements(REHEARSED["twenty-controls"].evidence())
-    assert "20 controls, at least 30 are needed" in few["flag_rate"].reason
-    assert "at least 30 are needed" in few["auc"].reason
-    assert "400 controls, at least 500 are needed" in measurements(CLEAN, min_controls=500)["flag_rate"].reason
+    assert few["flag_rate"].reason == "flag rate: Too few images: 20 and 20, 30 are needed."
+    assert few["auc"].reason == "AUC: Too few images: 20 and 20, 30 are needed."
+    for found in (measurements(CLEAN, min_controls=500)[name] for name in ("auc", "flag_rate")):
+        assert "400 training images (near duplicates as one), at least 500 are needed" in found.reason
 
 
 def test_no_flags_from_controls_that_cannot_flag_few_is_no_proof() -> None:
@@ -79,19 +81,20 @@ def test_an_image_that_never_arrived_has_an_upper_bound_or_decides_nothing() -> 
 
 
 NUMBERS = [
-    ("comparisons", "train_vs_holdout", "log_growth", "auc", "value"),
-    ("comparisons", "train_vs_holdout", "log_growth", "auc", "interval_95", 0),
-    ("comparisons", "train_vs_holdout", "log_growth", "auc", "interval_95", 1),
-    ("comparisons", "train_vs_holdout", "log_growth", "n_positive"),
-    ("comparisons", "train_vs_holdout", "log_growth", "n_negative"),
+    ("comparisons", "train_vs_holdout", "fused", "auc", "value"),
+    ("comparisons", "train_vs_holdout", "fused", "auc", "interval_95", 0),
+    ("comparisons", "train_vs_holdout", "fused", "auc", "interval_95", 1),
+    ("verdict", "membership", "n_train"),
+    ("verdict", "membership", "n_holdout"),
     ("conformal", "n_flagged"),
     ("conformal", "n_images"),
     ("conformal", "n_controls"),
     ("conformal", "fewest_flags"),
-    ("reproductions", "ratio", "share"),
-    ("reproductions", "ratio", "interval_95", 0),
-    ("reproductions", "ratio", "interval_95", 1),
-    ("reproductions", "n_samples"),
+    ("verdict", "reproduction", "share"),
+    ("verdict", "reproduction", "interval_95", 0),
+    ("verdict", "reproduction", "interval_95", 1),
+    ("verdict", "reproduction", "n_copies"),
+    ("verdict", "reproduction", "n_samples"),
 ]
 NO_NUMBERS = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, None, "0.1", True, [], {}, -1, -0.5, 10**400]),
@@ -140,8 +143,8 @@ def test_no_missing_number_ever_passes(path: tuple[Any, ...]) -> None:
 @given(st.sampled_from(containers(CLEAN)), NO_NUMBERS)
 def test_whatever_the_evidence_holds_is_judged_and_fails_nothing(path: tuple[Any, ...], value: Any) -> None:
     """But for the odds, whose logarithms may be negative."""
-    verdict = decide(Case("r", measurements(spoiled(path, value))), LIMITS, TODAY)
-    outcomes = {finding.rule: finding.outcome for finding in verdict.findings}
+    decided = decide(Case("r", measurements(spoiled(path, value))), LIMITS, TODAY)
+    outcomes = {finding.rule: finding.outcome for finding in decided.findings}
     assert {name: outcome for name, outcome in outcomes.items() if outcome == "fail"}.keys() <= {"max-odds"}
 
 
@@ -171,21 +174,155 @@ def test_a_run_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def test_identity_sees_parameters_network_and_controls(tmp_path: Path, demo_model: Path) -> None:
     record = {"scoring": {"parameters": {"axes": 1}}, "model": str(demo_model)}
     run = write_run(tmp_path / "a")
-    known = identity(run, record)
-    assert None not in known.values()
+    known = identity(run, record, {})
+    assert None not in [known[title] for title in ("scoring parameters", "checkpoint family", "held-out images")]
     more: Image = ("holdout/f", "F", "holdout", 1, 0, 0.5)
     repeated: Image = ("holdout/d2", "D", "holdout", 2, 1, 0.0)
     others = [write_run(tmp_path / "b", [*IMAGES, more]), write_run(tmp_path / "c", [*IMAGES, repeated])]
-    assert identity(others[0], record)["held-out images"] != known["held-out images"]
-    assert identity(others[1], record) == known
-    assert identity(write_run(tmp_path / "d", IMAGES[:4]), record)["held-out images"] is None
-    assert identity(run, {})["scoring parameters"] is None
-    assert identity(run, {"model": "gone"})["checkpoint family"] is None
+    assert identity(others[0], record, {})["held-out images"] != known["held-out images"]
+    assert identity(others[1], record, {}) == known
+    assert identity(write_run(tmp_path / "d", IMAGES[:4]), record, {})["held-out images"] is None
+    assert identity(run, {}, {})["scoring parameters"] is None
+    assert identity(run, {"model": "gone"}, {})["checkpoint family"] is None
     config = json.loads((demo_model / "unet" / "config.json").read_text())
     for name, changes in (("same", {"_diffusers_version": "9"}), ("other", {"layers_per_block": 9})):
         folder = tmp_path / name
         write_json(folder / "unet" / "config.json", {**config, **changes})
         scheduler = json.loads((demo_model / "scheduler" / "scheduler_config.json").read_text())
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-        family = identity(run, {"model": str(folder)})["checkpoint family"]
+        family = identity(run, {"model": str(folder)}, {})["checkpoint family"]
         assert (family == known["checkpoint family"]) == (name == "same")
+
+
+def counted_by_both(ratio: int, adaptive: int, **options: int) -> dict[str, Any]:
+    """The clean run with other counts of 1,000 generated images."""
+    counts = {"ratio": ratio, "adaptive": adaptive}
+    by_rule = {name: counted(name, k, 1_000, **options) for name, k in counts.items()}
+    reproductions = {**CLEAN["reproductions"], **by_rule}
+    growth = CLEAN["comparisons"]["train_vs_holdout"]["fused"]
+    answers = verdict(growth, CLEAN["blind_baseline"], reproductions)
+    return {**CLEAN, "reproductions": reproductions, "verdict": answers}
+
+
+def judged(quantity: str, limit: float, evidence: dict[str, Any]) -> Finding:
+    return only(Limits.model_validate({f"max_{quantity}": limit}), Case("r", measurements(evidence)))
+
+
+def test_copies_beside_near_duplicates_do_not_pass_by_the_rule_that_is_blind_to_them() -> None:
+    """Case 1: 118 of 1,000 by the ratio rule, 608 by the adaptive one; the limit is 20%."""
+    finding = judged("memorized_share", 0.2, counted_by_both(118, 608))
+    assert finding.outcome == "inconclusive"
+    assert "the two rules disagree" in finding.reason
+    assert "adaptive rule's copies above its false ones: 0.57" in finding.reason
+    assert judged("memorized_share", 0.2, counted_by_both(118, 120)).outcome == "pass"
+    assert judged("memorized_share", 0.2, counted_by_both(608, 118)).outcome == "inconclusive"
+    assert judged("memorized_share", 0.2, counted_by_both(608, 608)).outcome == "fail"
+
+
+def test_the_other_rules_copies_count_as_they_are_where_its_false_ones_were_not_measured() -> None:
+    unknown = {"false_copies": {"pooled": None}, "excess": None}
+    evidence = counted_by_both(0, 608)
+    evidence["reproductions"]["adaptive"] |= unknown
+    assert judged("memorized_share", 0.2, evidence).outcome == "inconclusive"
+    assert "false ones among them" in judged("memorized_share", 0.2, evidence).reason
+    evidence["reproductions"]["adaptive"] |= {"share": 0.1, "interval_95": [0.08, 0.12]}
+    assert judged("memorized_share", 0.2, evidence).outcome == "pass"  # no more than 10% of them can be copies
+    del evidence["reproductions"]["adaptive"]
+    assert judged("memorized_share", 0.2, evidence).outcome == "inconclusive"
+
+
+def test_copies_fail_only_above_the_rules_own_false_copies() -> None:
+    """50 of 1,000 copies, and 45 of 1,000 false ones: above the limit of 1%, and perhaps none of them is a copy."""
+    finding = judged("memorized_share", 0.01, counted_by_both(50, 50, n_false=45))
+    assert finding.outcome == "inconclusive"
+    assert finding.reason.endswith("the share cannot be told from the rule's false-copy rate (4.5%)")
+    assert judged("memorized_share", 0.01, counted_by_both(50, 50, n_false=1)).outcome == "fail"
+    assert judged("memorized_share", 0.1, counted_by_both(50, 50, n_false=45)).outcome == "pass"
+    unmeasured = counted_by_both(50, 50)
+    unmeasured["reproductions"]["ratio"] |= {"false_copies": {"pooled": None}, "excess": None}
+    assert judged("memorized_share", 0.01, unmeasured).reason.endswith("false-copy rate was not measured")
+    assert judged("memorized_share", 0.01, unmeasured).outcome == "inconclusive"
+
+
+def test_membership_without_copies_and_copies_without_membership_are_two_answers() -> None:
+    """Case 2: no copy among 1,000 samples of a model that was trained on the images; copies without a holdout."""
+    trained = {**BAD, "reproductions": CLEAN["reproductions"]}
+    trained["verdict"] = {**BAD["verdict"], "reproduction": CLEAN["verdict"]["reproduction"]}
+    assert judged("auc", 0.6, trained).outcome == "fail"
+    assert judged("memorized_share", 0.01, trained).outcome == "pass"
+    none = {"level": "inconclusive", "reason": "There are no held-out images.", "is_void": False}
+    alone = {**BAD, "verdict": {**BAD["verdict"], "membership": none}}
+    assert judged("auc", 0.6, alone).reason == "AUC: There are no held-out images."
+    assert judged("memorized_share", 0.01, alone).outcome == "fail"
+
+
+@pytest.mark.parametrize("level", ["not_shown", "shown"])
+def test_swapped_splits_pass_nothing_even_where_the_verdict_missed_them(level: str) -> None:
+    """Case 4: AUC 0.397 (0.298 to 0.493) under --max-auc 0.6."""
+    evidence = json.loads(json.dumps(CLEAN))
+    evidence["verdict"]["membership"] |= {"level": level, "is_void": False}
+    evidence["comparisons"]["train_vs_holdout"]["fused"]["auc"] |= {"value": 0.397, "interval_95": [0.298, 0.493]}
+    for quantity, limit in (("auc", 0.6), ("flag_rate", 0.1)):
+        finding = judged(quantity, limit, evidence)
+        assert finding.outcome == "inconclusive", quantity
+        assert "below 0.5" in finding.reason
+
+
+@pytest.mark.parametrize("change", [{"is_void": True}, {"is_void": None}, {"level": "inconclusive"}, {"level": "yes"}])
+def test_nothing_that_rests_on_a_comparison_that_may_not_be_used_is_decided(change: dict[str, Any]) -> None:
+    """Case 5: 209 of 250 stand out beside a membership that is inconclusive."""
+    for evidence, limit in ((BAD, 0.1), (CLEAN, 0.1)):
+        membership = {**evidence["verdict"]["membership"], **change, "reason": "Pixels tell them apart."}
+        changed = {**evidence, "verdict": {**evidence["verdict"], "membership": membership}}
+        for quantity in ("auc", "flag_rate"):
+            assert judged(quantity, limit, changed).outcome == "inconclusive"
+    void = {**BAD["conformal"], "status": "void", "reason": "Pixels tell them apart."}
+    assert judged("flag_rate", 0.1, {**BAD, "conformal": void}).reason == "flag rate: Pixels tell them apart."
+
+
+@pytest.mark.parametrize("side", ["n_train", "n_holdout"])
+def test_fewer_than_thirty_groups_on_either_side_decide_nothing(side: str) -> None:
+    """Case 6: three training images were enough for "memorized"."""
+    for n, outcome in ((3, "inconclusive"), (29, "inconclusive"), (30, "fail")):
+        membership = {**BAD["verdict"]["membership"], side: n}
+        evidence = {**BAD, "verdict": {**BAD["verdict"], "membership": membership}}
+        assert [judged(name, 0.6, evidence).outcome for name in ("auc", "flag_rate")] == [outcome] * 2
+    three = REHEARSED["three-training-images"].evidence()
+    assert three["conformal"]["n_flagged"] == 3
+    assert judged("flag_rate", 0.1, three).outcome == "inconclusive"
+
+
+def test_the_auc_is_that_of_the_score_the_verdict_rests_on() -> None:
+    """Case 11: growth 0.654 beside the score that was fixed beforehand."""
+    fused = BAD["comparisons"]["train_vs_holdout"]["fused"]
+    clean = CLEAN["comparisons"]["train_vs_holdout"]["fused"]
+    both = {**BAD, "comparisons": {"train_vs_holdout": {"log_growth": clean, "fused": fused}}}
+    assert judged("auc", 0.6, both).measurement.value == fused["auc"]["value"]
+    membership = {**BAD["verdict"]["membership"], "score": "log_growth"}
+    by_growth = {**both, "verdict": {**BAD["verdict"], "membership": membership}}
+    assert judged("auc", 0.6, by_growth).measurement.value == clean["auc"]["value"]
+
+
+def test_what_the_trainer_counted_is_no_measurement_of_this_run() -> None:
+    """Case 15: 56.1% copies by the trainer's record, and nothing generated in this run."""
+    answers = verdict(CLEAN["comparisons"]["train_vs_holdout"]["fused"], CLEAN["blind_baseline"], None)
+    trainers = {"share_of_copies": 0.561, "interval_95": [0.54, 0.58], "n_copies": 2298, "n_samples": 4096}
+    evidence = {**CLEAN, "verdict": answers, "reproductions": None, "generated": trainers}
+    finding = judged("memorized_share", 0.6, evidence)
+    assert finding.outcome == "inconclusive"
+    assert finding.reason == "copies: this run generated no images to match (latentprint extract)"
+    copies = next(item for item in key_numbers(evidence) if item.name == "copies")
+    assert (copies.value, copies.estimate) == ("not asked", None)
+
+
+def test_other_calibrations_and_other_rules_of_copies_are_other_runs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    record = {"extraction": {"parameters": {"steps": 50, "sampler": "ddim", "samples": 512, "seed": 0}}}
+    found = identity(run, record, CLEAN)
+    assert (found["membership score"], found["calibration"]) == ("fused", "none")
+    assert found["sampling parameters"] == {"steps": 50, "sampler": "ddim"}
+    assert found["rule of copies"] == ["ratio", 1 / 3, None]
+    folds = [{"timestep": t} for t in (20, 50)]
+    calibrated = [{**CLEAN, "calibration": {"timestep": 20, "folds": part}} for part in (folds, folds[::-1], [])]
+    assert len({json.dumps(identity(run, record, evidence)["calibration"]) for evidence in calibrated}) == 3
+    assert identity(run, record, {})["calibration"] is None

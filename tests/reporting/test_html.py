@@ -87,7 +87,7 @@ def test_numbers_of_the_first_page_are_those_of_independent_computations(inputs:
     assert f"{repeated:.3f}" in shown
     low, high = inputs.evidence["comparisons"]["repeated_vs_single"]["log_growth"]["auc"]["interval_95"]
     assert f"95% interval {low:.3f} to {high:.3f}" in shown
-    assert {"0.712", "95% interval 0.668 to 0.752"} <= set(shown)
+    assert f"{roc_auc_score(is_train, images.log_growth):.3f}" in shown
 
 
 def test_statistics_tables_hold_the_papers_test_and_an_exact_rate(inputs: ReportInputs, page: Page) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks.reporting import formats, titles
+from tasks.reporting import formats, headline, titles
 from tasks.reporting.comparisons import comparison_table
 from tasks.reporting.gallery import gallery, near_duplicates
 from tasks.reporting.html import ReportInputs, render_report
@@ -87,6 +87,13 @@ def test_every_statistic_of_a_comparison_has_its_line_with_n_and_assumption(inpu
     assert {row[4] for row in rows.values()} == {"104 / 152"}
     assert all(row[5] for row in rows.values())
     assert rows["Welch's t"][1].startswith("−")  # a lower norm is more easily reproduced
+
+
+def test_key_number_without_finite_value_is_not_computable() -> None:
+    comparison = {"auc": {"value": float("nan"), "interval_95": [0, 1]}, "reason": "broken"}
+    found, missing, copies = headline.key_numbers({"comparisons": {"train_vs_holdout": {"log_growth": comparison}}})
+    assert (found.value, found.meaning, found.estimate) == ("not computable", "broken", None)
+    assert (missing.value, copies.value) == ("not measured", "not asked")
 
 
 def test_gallery_shows_nothing_twice_and_ranks_by_growth(inputs: ReportInputs) -> None:
