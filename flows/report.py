@@ -13,17 +13,20 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.analyse import check, export_marts, weigh_evidence
 from tasks.cleaned import measure_cleaning
 from tasks.report import write_report
+from tasks.reporting.headline import answers
 from tasks.store.checksums import add_checksums
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 
 
 @flow(name="report", flow_run_name="report {run}")
-def report(run: Path, redact: bool = False, before: Path | None = None) -> dict[str, Any]:
-    """Check, analyse and report a scored run, with every picture blurred if asked to; returns the headline.
+def report(run: Path, redact: bool = False, before: Path | None = None, summary: bool = False) -> dict[str, Any]:
+    """Check, analyse and report a scored run; returns the headline.
 
     Args:
+        redact: the page holds no picture, no name of an image or file, and no folder.
         before: the run of the model before its training set was cleaned: the report says what that changed.
+        summary: write the first page alone.
 
     Raises:
         ChecksFailed: a check of sql/checks found rows.
@@ -33,22 +36,41 @@ def report(run: Path, redact: bool = False, before: Path | None = None) -> dict[
     directory.read_record()
     with directory.lock():
         check(run)
-        verdict = weigh_evidence(run)
+        weigh_evidence(run)
         if before is not None:
             measure_cleaning(run, before)
         export_marts(run)
         add_checksums(directory, [directory.evidence, directory.flags, *directory.tables.glob("*.parquet")])
-        page = write_report(run, redact)
-    comparisons = _headline_rows(read_json(directory.evidence))
-    create_markdown_artifact(key="memorization-report", markdown=f"**{verdict['sentence']}**\n\nReport: `{page}`")
-    create_table_artifact(key="memorization-comparisons", table=comparisons, description=verdict["sentence"])
+        page = write_report(run, redact, summary=summary)
+    evidence = read_json(directory.evidence)
+    result = headline(run, evidence, page)
+    create_markdown_artifact(key="memorization-report", markdown="\n\n".join(f"**{line}**" for line in lines(result)))
+    create_table_artifact(
+        key="memorization-comparisons", table=result["comparisons"], description=str(result["verdict"])
+    )
+    return result
+
+
+def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:
+    """What a command prints: ``run``, ``membership`` and ``reproduction`` with ``level``, ``label`` and ``sentence``
+    each, ``verdict``, both sentences, ``comparisons``, a row a comparison and score, and ``report``, the page."""
+    found = answers(evidence)
     return {
         "run": str(run),
-        "level": verdict["level"],
-        "verdict": verdict["sentence"],
-        "comparisons": comparisons,
+        **{
+            name: {"level": answer.level, "label": answer.label, "sentence": answer.sentence}
+            for name, answer in (("membership", found.membership), ("reproduction", found.reproduction))
+        },
+        "verdict": found.sentence,
+        "comparisons": _headline_rows(evidence),
         "report": str(page),
     }
+
+
+def lines(headline: dict[str, Any]) -> tuple[str, ...]:
+    """The headline in words: either answer on a line, then the page."""
+    both = (headline["membership"], headline["reproduction"])
+    return *(f"{answer['label']}: {answer['sentence']}" for answer in both), f"report: {headline['report']}"
 
 
 def _headline_rows(evidence: dict[str, Any]) -> list[dict[str, Any]]:

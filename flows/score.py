@@ -6,6 +6,7 @@ manifest -> groups of shards -> a device's worker process each, or Ray's -> cali
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
@@ -82,7 +83,8 @@ def score(
             if not failed and (again := validity_jobs(job, validity)):
                 progress.stage("scoring again", n_scored_again(again), "scores")
                 done_alone(score_again, {"jobs": again}, runner)
-        directory.update_record(scoring_status=scoring_status(len(shards), failed))
+        scored_on = record.get("scored_on") or datetime.now(UTC).date().isoformat()
+        directory.update_record(scoring_status=scoring_status(len(shards), failed), scored_on=scored_on)
         if failed:
             raise ShardsFailed(failed)
         directory.reusable.unlink(missing_ok=True)

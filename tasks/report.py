@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import pixels_of, read_pictures, read_samples
 from tasks.reporting.gallery import named_images, wanted_pictures
-from tasks.reporting.html import ReportInputs, render_report
+from tasks.reporting.html import ReportInputs, render_report, render_summary
 from tasks.store.files import atomic_open, read_json
 from tasks.store.parts import read_ends
 from tasks.store.run import RunDirectory
@@ -28,20 +29,26 @@ MOST_ROWS = 100_000
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
-def write_report(run: Path, redact: bool = False) -> Path:
-    """Write report.html, or with every picture blurred report-redacted.html; returns its path."""
+def write_report(run: Path, redact: bool = False, summary: bool = False) -> Path:
+    """Write report.html, or its first page alone, summary.html; returns the path.
+
+    Args:
+        redact: without pictures, names and folders, to report-redacted.html and summary-redacted.html.
+    """
     directory = RunDirectory(run)
-    path = directory.redacted_report if redact else directory.report
+    path = directory.page("summary" if summary else "report", redact)
+    page = (render_summary if summary else render_report)(report_inputs(directory, not redact), redact)
     with atomic_open(path) as stream:
-        stream.write(render_report(report_inputs(directory), redact).encode())
+        stream.write(page.encode())
     return path
 
 
-def report_inputs(directory: RunDirectory) -> ReportInputs:
+def report_inputs(directory: RunDirectory, with_pictures: bool = True) -> ReportInputs:
     """Everything that the page is made of."""
     with Warehouse(directory) as warehouse:
         tables = {name: read_ends(directory.tables / f"{name}.parquet", MOST_ROWS) for name in warehouse.marts()}
         tables["odds"], matches = warehouse.table("odds"), warehouse.table("matches")
+        tables["came_out"] = came_out(directory)
         images = Sample(warehouse, MOST_ROWS).images(*named_images(tables))
     wanted = wanted_pictures(tables, images)
     return ReportInputs(
@@ -49,9 +56,14 @@ def report_inputs(directory: RunDirectory) -> ReportInputs:
         evidence=read_json(directory.evidence),
         tables=tables,
         images=images,
-        pictures=pictures_of(directory, images, wanted.sample_ids),
-        generated=_generated(directory, matches, wanted.generated),
+        pictures=pictures_of(directory, images, wanted.sample_ids) if with_pictures else {},
+        generated=_generated(directory, matches, wanted.generated) if with_pictures else {},
     )
+
+
+def came_out(directory: RunDirectory) -> pa.Table:
+    """The rows of the mart ``reproductions_by_score`` with any hits, wherever in the ranking they are."""
+    return pq.read_table(directory.tables / "reproductions_by_score.parquet", filters=pc.field("hits") > 0)
 
 
 def pictures_of(directory: RunDirectory, images: pa.Table, sample_ids: Collection[str]) -> Pictures:

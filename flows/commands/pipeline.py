@@ -44,10 +44,11 @@ DEMO_SCORING = ScoreParameters(baselines=("loss",))
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     """Audit the bundled model and images, end to end; ends with the report's path."""
     from flows.audit import audit as flow
+    from flows.report import lines
 
     with prefect_server():
         headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"), DEMO_SCORING)
-    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+    show(headline, as_json, *lines(headline))
 
 
 @app.command()
@@ -100,11 +101,12 @@ def audit(
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
     from flows.audit import audit as flow
+    from flows.report import lines
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
         headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse, validity, before)
-    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+    show(headline, as_json, *lines(headline))
 
 
 @app.command()
@@ -194,17 +196,24 @@ def report(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --compare: the page; default RUN_B/compare.html.")] = None,
-    redact: Annotated[bool, typer.Option("--redact", help="Blur every picture, in report-redacted.html.")] = False,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Without pictures, names and folders, in report-redacted.html.")
+    ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="The first page alone, summary.html; it prints on one sheet of A4.")
+    ] = False,
     before: Before = None,
     as_json: AsJson = False,
 ) -> None:
     """Check, analyse and report a scored run again, or show what changed between two.
 
-    Example: latentprint report --run runs/demo --redact
+    Example: latentprint report --run runs/demo --summary
     """
     if (run is None) == (compare is None):
         raise typer.BadParameter("--run RUN or --compare RUN_A RUN_B is needed, one of them")
     if run is None:
+        if summary:
+            raise typer.BadParameter("--summary goes with --run: a comparison has no first page of its own")
         from flows.compare import compare as work
 
         assert compare is not None
@@ -213,11 +222,12 @@ def report(
         return
     if out is not None:
         raise typer.BadParameter("--out goes with --compare: a run's report lies in the run")
+    from flows.report import lines
     from flows.report import report as flow
 
     with prefect_server():
-        headline = flow(run, redact, before)
-    show(headline, as_json, headline["verdict"], f"report: {headline['report']}")
+        headline = flow(run, redact, before, summary)
+    show(headline, as_json, *lines(headline))
 
 
 @app.command()

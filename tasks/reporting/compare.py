@@ -16,6 +16,7 @@ from tasks.reporting.headline import KeyNumber, Verdict, key_numbers, verdict
 from tasks.reporting.page import place, render
 from tasks.reporting.queries import Query, definition
 from tasks.reporting.ranking import SortableTable, sortable_table
+from tasks.reporting.redaction import names_of, redacted_record, without_names
 from tasks.reporting.relations import percentile_shift
 from tasks.reporting.tables import Column, TableView, flat
 from tasks.reporting.thumbnails import Album, Pixels
@@ -97,13 +98,23 @@ def changed_flags(trend: pa.Table) -> ChangedFlags:
 
 
 def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, redact: bool = False) -> str:
-    """The whole page as text, to be encoded in UTF-8."""
+    """The whole page as text, to be encoded in UTF-8.
+
+    Args:
+        redact: without pictures, names of images and files, and folders; images are called by their rank in B.
+    """
+    if redact:
+        trend = without_names(trend, names_of(after.ranking))
+        before, after = (
+            replace(run, name=name, record=redacted_record(run.record), pictures={})
+            for name, run in (("A", before), ("B", after))
+        )
     warnings = incomparable(before, after)
     is_comparable = not parameter_differences(before, after)
     pairs = [Pair(*pair) for pair in zip(key_numbers(before.evidence), key_numbers(after.evidence), strict=True)]
     flags = changed_flags(trend)
     counts = _counts(before, after, trend, flags)
-    album = Album(after.pictures, {}, redact)
+    album = Album(after.pictures, {})
     previous, now = (trend[name].to_numpy().astype(np.float64) for name in ("previous_percentile", "percentile"))
     shift = percentile_shift(previous, now, ("A", "B"))
     return render(

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.reporting.formats import ABSENT, is_finite, number, p_value, percent
 from tasks.reporting.tables import Column, TableView
+from tasks.reporting.titles import title
 
 COMPARISON_TITLES = {
     "train_vs_holdout": "Trained against held out",
@@ -31,7 +32,7 @@ COLUMNS = (
 
 
 def comparison_title(name: str) -> str:
-    return COMPARISON_TITLES.get(name, name.replace("_", " "))
+    return COMPARISON_TITLES.get(name, title(name))
 
 
 def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
@@ -40,7 +41,7 @@ def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
     Args:
         comparison: ``tasks.evidence.comparison.Comparison.as_dict()``.
     """
-    caption = SCORE_TITLES.get(score, score.replace("_", " "))
+    caption = SCORE_TITLES.get(score, title(score))
     if comparison.get("status") != "ok":
         return TableView(
             caption, COLUMNS, (), f"Not computable: {comparison.get('reason') or 'no reason given'}.", SOURCE

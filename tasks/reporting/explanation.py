@@ -17,6 +17,7 @@ from tasks.reporting.formats import number, percent, visible
 from tasks.reporting.page import render
 from tasks.reporting.tables import Column, TableView, entries_table
 from tasks.reporting.thumbnails import data_uri
+from tasks.reporting.titles import title
 
 PLACES = ("source_uri", "model")
 """Of the provenance: the page is forwarded, and folders tell of people."""
@@ -111,8 +112,7 @@ def _contributions(found: Mapping[str, Any]) -> TableView:
         return TableView(caption, columns, (), f"Not computed: {found['reason']}.")
     parts = sorted(found["confounders"].items(), key=lambda item: -abs(item[1]["contribution"]))
     rows = tuple(
-        (name.replace("_", " "), number(p["value"]), number(p["mean_of_controls"]), number(p["contribution"]))
-        for name, p in parts
+        (title(name), number(p["value"]), number(p["mean_of_controls"]), number(p["contribution"])) for name, p in parts
     )
     note = (
         f"Log growth {number(found['log_growth'])} nats, {number(found['adjusted'])} without them. A linear model of "

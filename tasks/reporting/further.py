@@ -1,4 +1,4 @@
-"""The evidence beside the comparisons as tables: flags, blind baseline, confounders, scores judged by what came out."""
+"""The evidence beside the comparisons as tables: confounders, scores judged by what came out, scores side by side."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.reporting.formats import ABSENT, is_finite, number, percent
-from tasks.reporting.tables import Column, TableView, entries_table
-
-PLAIN = {"conformal": "Calibrated flags", "blind_baseline": "Blind baseline: pixels alone, no model"}
-
-
-def further_evidence(evidence: Mapping[str, Any]) -> list[TableView]:
-    """What there is of it, in the order of the page."""
-    return [entries_table(caption, evidence[key], key) for key, caption in PLAIN.items() if evidence.get(key)]
+from tasks.reporting.tables import Column, TableView
+from tasks.reporting.titles import title
 
 
 def confounder_table(found: Mapping[str, Any]) -> TableView:
@@ -27,7 +21,7 @@ def confounder_table(found: Mapping[str, Any]) -> TableView:
     columns = ["Spearman, held out", "Spearman, trained", "coefficient, held out"]
     rows = tuple(
         (
-            name.replace("_", " "),
+            title(name),
             estimate(controls.get(name)),
             estimate(trained.get(name)),
             estimate(coefficients.get(name)),
@@ -52,7 +46,7 @@ def judgement_table(evidence: Mapping[str, Any]) -> TableView | None:
     columns = ["AUC, came out", "AUC, came out often", "Spearman with hits", "n"]
     rows = tuple(
         (
-            name.replace("_", " "),
+            title(name),
             estimate(one["at_least_once"].get("auc")),
             estimate(one["often"].get("auc")),
             estimate(one["spearman_with_hits"]),
@@ -82,12 +76,12 @@ def methods_table(evidence: Mapping[str, Any]) -> TableView | None:
         "evaluations, alone",
         "AUC",
         "TPR at 1% FPR",
-        "Spearman with copies",
+        "Spearman with occurrences",
         *(["Spearman with hits"] if judged else []),
     ]
     rows = tuple(
         (
-            name.replace("_", " "),
+            title(name),
             "higher" if method["higher_is_easier"] else "lower",
             number(method["evaluations"]),
             estimate(compared.get(name, {}).get("auc")),
@@ -122,7 +116,7 @@ def _methods_note(known: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     return (
         "AUC and true-positive rate (TPR, at a false-positive rate of 1%): trained against held out, n. Each score is "
         f"read in its own direction: above 0 it rates easier what occurs, or came out, more often. Correlations with "
-        f"copies over {over}. Evaluations: of the network an image, if the score were computed alone and its "
+        f"occurrences over {over}. Evaluations: of the network an image, if the score were computed alone and its "
         "timesteps were known; in an audit log growth is computed in any case, and a second timestep adds 1. "
         f"95% intervals.{how}"
     )

@@ -7,7 +7,7 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 from tasks.reporting import formats
 from tasks.reporting.cleaned import cleaning_tables
 from tasks.reporting.comparisons import comparison_table, comparison_title
+from tasks.reporting.counting import controls_table, flags_text, rules_table
 from tasks.reporting.drawing import Plot
 from tasks.reporting.figures import roc_curves, score_histogram, scores_by_copies
-from tasks.reporting.further import estimate, further_evidence, judgement_table, methods_table
+from tasks.reporting.first_page import first_page
+from tasks.reporting.formats import number
+from tasks.reporting.further import estimate, judgement_table, methods_table
 from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.headline import key_numbers, verdict
+from tasks.reporting.headline import membership_score, score_title
 from tasks.reporting.page import place, render
 from tasks.reporting.queries import queries
 from tasks.reporting.ranking import ranking_table
+from tasks.reporting.redaction import redacted
 from tasks.reporting.relations import confounder_correlations, score_against_hits
 from tasks.reporting.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
 from tasks.reporting.thumbnails import Album
 from tasks.reporting.trust import trust_tables
-
-SPLITS = {"train": "Training images", "holdout": "Held-out images"}
 
 
 @dataclass(frozen=True)
@@ -59,53 +61,70 @@ def render_report(inputs: ReportInputs, redact: bool = False) -> str:
     """The whole page as text, to be encoded in UTF-8.
 
     Args:
-        redact: blur every picture.
+        redact: leave out every picture, every name of an image or file, and every folder.
     """
+    inputs = redacted(inputs) if redact else inputs
     record, evidence, tables = inputs.record, inputs.evidence, inputs.tables
-    album = Album(inputs.pictures, inputs.generated, redact)
+    album = Album(inputs.pictures, inputs.generated)
     hits = score_against_hits(tables["reproductions_by_score"]) if "reproductions_by_score" in tables else None
     return render(
         "report.html.j2",
-        run_id=record.get("run_id") or "unknown",
-        model=place(record.get("model") or "unknown"),
-        version=(record.get("software") or {}).get("latentprint"),
-        is_redacted=redact,
+        **_frame(inputs, album, redact),
         threat_model=evidence.get("threat_model"),
-        facts=_facts(record, evidence),
-        verdict=verdict(evidence),
-        key_numbers=key_numbers(evidence),
-        limits=list(evidence.get("limits", ())),
+        calibrated=_calibrated(evidence.get("calibration")),
         plots=plots(tables, inputs.images),
-        scores=_marts(tables, {"scores_by_split": "By group", "scores_by_copies": "By copies in the training set"}),
+        scores=_marts(tables, {"scores_by_split": "By group", "scores_by_copies": "By occurrences in training"}),
         hits=hits,
-        generated=evidence.get("generated"),
-        is_counted=bool(evidence.get("reproductions")),
-        reproductions=_present(_by_copies(evidence.get("generated")), judgement_table(evidence)),
+        rules=rules_table(evidence.get("reproductions")),
+        reproductions=evidence.get("reproductions") or {},
+        controls=controls_table(evidence),
+        of_training=_present(_by_copies(evidence)),
+        judgement=_present(judgement_table(evidence)),
         cleaned_set=evidence.get("cleaned_set"),
         cleaning=cleaning_tables(evidence.get("cleaned_set") or {}),
         gallery=gallery(tables, album),
         ranking=ranking_table(tables),
+        flags=flags_text(evidence.get("conformal")),
+        is_searched="near_duplicate_groups" in tables,
         groups=near_duplicates(tables, inputs.images, album),
         group_table=_marts(tables, {"near_duplicate_groups": "All groups, the most easily reproduced first"}),
         confounders=confounder_correlations(evidence.get("confounders")),
         adjusted=estimate(((evidence.get("confounders") or {}).get("adjusted") or {}).get("auc")),
-        blind=estimate((evidence.get("blind_baseline") or {}).get("auc")),
-        conformal=evidence.get("conformal"),
-        evidence=evidence,
-        further=further_evidence(evidence),
         trust=trust_tables(evidence),
         corrections=evidence.get("corrections"),
         methods=methods_table(evidence),
-        comparisons=_comparisons(evidence.get("comparisons", {})),
-        summary=single_row_table("summary", tables["summary"], "Summary of the run") if "summary" in tables else None,
+        comparisons=_comparisons(evidence),
+        counts=single_row_table("summary", tables["summary"], "Summary of the run") if "summary" in tables else None,
         rejects=mart_table("rejects_by_reason", tables["rejects_by_reason"], "By reason")
         if "rejects_by_reason" in tables
         else None,
         provenance=_provenance(record),
-        parameters=record.get("scoring", {}).get("parameters", {}),
-        timestep=(evidence.get("calibration") or record.get("scoring", {}).get("parameters", {})).get("timestep"),
+        parameters=(record.get("scoring") or {}).get("parameters", {}),
+        timestep=(evidence.get("calibration") or (record.get("scoring") or {}).get("parameters", {})).get("timestep"),
         queries=queries(),
     )
+
+
+def render_summary(inputs: ReportInputs, redact: bool = False) -> str:
+    """The first page alone, as text; it prints on one sheet of A4.
+
+    Args:
+        redact: as of :func:`render_report`.
+    """
+    inputs = redacted(inputs) if redact else inputs
+    return render("summary.html.j2", **_frame(inputs, Album(inputs.pictures, inputs.generated), redact))
+
+
+def _frame(inputs: ReportInputs, album: Album, redact: bool) -> dict[str, Any]:
+    """What both pages are told."""
+    record = inputs.record
+    return {
+        "run_id": record.get("run_id") or "unknown",
+        "model": place(record.get("model") or "unknown"),
+        "version": (record.get("software") or {}).get("latentprint"),
+        "is_redacted": redact,
+        "first": first_page(record, inputs.evidence, inputs.tables, inputs.images, album),
+    }
 
 
 def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
@@ -115,6 +134,8 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     copies = compared["copies"].to_numpy().astype(np.int64)
     growth, eps_norm = (compared[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))
     scores = {"log growth": growth, "−‖ε‖₂": -eps_norm}
+    if compared["fused"].null_count < len(compared):
+        scores = {score_title("fused"): compared["fused"].to_numpy().astype(np.float64), **scores}
     repeated, single = is_train & (copies > 1), is_train & (copies == 1)
     bins = tables.get("score_histogram")
     drawn = [
@@ -138,50 +159,48 @@ def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     return [plot for plot in drawn if plot is not None]
 
 
-def _facts(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, str]:
-    """What was looked at, in a few words each."""
-    counts = record.get("images", {})
-    facts = {
-        label: "{distinct:,} distinct of {samples:,} items".format(**counts[split])
-        for split, label in SPLITS.items()
-        if split in counts
-    }
-    calibration = evidence.get("calibration")
-    if calibration:
-        second = calibration.get("second")
-        facts["Calibrated"] = (
-            "timestep {timestep}{also}, on {n_train:,} training and {n_control:,} held-out images; "
-            "each image is scored by a fit without it"
-        ).format(**calibration, also=f", and {second['timestep']} for fused_norms" if second else "")
-    checksum = record.get("scoring", {}).get("checkpoint_sha256")
-    return facts | ({"Checkpoint, SHA-256": f"{checksum[:16]}…"} if checksum else {})
+def _calibrated(found: Mapping[str, Any] | None) -> str:
+    """On what the timestep was chosen, and how no image is scored by a fit that it had a part in."""
+    if not found:
+        return ""
+    text = f"Timestep {found['timestep']} was chosen on {number(found['n_train'])} training images"
+    text += f" and {number(found['n_control'])} held-out images."
+    if found.get("n_folds"):
+        text += f" Calibrated scores are cross-fitted in {found['n_folds']} folds: no image takes part in its own fit."
+    return text
 
 
-def _comparisons(comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By title: the hypothesis, and a table a score."""
+def _comparisons(evidence: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By title: the hypothesis, and a table a score, that of the membership answer first."""
+    first = membership_score(evidence)
     return {
         comparison_title(name): {
             "hypothesis": next(iter(by_score.values())).get("hypothesis", ""),
-            "tables": [comparison_table(score, comparison) for score, comparison in by_score.items()],
+            "tables": [
+                comparison_table(score, by_score[score]) for score in sorted(by_score, key=lambda score: score != first)
+            ],
         }
-        for name, by_score in comparisons.items()
+        for name, by_score in evidence.get("comparisons", {}).items()
         if by_score
     }
 
 
-def _by_copies(generated: Mapping[str, Any] | None) -> TableView | None:
-    """Copies among the generated images, by how often their original was in the training set."""
-    by_copies = (generated or {}).get("n_copies_by_copies_in_training")
+def _by_copies(evidence: Mapping[str, Any]) -> TableView | None:
+    """What was counted at the checkpoint's training, by how often the original was in the training set."""
+    found = evidence.get("generated") or {}
+    by_copies = found.get("n_copies_by_copies_in_training")
     if not by_copies:
         return None
     ordered = sorted(by_copies.items(), key=lambda item: int(item[0]))
     total = sum(by_copies.values())
-    return numbers_table(
-        "Generated copies, by how often their original occurs in the training set",
-        ["copies in the training set", "generated copies", "share of all copies"],
+    view = numbers_table(
+        "Counted at the training of the model, not by this run",
+        ["occurrences in training", "copies generated", "share of all copies"],
         [(int(copies), n, formats.percent(n / total if total else None)) for copies, n in ordered],
         "generated",
     )
+    n, samples = number(found.get("n_copies")), number(found.get("n_samples"))
+    return replace(view, note=f"{n} of {samples} generated images were copies; sampler: {found.get('sampler')}.")
 
 
 def _marts(tables: Mapping[str, pa.Table], captions: Mapping[str, str]) -> list[TableView]:
@@ -203,10 +222,14 @@ def _provenance(record: Mapping[str, Any]) -> list[TableView]:
         "manifest digest": record.get("manifest_digest"),
         "data": place(record.get("data")),
     }
+    extraction = dict((record.get("extraction") or {}).get("parameters") or {})
+    generating = (
+        {"generated images": extraction.pop("samples"), **extraction} if "samples" in extraction else extraction
+    )
     blocks = {
         "Identity": identity,
         "Parameters": scoring.get("parameters"),
-        "Extraction": (record.get("extraction") or {}).get("parameters"),
+        "Images generated": generating,
         "Software": record.get("software"),
         "Compute": record.get("compute"),
         "Timings, seconds": record.get("timings"),

@@ -43,14 +43,16 @@ EVIDENCE = {
         "its correlation with the hits is in judgement.",
         "methods",
     ),
-    "conformal": ("how many images are flagged, and how many would be if none were memorized.", "conformal"),
+    "conformal": ("how many images are flagged, and how many would be if none stood out.", "conformal"),
     "blind_baseline": ("can the two sets be told apart by pixels alone?", "blind_baseline"),
-    "confounders": ("what of the score goes with plain properties of the images.", "confounders"),
+    "controls": ("held-out images against each other, and the training loss on both splits.", "controls"),
+    "reproductions": ("what both rules count, and how often each is wrong.", "reproductions"),
+    "confounders": ("how much of the score simple image properties explain.", "confounders"),
     "judgement": ("how well each score predicts the counted reproductions.", "reproductions.judgement"),
     "generated": ("generated copies, by this run's own count or by the checkpoint's training record.", "generated"),
     "calibration": ("the timestep that was chosen, and on how many images.", "calibration"),
     "cleaned_set": ("what cleaning the training set changed (latentprint audit --before RUN).", "cleaned_set"),
-    "verdict": ("level and sentence, decided on the bounds of the intervals.", "verdict"),
+    "verdict": ("both answers with their reasons, decided on the bounds of the intervals.", "verdict"),
 }
 RECORD = ("run", "inputs, parameters, versions, hashes and timings.", "jq . RUN/run.json")
 

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.reporting.formats import ABSENT, is_finite, number, p_value, visible
+from tasks.reporting.headline import GROWTH, score_title
 from tasks.reporting.tables import Column
+from tasks.reporting.titles import title
 from tasks.store.parts import n_rows
 
 MOST_ROWS = 500
 JOINED = {
+    "ranking": ("ease", "ranked_by"),
     "flagged": ("p_value", "is_flagged"),
     "reproductions_by_score": (
         *("hits", "n_generated", "rate_low", "rate_high"),
@@ -26,20 +29,17 @@ JOINED = {
 COLUMNS = {
     "rank": Column("rank", is_number=True),
     "sample_id": Column("image"),
+    "ease": Column("score", is_number=True),
     "log_growth": Column("log growth", "nats", is_number=True),
     "log_growth_se": Column("standard error", "nats", is_number=True),
     "eps_norm": Column("‖ε‖₂", "l2", is_number=True),
-    "copies": Column("copies", "images", is_number=True),
+    "copies": Column(title("copies"), "in training", is_number=True),
     "label": Column("label"),
     "p_value": Column("p", "conformal", is_number=True),
-    "hits": Column("hits", "images", is_number=True),
+    "hits": Column(title("hits"), "images", is_number=True),
     "log_probability": Column("odds"),
 }
-TRAITS = {
-    "is_flagged": "flagged",
-    "is_repeated": "repeated",
-    "is_reproduced": "came out",
-}
+TRAITS = {"is_flagged": "flagged", "is_repeated": "repeated", "is_reproduced": "came out"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def known_of(tables: Mapping[str, pa.Table], rows: pa.Table) -> list[dict[str, A
     found: dict[str, dict[str, Any]] = {row["content_hash"]: row for row in rows.to_pylist()}
     hashes = pa.array(found, pa.string())
     for name, columns in JOINED.items():
-        if name in tables:
+        if name in tables and len(tables[name]):
             matching = tables[name].filter(pc.is_in(tables[name]["content_hash"], hashes))
-            for row in matching.select(["content_hash", *columns]).to_pylist():
+            present = [column for column in columns if column in matching.column_names]
+            for row in matching.select(["content_hash", *present]).to_pylist():
                 found[row["content_hash"]].update(row)
     for row in found.values():
         row["is_repeated"] = row["copies"] > 1
@@ -86,13 +87,48 @@ def known_of(tables: Mapping[str, pa.Table], rows: pa.Table) -> list[dict[str, A
     return list(found.values())
 
 
+def ranked_by(tables: Mapping[str, pa.Table]) -> str:
+    """The score that the ranking is in the order of."""
+    ranking = tables.get("ranking")
+    if ranking is None or not len(ranking) or "ranked_by" not in ranking.column_names:
+        return GROWTH
+    return str(ranking["ranked_by"][0].as_py() or GROWTH)
+
+
+def came_out(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+    """Training images that came out, the most often first, each with all that is known of it.
+
+    Of the table ``came_out`` where there is one, else of the rows of ``reproductions_by_score``.
+    """
+    found = _came_out(tables)
+    if found is None:
+        return []
+    ordered = found.sort_by([("hits", "descending"), ("rank", "ascending")])
+    return known_of(tables, ordered.slice(0, MOST_ROWS))
+
+
+def n_came_out(tables: Mapping[str, pa.Table]) -> int:
+    """How many there are of these."""
+    found = _came_out(tables)
+    return 0 if found is None else found.num_rows
+
+
+def _came_out(tables: Mapping[str, pa.Table]) -> pa.Table | None:
+    rows = tables.get("came_out", tables.get("reproductions_by_score"))
+    return None if rows is None or not len(rows) else rows.filter(pc.field("hits") > 0)
+
+
 def ranking_table(tables: Mapping[str, pa.Table]) -> SortableTable | None:
     """The first ``MOST_ROWS`` of the ranking; None where nothing is ranked."""
     ranking = tables.get("ranking")
     if ranking is None or not len(ranking):
         return None
-    rows = known_of(tables, ranking.slice(0, MOST_ROWS))
-    table = sortable_table("Training images, most easily reproduced first", COLUMNS, rows, "ranking", TRAITS)
+    rows, score = known_of(tables, ranking.slice(0, MOST_ROWS)), ranked_by(tables)
+    columns = {name: column for name, column in COLUMNS.items() if name != "ease" or score != GROWTH}
+    if "ease" in columns:
+        columns["ease"] = replace(columns["ease"], label=score_title(score))
+    caption = f"Training images, most easily reproduced first, by {score_title(score)}"
+    table = sortable_table(caption, columns, rows, "ranking", TRAITS)
     cut = f"{number(len(rows))} of {number(n_rows(ranking))} rows; all in tables/ranking.parquet."
     return replace(table, note=cut if len(rows) < n_rows(ranking) else "")
 

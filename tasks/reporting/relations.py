@@ -16,6 +16,7 @@ from tasks.reporting.drawing import HOLDOUT, INK, SECOND, TRAIN, Floats, Plot, a
 from tasks.reporting.formats import is_finite, number, percent
 from tasks.reporting.further import confounder_table
 from tasks.reporting.tables import Column, numbers_table
+from tasks.reporting.titles import title
 from tasks.store.parts import n_rows
 
 MOST_POINTS = 600
@@ -71,7 +72,7 @@ def confounder_correlations(found: Mapping[str, Any] | None) -> Plot | None:
         found: ``confounders`` of ``evidence.json``.
     """
     estimates = [
-        (name.replace("_", " "), label, color, marker, estimate)
+        (title(name), label, color, marker, estimate)
         for key, (label, color, marker) in ESTIMATES.items()
         for name, estimate in (found or {}).get(key, {}).items()
         if is_finite(estimate.get("value")) and estimate.get("interval_95")

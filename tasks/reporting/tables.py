@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.reporting.formats import number, percent, setting, visible
+from tasks.reporting.titles import title
 from tasks.store.parts import n_rows
 
 MOST_ROWS = 25
@@ -82,7 +83,7 @@ def entries_table(caption: str, entries: Mapping[str, Any], source: str = "") ->
 def flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and values as text, those of nested mappings behind their own name; None and empty text are left out."""
     for key, value in entries.items():
-        name = f"{prefix}{str(key).replace('_', ' ')}"
+        name = f"{prefix}{title(str(key))}"
         if isinstance(value, Mapping):
             yield from flat(value, f"{name}: ")
         elif isinstance(value, list | tuple):
@@ -98,7 +99,7 @@ def _is_empty(column: pa.ChunkedArray[Any]) -> bool:
 def _column(field: pa.Field[Any]) -> Column:
     metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-    return Column(field.name.replace("_", " "), metadata.get("unit", ""), metadata.get("description", ""), is_number)
+    return Column(title(field.name), metadata.get("unit", ""), metadata.get("description", ""), is_number)
 
 
 def _cell(value: Any, column: Column) -> str:

@@ -1,4 +1,4 @@
-"""Pictures small enough to travel inside the page, within a budget, and blurred for reviewers who may not see them."""
+"""Pictures small enough to travel inside the page, within a budget."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 LONGEST_SIDE = 128
 """Pixels. Even incompressible, an RGB thumbnail is below 70 kB of page."""
-REDACTED_SIDE = 4
-"""Pixels: all that is left of a redacted picture is that many mean colours a side."""
 MOST_BYTES = 6_000_000
 """Of all pictures of a page, as text."""
 
@@ -25,12 +23,10 @@ class Album:
     Args:
         training: sample_id -> pixels, uint8 (H, W) or (H, W, 3).
         generated: key of a generated image -> pixels.
-        redact: blur every picture, before it becomes part of the page.
     """
 
-    def __init__(self, training: Mapping[str, Pixels], generated: Mapping[str, Pixels], redact: bool = False) -> None:
+    def __init__(self, training: Mapping[str, Pixels], generated: Mapping[str, Pixels]) -> None:
         self._pictures = {"training": training, "generated": generated}
-        self._redact = redact
         self._left = MOST_BYTES
 
     def training(self, sample_id: str) -> str:
@@ -45,21 +41,11 @@ class Album:
         pixels = self._pictures[kind].get(name)
         if pixels is None:
             return ""
-        uri = data_uri(blurred(pixels) if self._redact else pixels)
+        uri = data_uri(pixels)
         if len(uri) > self._left:
             return ""
         self._left -= len(uri)
         return uri
-
-
-def blurred(pixels: Pixels) -> Pixels:
-    """The mean colours of at most ``REDACTED_SIDE`` blocks a side, and of at least 4 pixels a block a side.
-
-    These colours are all that the file holds; the browser draws them smoothly. They do not show what was in a picture,
-    but whoever has a candidate can tell that it does not fit.
-    """
-    side = min(REDACTED_SIDE, *(max(1, extent // 4) for extent in pixels.shape[:2]))
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX), dtype=np.uint8)
 
 
 def data_uri(pixels: Pixels) -> str:

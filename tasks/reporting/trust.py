@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.reporting.formats import ABSENT, is_finite, number, percent, setting
 from tasks.reporting.tables import Column, TableView
+from tasks.reporting.titles import title
 
 CONCLUSIONS = {
     "better": "predicts {what} better than the raw one",
@@ -90,7 +91,7 @@ def _why_high(found: Mapping[str, Any]) -> TableView:
     columns = (Column("property"), *(Column(name, is_number=True) for name in numbers))
     rows = tuple(
         (
-            name.replace("_", " "),
+            title(name),
             number((properties.get(name) or {}).get("median_top")),
             number((properties.get(name) or {}).get("median_rest")),
             _estimate((properties.get(name) or {}).get("auc")),
@@ -104,7 +105,7 @@ def _why_high(found: Mapping[str, Any]) -> TableView:
 def _why_note(found: Mapping[str, Any]) -> str:
     top = found["top_controls"]
     if top["status"] == "ok":
-        shared = [f"{name.replace('_', ' ')} {way}" for name, way in top["shared"].items()]
+        shared = [f"{title(name)} {way}" for name, way in top["shared"].items()]
         said = (
             f"The {number(top['n_top'])} controls with the highest scores against the {number(top['n_rest'])} others: "
         )

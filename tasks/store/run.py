@@ -3,7 +3,7 @@
 RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  flags.parquet  evidence.json
     report.html
     verdict.json, junit.xml, where the gate decided
-    report-redacted.html, compare.html, where those were asked for
+    summary.html, report-redacted.html, summary-redacted.html, compare.html, where those were asked for
     calibration.json, calibration.parquet, where there are controls to calibrate against
     samples/  matches/  reproductions/  false-copies/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
@@ -134,10 +134,9 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    @property
-    def redacted_report(self) -> Path:
-        """The same with every picture blurred."""
-        return self.path / "report-redacted.html"
+    def page(self, name: str, redact: bool = False) -> Path:
+        """``report`` or ``summary``, its first page alone; redacted: without pictures, names and folders."""
+        return self.path / f"{name}{'-redacted' if redact else ''}.html"
 
     @property
     def comparison(self) -> Path:

@@ -78,6 +78,8 @@ class Images:
                 "is_compared": usable,
                 "fold": pa.array([None if self.fused is None else i % 5 for i in range(n)], pa.int32()),
                 "is_usable": usable,
+                "is_compared": usable,
+                "fold": pa.nulls(n, pa.int32()),
             }
         )
 
@@ -127,6 +129,8 @@ class Run:
     model: str = "infra/demo/model"
     n_generated: int = 0
     """Images generated: of the training images, those of more copies came out more often."""
+    answered: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of evidence.json in place of those that are computed."""
 
     def inputs(self) -> ReportInputs:
         table = self.images.table()
@@ -155,6 +159,7 @@ class Run:
             **found,
             "methods": {name: method.as_dict() for name, method in by_method.items()},
             "reproductions": reproductions,
+            **self.answered,
         }
 
     def counted(self) -> dict[str, Any] | None:
@@ -216,6 +221,7 @@ class Run:
             "scoring": {"checkpoint_sha256": "c0ffee" * 10 + "beef", "parameters": parameters},
             "run_id": "5eed" * 8,
             "model": self.model,
+            "scored_on": "2026-03-14",
             "compute": {"devices": ["cpu"], "threads": 0, "batch_size": 0},
             "software": {"python": "3.11.2", "latentprint": "0.1.0", "torch": "2.13.0", "git_commit": "ab" * 20},
             "timings": {"shard_seconds": 1.25, "score_seconds": 8.5},
@@ -264,10 +270,112 @@ def counted(n_copies: int = 1638, n_samples: int = 4096) -> dict[str, Any]:
     }
 
 
+def membership(level: str = "shown", **changed: Any) -> dict[str, Any]:
+    """``verdict.membership`` of evidence.json."""
+    return {
+        "level": level,
+        "sentence": f"The sentence of membership, {level}.",
+        "reason": f"The reason of membership, {level}.",
+        "score": "log_growth",
+        "auc": interval(0.712, 0.668, 0.752),
+        "blind_auc": interval(0.503, 0.461, 0.545),
+        "above_blind": interval(0.209, 0.151, 0.267),
+        "p_value": 0.002,
+        "is_void": False,
+        "least_auc": 0.63,
+        "n_train": 256,
+        "n_holdout": 256,
+        "stability": {"n": 20, "levels": {level: 19, "inconclusive": 1}},
+        **changed,
+    }
+
+
+def reproduction(level: str = "counted", **changed: Any) -> dict[str, Any]:
+    """``verdict.reproduction`` of evidence.json."""
+    is_asked = level != "not_asked"
+    return {
+        "level": level,
+        "sentence": f"The sentence of reproduction, {level}.",
+        "reason": f"The reason of reproduction, {level}.",
+        "rule": "ratio" if is_asked else None,
+        "n_samples": 4096 if is_asked else None,
+        "n_copies": 1638 if level == "counted" else 0 if is_asked else None,
+        "share": 1638 / 4096 if level == "counted" else 0.0 if is_asked else None,
+        "interval_95": [0.3849, 0.4151] if level == "counted" else [0.0, 0.0009] if is_asked else None,
+        "n_originals": 97 if level == "counted" else 0 if is_asked else None,
+        "false_copies": rate(2, 768) if is_asked else None,
+        "least_share": 0.0039 if is_asked else None,
+        **changed,
+    }
+
+
+def answers_of(membership: Mapping[str, Any], reproduction: Mapping[str, Any]) -> dict[str, Any]:
+    """``verdict`` of evidence.json."""
+    sentence = f"{membership['sentence']} {reproduction['sentence']}"
+    return {"verdict": {"sentence": sentence, "membership": membership, "reproduction": reproduction}}
+
+
+def interval(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": value, "interval_95": [low, high]}
+
+
+def rate(k: int, n: int) -> dict[str, Any]:
+    return {"n": n, "k": k, "share": k / n, "interval_95": list(binomial_interval(k, n))}
+
+
+def two_rules() -> dict[str, Any]:
+    """``reproductions`` of evidence.json."""
+    controls = {"held_out": rate(1, 256), "left_out_training": rate(1, 256), "generated_against_held_out": rate(0, 256)}
+
+    def rule(words: str, threshold: float, n_copies: int) -> dict[str, Any]:
+        return {
+            "rule": words,
+            "threshold": threshold,
+            "n_copies": n_copies,
+            "share": n_copies / 4096,
+            "interval_95": list(binomial_interval(n_copies, 4096)),
+            "n_reproduced_training_images": 104,
+            "n_reproduced_originals": 97,
+            "n_reproduced_per_1000_samples": 24,
+            "false_copies": {**controls, "pooled": rate(2, 768)},
+            "excess": interval(0.398, 0.381, 0.414),
+        }
+
+    return {
+        "reproductions": {
+            "n_samples": 4096,
+            "ratio": rule("nearest over second nearest near-duplicate group, below", 1 / 3, 1638),
+            "adaptive": rule("nearest over the mean of the 50 around it, below", 0.5, 2900),
+            "believed": "ratio",
+            "why_believed": "It has the lower false-copy rate.",
+            "judgement": None,
+        }
+    }
+
+
+def controls() -> dict[str, Any]:
+    """``controls`` and ``blind_baseline`` of evidence.json."""
+    ok = {"status": "ok", "reason": ""}
+    return {
+        "controls": {
+            "negative": {"auc": interval(0.491, 0.42, 0.562), "n": 256, **ok},
+            "holdouts": [{"first": "a.tar", "second": "b.tar", "auc": interval(0.62, 0.55, 0.69), **ok}],
+            "positive": {"auc": interval(0.88, 0.84, 0.91), "timesteps": [20, 100, 400], **ok},
+        },
+        "blind_baseline": {
+            "auc": interval(0.503, 0.461, 0.545),
+            "p_value": 0.4,
+            "void": False,
+            "above_blind": interval(0.209, 0.151, 0.267),
+            **ok,
+        },
+    }
+
+
 def typical_run() -> Run:
-    """The bundled data set's plan, two unreadable items, and a count of generated copies."""
+    """The bundled data set's plan, two unreadable items, and a count of generated copies at its training."""
     rejected = Rejected([("train", f"{name}.png", "truncated", "OSError") for name in "ab"])
-    return Run(rejected=rejected, generated=counted())
+    return Run(rejected=rejected, generated=counted(), answered=controls())
 
 
 def extracted_run() -> Run:

@@ -46,8 +46,8 @@ def test_histogram_table_counts_every_image_once(drawn: dict[str, Plot]) -> None
     labels = [column.label for column in table.columns]
     rows = [dict(zip(labels, row, strict=True)) for row in table.rows]
     for split in ("train", "holdout"):
-        assert sum(int(row["n images"]) for row in rows if row["split"] == split) == 256
-    assert sum(int(row["n repeated"]) for row in rows) == 104
+        assert sum(int(row["images"]) for row in rows if row["split"] == split) == 256
+    assert sum(int(row["repeated images"]) for row in rows) == 104
 
 
 def test_histogram_without_holdout_draws_the_trained_alone(inputs: ReportInputs) -> None:

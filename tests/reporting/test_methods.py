@@ -27,12 +27,12 @@ def test_a_row_a_score_with_auc_rate_and_correlations(inputs: ReportInputs) -> N
         "evaluations, alone",
         "AUC",
         "TPR at 1% FPR",
-        "Spearman with copies",
+        "Spearman with occurrences",
         "Spearman with hits",
     ]
     assert [column.label for column in table.columns] == [*labels, "n"]
     growth, norm = table.rows
-    assert (growth[:3], norm[:3]) == (("log growth", "higher", "2"), ("eps norm", "lower", "1"))
+    assert (growth[:3], norm[:3]) == (("log growth", "higher", "2"), ("‖ε‖₂", "lower", "1"))
     for row, ease in ((growth, images.log_growth), (norm, -images.eps_norm)):
         rate = (ease[is_train] > np.sort(ease[~is_train])[::-1][2]).mean()  # 1% of 256 controls: two lie above
         assert row[3].startswith(f"{roc_auc_score(is_train, ease):.3f} (")
@@ -40,7 +40,7 @@ def test_a_row_a_score_with_auc_rate_and_correlations(inputs: ReportInputs) -> N
         assert row[5].startswith(f"{stats.spearmanr(ease[is_train], copies[is_train]).statistic:.3f} (")
         assert row[6].startswith(f"{stats.spearmanr(ease[is_train], hits).statistic:.3f} (")
         assert row[7] == "256 / 256"
-    assert "copies over 256 training images, with hits over 256" in table.note
+    assert "occurrences over 256 training images, with hits over 256" in table.note
 
 
 def test_what_was_not_measured_is_a_dash_or_has_no_column(inputs: ReportInputs) -> None:
