@@ -4,8 +4,8 @@ With m positives x_i and n negatives y_j, the placements (DeLong's structural co
 
     V10_i = share of negatives below x_i, ties half        V01_j = share of positives above y_j, ties half
 
-have the AUC A as either mean, and var(A) = var(V10) / m + var(V01) / n. Near duplicates enter as sums over their group c
-(Obuchowski):
+have the AUC A as either mean, and var(A) = var(V10) / m + var(V01) / n. Near duplicates enter as sums over their group
+c (Obuchowski):
 
     var(A) = sum_c (P_c + N_c)^2,    P_c = sum_{i in c} (V10_i - A) / m,    N_c = sum_{j in c} (V01_j - A) / n
 

@@ -24,8 +24,8 @@ a part in its score. The conformal p-value of a training image i, k(i) its fold,
     p_i = (1 + #{j : s_{-k(j)}(x_j) >= s_{-k(i)}(x_i)}) / (1 + n)
 
 Against the controls of its own fold p is exact: if the model knows nothing of image i, then it and they are
-exchangeable given s_{-k}, which saw none of them, so P(p <= a) <= a. Controls of other folds have other scorers, each fitted on one
-fold that the other was not. Two things are asked of those:
+exchangeable given s_{-k}, which saw none of them, so P(p <= a) <= a. Controls of other folds have other scorers, each
+fitted on one fold that the other was not. Two things are asked of those:
 
     One scale. Log odds at equal weights of both kinds, and for DIME standard deviations from the midpoint of both: 0 is
     half way in each fold, whatever it holds.

@@ -78,8 +78,6 @@ class Images:
                 "is_compared": usable,
                 "fold": pa.array([None if self.fused is None else i % 5 for i in range(n)], pa.int32()),
                 "is_usable": usable,
-                "is_compared": usable,
-                "fold": pa.nulls(n, pa.int32()),
             }
         )
 
