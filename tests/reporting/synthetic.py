@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.analyse import flag_table, image_scores
-from tasks.evidence.assessment import ImageScores, assess
+from tasks.evidence.assessment import ImageScores, assess, flag_trained
 from tasks.evidence.methods import methods
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gallery import wanted_pictures
@@ -147,16 +147,16 @@ class Run:
     def evidence(self) -> dict[str, Any]:
         """evidence.json, without what needs pixels."""
         by_method = methods(self.scores(), {"log_growth": 2, "eps_norm": 1})
-        found = assess(self.scores(), self.generated)
-        reproductions = self.counted()
-        if "membership" not in found["verdict"]:
-            growth = found["comparisons"]["train_vs_holdout"]["log_growth"]
-            found["verdict"] = verdict(growth, found["blind_baseline"], reproductions)
+        found, reproductions = assess(self.scores(), None), self.counted()
+        growth = found["comparisons"]["train_vs_holdout"]["log_growth"]
+        found["verdict"] = verdict(growth, found["blind_baseline"], reproductions)  # without pixels it is inconclusive
+        found["conformal"] = flag_trained(self.scores()).as_dict()
         return {
             "run_id": self.record()["run_id"],
             **found,
             "methods": {name: method.as_dict() for name, method in by_method.items()},
             "reproductions": reproductions,
+            "generated": self.generated,
             **self.answered,
         }
 
