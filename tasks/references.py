@@ -88,7 +88,9 @@ class DistinctImages(ABC):
         Surroundings have one image of each group: the twins of one neighbour would fill all fifty places.
         """
         others = _Chosen(self.features, self._originals)
-        return surroundings(self.features[indices], others, self.groups[self._originals], left_out).mean_distance
+        return surroundings(
+            self.features[indices], others, groups=self.groups[self._originals], left_out=left_out
+        ).mean_distance
 
     @cached_property
     def _originals(self) -> NDArray[np.int64]:

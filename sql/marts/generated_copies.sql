@@ -13,7 +13,8 @@ SELECT
     count(*) FILTER (matches.is_copy_adaptive) AS n_copies_adaptive,
     n_copies / nullif(n_samples, 0) AS fraction,
     count(DISTINCT matches.nearest_sample_id) FILTER (matches.is_copy) AS n_reproduced,
-    count(DISTINCT coalesce(manifest.near_duplicate_group::VARCHAR, matches.nearest_sample_id))
-        FILTER (matches.is_copy) AS n_originals
+    count(
+        DISTINCT if(matches.is_copy, coalesce(images.near_duplicate_group::VARCHAR, images.sample_id), NULL)
+    ) AS n_originals
 FROM matches
-LEFT JOIN manifest ON matches.nearest_sample_id = manifest.sample_id
+LEFT JOIN images ON matches.nearest_sample_id = images.sample_id

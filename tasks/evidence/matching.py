@@ -58,6 +58,7 @@ def nearest(
     queries: NDArray[np.float32],
     references: References,
     k: int,
+    *,
     groups: Labels | None = None,
     left_out: Labels | None = None,
 ) -> Neighbours:
@@ -101,7 +102,7 @@ def nearest_two_groups(
 
 
 def surroundings(
-    images: NDArray[np.float32], references: References, groups: Labels | None = None, left_out: Labels | None = None
+    images: NDArray[np.float32], references: References, *, groups: Labels | None = None, left_out: Labels | None = None
 ) -> Surroundings:
     """Distances from each image to the *other* references: one that is identical is the image itself.
 
@@ -120,7 +121,7 @@ def surroundings(
         is_itself = distances[:, :1] == 0.0
         others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
     else:
-        others = nearest(images, references, N_SURROUNDING, groups, left_out).distances
+        others = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out).distances
     n_others = np.isfinite(others).sum(axis=1)
     if not n_others.all():
         raise ValueError("all training images are near duplicates of one image: it has no surroundings")

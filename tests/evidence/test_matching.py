@@ -179,7 +179,7 @@ def test_left_out_groups_are_neither_nearest_nor_second(
     monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
     monkeypatch.setattr(matching, "MOST_PASSED_OVER", most_passed_over)
     two = nearest_two_groups(references, references, groups, groups[:, None])
-    around = surroundings(references, references, groups, groups[:, None])
+    around = surroundings(references, references, groups=groups, left_out=groups[:, None])
     for i, image in enumerate(references.astype(np.float64)):
         distances = np.linalg.norm(references.astype(np.float64) - image, axis=1)
         outside = np.flatnonzero(groups != groups[i])
@@ -206,14 +206,14 @@ def test_copies_of_images_with_near_twins_are_found_as_without_them() -> None:
     found = nearest_two_groups(samples, training, groups)
     assert np.flatnonzero(ratio_rule(found)).tolist() == list(range(20))
     assert groups[found.indices[:20, 0]].tolist() == [*range(10), *range(40, 50)]
-    around = surroundings(training[found.indices[:, 0]], training, groups, groups[found.indices[:, :1]])
+    around = surroundings(training[found.indices[:, 0]], training, groups=groups, left_out=groups[found.indices[:, :1]])
     assert np.flatnonzero(adaptive_rule(found, around.mean_distance)).tolist() == list(range(20))
 
 
 def test_twins_of_an_image_are_not_its_surroundings() -> None:
     line = np.array([[0.0], [0.1], [0.2], [3.0], [5.0]], dtype=np.float32)
     groups = np.array([9, 9, 9, 4, 2])
-    around = surroundings(line, line, groups, groups[:, None])
+    around = surroundings(line, line, groups=groups, left_out=groups[:, None])
     assert around.mean_distance.tolist() == pytest.approx(
         [4.0, 3.9, 3.8, (3.0 + 2.9 + 2.8 + 2.0) / 4, (5.0 + 4.9 + 4.8 + 2.0) / 4]
     )
@@ -242,6 +242,6 @@ def test_one_group_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two near-duplicate groups"):
         ratio_rule(found)
     with pytest.raises(ValueError, match="no surroundings"):
-        surroundings(line, line, same, same[:, None])
+        surroundings(line, line, groups=same, left_out=same[:, None])
     with pytest.raises(ValueError, match="only where the references' groups are given"):
         nearest(line, line, 1, left_out=same[:, None])

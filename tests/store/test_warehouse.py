@@ -231,6 +231,13 @@ def test_reproductions_stand_beside_the_ranking(run: RunDirectory) -> None:
     assert rows(run, "reproduction_without_image") == []
 
 
+def test_reproductions_of_an_earlier_version_are_read(run: RunDirectory) -> None:
+    write_reproductions(run, CAME_OUT)
+    part = run.reproductions / "part-train-000000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["hits_group", "hits_group_adaptive"]), part)
+    assert [(r["hits"], r["hits_group"]) for r in rows(run, "reproductions_by_score")] == [(4, 4), (0, 0), (1, 1)]
+
+
 def test_an_empty_directory_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run directory"):
         Warehouse(RunDirectory(tmp_path))

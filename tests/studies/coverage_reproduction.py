@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -67,8 +68,8 @@ def coverage_reproduction(n_runs: int = 2_000, seed: int = 0) -> list[Row]:
 def holds(row: Row, errors: float = 4.0) -> bool:
     """Is the rate achieved, but for ``errors`` standard errors? A level is a bound from above, all else from below."""
     nominal, achieved = float(str(row["nominal"])), float(str(row["achieved"]))
-    slack = errors * (nominal * (1.0 - nominal) / int(str(row["runs"]))) ** 0.5
-    return bool(achieved <= nominal + slack if nominal == LEVEL else achieved >= nominal - slack)
+    slack = errors * math.sqrt(nominal * (1.0 - nominal) / int(str(row["runs"])))
+    return achieved <= nominal + slack if nominal == LEVEL else achieved >= nominal - slack
 
 
 def _row(what: str, n: int, nominal: float, achieved: float, runs: int) -> Row:
