@@ -179,7 +179,8 @@ def _score(inputs: CardInputs) -> str:
     timestep = _of(inputs.evidence, "calibration", "timestep")
     timestep = how.get("timestep") if timestep is None else f"{timestep}, chosen on images of which none is compared"
     return (
-        f"Score: log volume growth along K = {setting(how.get('axes'))} axes in N = {setting(how.get('steps'))} steps, "
+        f"Score: log volume growth along K = {setting(how.get('axes'))} axes in N = {setting(how.get('steps'))} steps "
+        f"(one axis: growth in its direction), "
         f"estimator {markdown_text(how.get('estimator'))}, from timestep {timestep} (Hasegawa & Yasuda, "
         "[arXiv 2503.19429](https://arxiv.org/abs/2503.19429))."
     )

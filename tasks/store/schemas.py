@@ -73,7 +73,7 @@ SCORES = pa.schema(
         _field(
             "log_growth",
             pa.float64(),
-            "log volume growth, image -> latent, of n_axes axes over n_steps steps "
+            "log volume growth, image -> latent, of n_axes axes over n_steps steps; one axis: growth in its direction "
             "(tasks/diffusion/growth.py, Hasegawa & Yasuda 2025); higher: more easily reproduced",
             "nats",
         ),
