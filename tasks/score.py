@@ -48,10 +48,9 @@ class CalibrationFailed(ShardsFailed):
     """Some shards could not be calibrated on, so that nothing is scored; the others were."""
 
     def __str__(self) -> str:
-        return (
-            f"calibrating on {super().__str__()} failed, and every score depends on it: a smaller --batch-size needs "
-            "less memory; if an image is at fault, start another --out without it"
-        )
+        died = any("worker" in reason for reason in self.reasons.values())
+        remedy = ": a smaller --batch-size needs less memory; if an image is at fault, start another --out without it"
+        return f"calibrating on {super().__str__()} failed, and every score depends on it{remedy if died else ''}"
 
 
 def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:

@@ -229,16 +229,22 @@ def test_a_clock_that_goes_backwards_changes_nothing(
 def test_failed_shards_end_in_one_line_with_the_command_that_resumes(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Before the calibration, on which every score depends, and after it."""
     path = sharded.shards / POISON
-    path.write_bytes(path.read_bytes()[:3000])
+    whole = path.read_bytes()
     arguments = ["score", "--run", str(sharded.path), "--model", str(checkpoint), "--timestep", "20", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["latentprint", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith(f"latentprint: 1 shards could not be scored, the others were: {POISON} (")
-    assert last.endswith(f"resume with: latentprint {' '.join(arguments)}")
+    for says in (f"calibrating on {POISON} (", f"1 shards could not be scored, the others were: {POISON} ("):
+        path.write_bytes(whole[:3000])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith(f"latentprint: {says}")
+        assert last.endswith(f"resume with: latentprint {' '.join(arguments)}")
+        path.write_bytes(whole)
+        score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
+        sharded.part(POISON).unlink()
 
 
 def test_two_runs_into_one_directory_the_second_refuses(
