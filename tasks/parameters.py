@@ -222,6 +222,10 @@ class SideParameters(Parameters):
         return _split(value)
 
 
+FLAGGED = "flagged_images"
+"""The saved question that curation asks by default."""
+
+
 class CurateParameters(Parameters):
     """What is done to which training images of a run."""
 
@@ -244,7 +248,7 @@ class CurateParameters(Parameters):
     def query(self) -> str:
         """The images that are meant, a saved question's name or SQL."""
         takes_all = self.action in ("dedupe", "reweight")
-        return self.images or ("SELECT sample_id FROM ranking" if takes_all else "flagged_images")
+        return self.images or ("SELECT sample_id FROM ranking" if takes_all else FLAGGED)
 
 
 class ComputeParameters(Parameters):

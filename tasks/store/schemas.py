@@ -418,11 +418,37 @@ RUNS = pa.schema(
             nullable=True,
         ),
         _field(
-            "level", pa.string(), "verdict: memorized | not_shown | inconclusive; null: no evidence yet", nullable=True
+            "membership",
+            pa.string(),
+            "shown | not_shown | inconclusive: can one tell what was trained on? null: no evidence yet",
+            nullable=True,
         ),
-        _field("auc", pa.float64(), "trained against held out by log growth; 0.5 is chance", "of 1", nullable=True),
+        _field(
+            "reproduction",
+            pa.string(),
+            "counted | none_counted | not_asked | inconclusive: do copies come out? null: no evidence yet",
+            nullable=True,
+        ),
+        _field("score", pa.string(), "score that membership rests on", nullable=True),
+        _field(
+            "auc",
+            pa.float64(),
+            "trained against held out by that score; 0.5 is chance; null: not measured, or void",
+            "of 1",
+            nullable=True,
+        ),
         _field("auc_low", pa.float64(), "lower bound of its 95% interval", "of 1", nullable=True),
         _field("auc_high", pa.float64(), "upper bound of its 95% interval", "of 1", nullable=True),
+        _field("n_flagged", pa.int64(), "training images flagged; null: not tested, or void", "images", nullable=True),
+        _field(
+            "share_of_copies",
+            pa.float64(),
+            "generated images of this run that copy a training image; null: not counted",
+            "of 1",
+            nullable=True,
+        ),
+        _field("share_low", pa.float64(), "lower bound of its 95% interval", "of 1", nullable=True),
+        _field("share_high", pa.float64(), "upper bound of its 95% interval", "of 1", nullable=True),
     ]
 )
 """Of a warehouse over many runs, whose every relation has a column ``run``."""

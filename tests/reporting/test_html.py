@@ -100,7 +100,7 @@ def test_statistics_tables_hold_the_papers_test_and_say_what_is_not_estimable(in
     exponent = int(np.floor(np.log10(welch.pvalue)))
     assert f"{welch.pvalue / 10.0**exponent:.1f} × 10⁻" in page.text
     assert "not estimable: 256 controls, at least 500 are needed" in page.text
-    assert "not estimable: 256 controls, at least 1000 are needed" in page.text
+    assert "not estimable: 256 controls, at least 5,000 are needed" in page.text
 
 
 def test_first_ranked_image_is_the_one_with_the_highest_growth(page: Page) -> None:
