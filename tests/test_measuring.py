@@ -6,11 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from scipy.stats import spearmanr
 
+from tasks.analyse import evaluations
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from tasks.diffusion.density import log_density
@@ -21,6 +23,7 @@ from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
+from tasks.evidence.comparison import HIGHER_IS_EASIER
 from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.scoring import PROBE_BATCH, probe
@@ -229,6 +232,17 @@ def test_the_log_density_is_a_column_that_changes_no_other(grid: Grid, model: Lo
     assert by_trace["log_density_se"] == [0.0] * 3
     distances = (np.array(columns["log_density"]) - by_trace["log_density"]) / columns["log_density_se"]
     assert np.abs(distances).max() < 10.0  # Student's t with two degrees of freedom
+
+
+def test_the_methods_table_knows_what_a_log_density_costs_alone() -> None:
+    rows = pa.table({"n_axes": [3], "n_steps": [2]})
+    asked = ScoreParameters(axes=3, steps=2, repeats=2, density=6, density_probes=3)
+    assert evaluations(rows, asked.model_dump())["log_density"] == 6 + 7 * 4
+    assert evaluations(rows, asked.model_dump())["log_growth"] == 2 * 2 * 4
+    assert "log_density" not in evaluations(rows, ScoreParameters().model_dump())
+    older = {"repeats": 1}  # of a run before there was such a score
+    assert "log_density" not in evaluations(rows, older)
+    assert "log_density" in HIGHER_IS_EASIER
 
 
 def test_a_log_density_of_a_latent_model_is_that_of_the_code(tmp_path: Path) -> None:
