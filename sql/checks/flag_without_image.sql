@@ -6,8 +6,8 @@
 -- column p_value [of 1]: of the flag
 -- column q_value [of 1]: of the flag; never below the p-value
 -- column is_flagged: what the flag says
-WITH used AS (
-    SELECT bool_or(is_flagged) AS any_flag
+WITH raised AS (
+    SELECT bool_or(is_flagged) AS is_any
     FROM flags
 )
 
@@ -18,11 +18,11 @@ SELECT
     flags.q_value,
     flags.is_flagged
 FROM flags
-CROSS JOIN used
+CROSS JOIN raised
 LEFT JOIN ranking ON flags.sample_id = ranking.sample_id AND flags.content_hash = ranking.content_hash
 WHERE
     ranking.sample_id IS NULL
     OR (flags.is_flagged AND flags.q_value > flags.alpha)
-    OR (NOT flags.is_flagged AND flags.q_value <= flags.alpha AND used.any_flag)
+    OR (NOT flags.is_flagged AND flags.q_value <= flags.alpha AND raised.is_any)
     OR NOT flags.q_value BETWEEN flags.p_value AND 1
 ORDER BY flags.sample_id
