@@ -47,21 +47,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.special import expit
 from scipy.stats import rankdata
 
+from tasks.evidence.logistic import LogOdds, Mask, Standardised
 from tasks.evidence.statistics import Array
 
 Scores = Mapping[str, Array]
 """Columns of ``scores``, one entry an image."""
 ByTimestep = Mapping[int, Scores]
 """Those of the same images, from each timestep."""
-Mask = NDArray[np.bool_]
 
 Features = Mapping[str, Callable[[Scores], Array]]
 NORMS: Features = {
@@ -80,13 +78,11 @@ FITTED = ("fused", "dime", "fused_norms")
 """Scores that are calibrated."""
 ANGLES = np.linspace(-math.pi, math.pi, 360, endpoint=False)
 """Values of phi that are tried [radians]."""
-REGULARISATION = 1.0
 SECOND = "second_"
 """Of a column: at the second timestep."""
 FEWEST = 20
 """Images of each kind below which nothing is fitted."""
 N_FOLDS = 5
-NEWTON_STEPS, GRADIENT_TOLERANCE = 100, 1e-9
 
 
 class TooFewImages(ValueError):
@@ -103,36 +99,6 @@ class Choice(BaseModel):
     """Trained against held-out: of log_growth; for the second timestep, of ``fused_norms``."""
     d_a: float | None = None
     """Of the same; decides between equal AUC. None: written before it was measured."""
-
-
-class LogOdds(BaseModel):
-    """Log odds of membership: a logistic regression on standardised features."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    intercept: float
-
-    @classmethod
-    def fit(cls, features: Array, is_train: Mask) -> Self:
-        """Fit on features (n, n_features); members and controls get equal total weight.
-
-        Minimises |w|^2 / 2 + C sum_i c_i log(1 + exp(-y_i (b + w'z_i))), C = ``REGULARISATION``, c_i = n / (2 n_kind).
-        """
-        return cls._of(_standardised(features), is_train)
-
-    @classmethod
-    def _of(cls, standardised: _Standardised, is_train: Mask) -> Self:
-        *weights, intercept = _logistic(standardised.z, is_train).tolist()
-        means, scales = tuple(standardised.means.tolist()), tuple(standardised.scales.tolist())
-        return cls(means=means, scales=scales, weights=tuple(weights), intercept=intercept)
-
-    def of(self, features: Array) -> Array:
-        """Of further images, (n, features) -> (n,), in nats."""
-        standardised = (features - np.array(self.means)) / np.array(self.scales)
-        return np.asarray(standardised @ np.array(self.weights) + self.intercept)
 
 
 class SecondTimestep(BaseModel):
@@ -320,7 +286,7 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
         labels = is_train[kept.members]
         timestep = _best(kept.choices(labels))
         if "fused" in names:
-            fused = LogOdds._of(kept.standardised(timestep), labels)
+            fused = LogOdds.fitted(kept.standardised(timestep), labels)
             scores["fused"][mine] = fused.of(design.features(k, timestep))
         if "dime" in names:
             phi, centre, scale = kept.dime(timestep, labels)
@@ -330,14 +296,6 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
             if there is not None:
                 scores["fused_norms"][mine] = there.fused_norms.of(design.features(k, timestep, there.timestep))
     return {name: np.where(np.isfinite(values), values, np.nan) for name, values in scores.items()}
-
-
-class _Standardised(NamedTuple):
-    """Features (n, p) with mean 0 and standard deviation 1; a constant one stays 0."""
-
-    z: Array
-    means: Array
-    scales: Array
 
 
 class _Sample:
@@ -364,7 +322,7 @@ class _Sample:
             phi=phi,
             dime_centre=centre,
             dime_scale=scale,
-            fused=LogOdds._of(kept.standardised(timestep), labels),
+            fused=LogOdds.fitted(kept.standardised(timestep), labels),
             second=kept.second(timestep, labels) if second else None,
             n_train=int(labels.sum()),
             n_control=int((~labels).sum()),
@@ -398,18 +356,18 @@ class _Kept:
         self.by_timestep, self.members = by_timestep, members
         self.growth = np.stack([scores["log_growth"] for scores in by_timestep.values()])
         self.ranks = rankdata(self.growth, axis=1)
-        self._standardised: dict[tuple[int, ...], _Standardised] = {}
+        self._standardised: dict[tuple[int, ...], Standardised] = {}
         self._dime_ranks: dict[int, NDArray[np.float32]] = {}
 
     def choices(self, is_train: Mask) -> tuple[Choice, ...]:
         """Of each timestep, how well growth separates."""
         return _choices(tuple(self.by_timestep), self.growth, self.ranks, is_train)
 
-    def standardised(self, *timesteps: int) -> _Standardised:
+    def standardised(self, *timesteps: int) -> Standardised:
         """``FEATURES`` at one timestep, or ``NORMS`` at two."""
         if timesteps not in self._standardised:
             scores = (self.by_timestep[t] for t in timesteps)
-            self._standardised[timesteps] = _standardised(matrix(FEATURES if len(timesteps) == 1 else NORMS, *scores))
+            self._standardised[timesteps] = Standardised.of(matrix(FEATURES if len(timesteps) == 1 else NORMS, *scores))
         return self._standardised[timesteps]
 
     def dime(self, timestep: int, is_train: Mask) -> tuple[float, float, float]:
@@ -431,7 +389,7 @@ class _Kept:
         if not others:
             return None
         standardised = {t: self.standardised(first, t) for t in others}
-        fits = {t: LogOdds._of(features, is_train) for t, features in standardised.items()}
+        fits = {t: LogOdds.fitted(features, is_train) for t, features in standardised.items()}
         odds = np.stack([standardised[t].z @ np.array(fit.weights) + fit.intercept for t, fit in fits.items()])
         choices = _choices(others, odds, rankdata(odds, axis=1), is_train)
         timestep = _best(choices)
@@ -460,38 +418,3 @@ def _choices(timesteps: Sequence[int], scores: Array, ranks: Array, is_train: Ma
 
 def _best(choices: Sequence[Choice]) -> int:
     return max(choices, key=lambda choice: (choice.auc, choice.d_a)).timestep
-
-
-def _standardised(features: Array) -> _Standardised:
-    means, scales = features.mean(axis=0), features.std(axis=0)
-    scales = np.where(scales > 10 * np.finfo(np.float64).eps * np.abs(means), scales, 1.0)
-    return _Standardised((features - means) / scales, means, scales)
-
-
-def _logistic(z: Array, is_train: Mask) -> Array:
-    """(weights, intercept), (p + 1,), of :meth:`LogOdds.fit`, by Newton's method with steps halved until they descend.
-
-    The objective is strictly convex, so there is one minimum and it is finite.
-    """
-    n, m = len(z), int(is_train.sum())
-    x = np.column_stack([z, np.ones(n)])
-    sign = np.where(is_train, 1.0, -1.0)
-    weight = REGULARISATION * np.where(is_train, n / (2.0 * m), n / (2.0 * (n - m)))
-    penalty = np.append(np.ones(z.shape[1]), 0.0)
-
-    def objective(beta: Array) -> float:
-        return float(0.5 * penalty @ beta**2 + weight @ np.logaddexp(0.0, -sign * (x @ beta)))
-
-    beta = np.zeros(x.shape[1])
-    value = objective(beta)
-    for _ in range(NEWTON_STEPS):
-        wrong = expit(-sign * (x @ beta))
-        gradient = penalty * beta - x.T @ (weight * sign * wrong)
-        if np.abs(gradient).max() <= GRADIENT_TOLERANCE * n:
-            break
-        curvature = (x.T * (weight * wrong * (1.0 - wrong))) @ x + np.diag(penalty)
-        step = np.linalg.solve(curvature, gradient)
-        while (lower := objective(beta - step)) > value and np.abs(step).max() > 1e-12:
-            step = step / 2.0
-        beta, value = beta - step, lower
-    return beta

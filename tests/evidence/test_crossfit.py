@@ -14,12 +14,12 @@ from tasks.evidence.calibration import (
     COLUMNS,
     FITTED,
     Design,
-    LogOdds,
     TooFewImages,
     calibrate,
     crossfit,
     refit,
 )
+from tasks.evidence.logistic import LogOdds
 from tasks.evidence.statistics import Array, auc
 
 ByTimestep = dict[int, dict[str, Array]]

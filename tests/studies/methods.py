@@ -32,8 +32,9 @@ from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
 from tasks.evidence.areas import auc_interval
-from tasks.evidence.calibration import SECOND, LogOdds, calibrate
+from tasks.evidence.calibration import SECOND, calibrate
 from tasks.evidence.comparison import true_positive_rate
+from tasks.evidence.logistic import LogOdds
 from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.paired import compare_predictions
 from tasks.evidence.statistics import Array, auc, spearman
