@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows.card import card
+from tasks.reporting.formats import markdown_text
 from tasks.reporting.gate_rehearsal import REHEARSALS
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
@@ -58,8 +59,8 @@ def test_each_number_has_its_interval(bad: Path, kind: Any) -> None:
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 def test_both_answers_are_there_and_no_auc_is_called_memorized(bad: Path, kind: Any) -> None:
     text, verdict = card(bad, kind), BAD.evidence()["verdict"]
-    assert f"**Membership shown.** {verdict['membership']['sentence']}" in text
-    assert f"**Copies counted.** {verdict['reproduction']['sentence']}" in text
+    assert f"**Membership shown.** {markdown_text(verdict['membership']['sentence'])}" in text
+    assert f"**Copies counted.** {markdown_text(verdict['reproduction']['sentence'])}" in text
     assert "memoriz" not in text.lower()
 
 
