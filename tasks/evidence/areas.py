@@ -9,19 +9,25 @@ c (Obuchowski):
 
     var(A) = sum_c (P_c + N_c)^2,    P_c = sum_{i in c} (V10_i - A) / m,    N_c = sum_{j in c} (V01_j - A) / n
 
-each sum of squares times G / (G - 1) for its G groups. The interval is normal on logit(A). Where few pairs are inverted
-the variance is estimated from these few, and is 0 where none is; so it is joined with Newcombe's score interval
+each sum of squares times G / (G - 1) for its G groups. The interval is that of a proportion A of as many independent
+pairs as give this variance (Korn & Graubard): Clopper-Pearson with
 
-    (t - A)^2 <= z^2 V(t),    V(t) = t (1 - t) (1 + N (1 - t) / (2 - t) + N t / (1 + t)) / (m n),    N = (m + n) / 2 - 1
+    n_eff = A (1 - A) / max(var(A), V(A)) (z / t)^2,    t of Satterthwaite's degrees of freedom
 
-which has the variance of exponential scores at t, and takes m and n as the effective numbers of groups,
-(sum of sizes)^2 / sum of size^2 (Kish). The wider bound counts on either side.
+Where few pairs are inverted the variance is estimated from these few, and is 0 where none is. So it is never taken
+below that of Newcombe's score interval, (t - A)^2 <= z^2 V(t), which is joined with it:
+
+    V(t) = t (1 - t) (1 + N (1 - t) / (2 - t) + N t / (1 + t)) / (m n),    N = (m + n) / 2 - 1
+
+the variance of exponential scores, with m and n the effective numbers of groups, (sum of sizes)^2 / sum of size^2
+(Kish).
 
 A score that was itself fitted on these images (cross-fitted) varies more than its placements tell. ``inflation`` is the
 factor by which: the standard deviation of A over permuted labels, each with its refit, over that of a fixed score.
 
-Sources: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837; Obuchowski 1997, Biometrics 53, 567; Newcombe 2006,
-Statistics in Medicine 25, 559 (method 5); Zou & Donner 2008, Statistics in Medicine 27, 1693 (MOVER).
+Sources: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837; Obuchowski 1997, Biometrics 53, 567; Korn & Graubard
+1998, Survey Methodology 24, 193; Newcombe 2006, Statistics in Medicine 25, 559 (method 5); Zou & Donner 2008,
+Statistics in Medicine 27, 1693 (MOVER).
 """
 
 from __future__ import annotations
@@ -77,13 +83,15 @@ def auc_interval(
         inflation: factor on the standard error, for a score that was fitted on these images.
 
     >>> [round(x, 3) for x in auc_interval(np.arange(10.0) + 5.0, np.arange(10.0))[:3]]
-    [0.875, 0.626, 0.964]
+    [0.875, 0.594, 0.988]
     """
     found = placements(positives, negatives)
-    z = float(stats.norm.ppf((1.0 + confidence) / 2.0))
-    low, high = _bounds(found.area, _standard_error(found, groups) * inflation, _sizes(found, groups, inflation), z)
+    spread = _spread(found, groups).inflated(inflation)
+    low, high = _bounds(found.area, spread, _sizes(found, groups, inflation), confidence)
     units = "images" if groups is None else "near-duplicate groups"
-    return Interval(found.area, low, high, f"logit-DeLong over {units}, or Newcombe's if wider", assumption(groups))
+    return Interval(
+        found.area, low, high, f"Clopper-Pearson with DeLong's variance over {units}, or Newcombe's", assumption(groups)
+    )
 
 
 def auc_difference(
@@ -96,16 +104,22 @@ def auc_difference(
     """AUC of the second score less that of the first, both of the same images (positives, negatives), paired: MOVER.
 
     low  = d - sqrt((A2 - l2)^2 + (u1 - A1)^2 - 2 r (A2 - l2) (u1 - A1)),    r the correlation of the two areas
+
+    Scores that rank all images alike differ by nothing, exactly.
     """
+    ranks = [stats.rankdata(np.concatenate(pair)) for pair in (first, second)]
+    if np.array_equal(*ranks):
+        return Interval(0.0, 0.0, 0.0, "both scores rank the images alike", assumption(groups))
     found = placements(*first), placements(*second)
-    errors = [_standard_error(f, groups) for f in found]
+    spreads = [_spread(f, groups) for f in found]
+    errors = [math.sqrt(spread.variance) for spread in spreads]
     both = Placements(found[0].positive + found[1].positive, found[0].negative + found[1].negative)
-    covariance = (_standard_error(both, groups) ** 2 - errors[0] ** 2 - errors[1] ** 2) / 2.0
+    covariance = (_spread(both, groups).variance - errors[0] ** 2 - errors[1] ** 2) / 2.0
     product = errors[0] * errors[1] * inflations[0] * inflations[1]
     r = float(np.clip(covariance / product, 0.0, 1.0)) if product > 0.0 else 0.0
     (a1, l1, u1), (a2, l2, u2) = (
-        (f.area, *_bounds(f.area, error * factor, _sizes(f, groups, factor)))
-        for f, error, factor in zip(found, errors, inflations, strict=True)
+        (f.area, *_bounds(f.area, spread.inflated(factor), _sizes(f, groups, factor)))
+        for f, spread, factor in zip(found, spreads, inflations, strict=True)
     )
     low = a2 - a1 - math.sqrt(max(0.0, (a2 - l2) ** 2 + (u1 - a1) ** 2 - 2 * r * (a2 - l2) * (u1 - a1)))
     high = a2 - a1 + math.sqrt(max(0.0, (u2 - a2) ** 2 + (a1 - l1) ** 2 - 2 * r * (u2 - a2) * (a1 - l1)))
@@ -118,30 +132,48 @@ def standard_error_of_chance(positives: Array, negatives: Array, groups: Groups 
     return math.sqrt((m + n + 1.0) / (12.0 * m * n))
 
 
-def _bounds(area: float, standard_error: float, sizes: tuple[float, float], z: float = Z) -> tuple[float, float]:
+def _bounds(
+    area: float, spread: _Spread, sizes: tuple[float, float], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    z = float(stats.norm.ppf((1.0 + confidence) / 2.0))
     low, high = _newcombe(area, *sizes, z)
-    if 0.0 < area < 1.0 and standard_error > 0.0:
-        logit, half = math.log(area / (1.0 - area)), z * standard_error / (area * (1.0 - area))
-        low, high = (
-            min(low, 1.0 / (1.0 + math.exp(min(700.0, half - logit)))),
-            max(high, 1.0 / (1.0 + math.exp(min(700.0, -half - logit)))),
-        )
+    variance = max(spread.variance, _score_variance(area, *sizes))
+    if 0.0 < area < 1.0 and variance < math.inf:
+        t = float(stats.t.ppf((1.0 + confidence) / 2.0, spread.degrees))
+        n = area * (1.0 - area) / variance * (z / t) ** 2
+        k, tail = n * area, (1.0 - confidence) / 2.0
+        low = min(low, float(stats.beta.ppf(tail, k, n - k + 1.0)))
+        high = max(high, float(stats.beta.ppf(1.0 - tail, k + 1.0, n - k)))
     return low, high
 
 
-def _newcombe(area: float, m: float, n: float, z: float) -> tuple[float, float]:
+def _score_variance(t: float, m: float, n: float) -> float:
+    """``V(t)`` of the module's head."""
     weight = max(0.0, (m + n) / 2.0 - 1.0)
+    return t * (1.0 - t) * (1.0 + weight * ((1.0 - t) / (2.0 - t) + t / (1.0 + t))) / (m * n)
 
+
+def _newcombe(area: float, m: float, n: float, z: float) -> tuple[float, float]:
     def excess(t: float) -> float:
-        variance = t * (1.0 - t) * (1.0 + weight * ((1.0 - t) / (2.0 - t) + t / (1.0 + t))) / (m * n)
-        return (t - area) ** 2 - z**2 * variance
+        return (t - area) ** 2 - z**2 * _score_variance(t, m, n)
 
     low = brentq(excess, NEARLY, min(area, 1.0 - NEARLY)) if area > 0.0 and excess(NEARLY) > 0.0 else 0.0
     high = brentq(excess, max(area, NEARLY), 1.0 - NEARLY) if area < 1.0 and excess(1.0 - NEARLY) > 0.0 else 1.0
     return float(low), float(high)
 
 
-def _standard_error(found: Placements, groups: Groups | None) -> float:
+class _Spread(NamedTuple):
+    """Of an AUC."""
+
+    variance: float
+    degrees: float
+    """Of freedom (Satterthwaite)."""
+
+    def inflated(self, factor: float) -> _Spread:
+        return self._replace(variance=self.variance * factor**2)
+
+
+def _spread(found: Placements, groups: Groups | None) -> _Spread:
     """Of the mean of either placements, by groups."""
     labels = None if groups is None else np.concatenate(groups)
     m, n = len(found.positive), len(found.negative)
@@ -151,9 +183,13 @@ def _standard_error(found: Placements, groups: Groups | None) -> float:
         for some, values in ((number[:m], found.positive), (number[m:], found.negative))
     ]
     n_groups = [len(np.unique(some)) for some in (number[:m], number[m:])]
-    corrections = [n / (n - 1.0) if n > 1 else math.inf for n in n_groups]
-    variance = sum(c * (p**2).sum() for c, p in zip(corrections, parts, strict=True) if (p != 0.0).any())
-    return math.sqrt(max(0.0, float(variance + 2.0 * (parts[0] * parts[1]).sum())))
+    variances = [
+        float((p**2).sum()) * k / (k - 1.0) if k > 1 else math.inf for p, k in zip(parts, n_groups, strict=True)
+    ]
+    total = sum(variances)
+    scatter = sum(v**2 / (k - 1.0) for v, k in zip(variances, n_groups, strict=True) if k > 1 and v < math.inf)
+    degrees = total**2 / scatter if scatter > 0.0 and total < math.inf else 1.0
+    return _Spread(max(0.0, total + 2.0 * float((parts[0] * parts[1]).sum())), degrees)
 
 
 def _sizes(found: Placements, groups: Groups | None, inflation: float) -> tuple[float, float]:
