@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
 from tasks.reporting.compare import render_comparison
-from tasks.reporting.html import ReportInputs, render_report
+from tasks.reporting.html import ReportInputs, render_report, render_summary
 from tests.browser import headless_chromium
-from tests.reporting.synthetic import HOSTILE, Rejected, Run, few_images
+from tests.reporting.synthetic import HOSTILE, Rejected, Run, answers_of, few_images, membership, reproduction
 from tests.reporting.test_compare import compared, trend_of
 
 DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
+MOST_FOLDED = 5_500
+"""Pixels: a third of the height that the page of the demo had."""
 READABLE_CONTRAST = 4.5
 """WCAG 2.2, level AA, for text."""
 
@@ -70,6 +73,13 @@ def opened(browser: Browser, path: Path, viewport: ViewportSize = DESKTOP, **con
     return result
 
 
+def unfold(page: Page) -> None:
+    """Open everything that is folded, from the outside inwards, as a reader would."""
+    folded = page.locator("details:not([open]) > summary:visible")
+    while folded.count():
+        folded.first.click()
+
+
 def external(result: Opened) -> list[str]:
     """Requests that were for neither the page itself nor a picture inside it."""
     return [url for url in result.requests[1:] if not url.startswith("data:image/png")]
@@ -77,13 +87,12 @@ def external(result: Opened) -> list[str]:
 
 def test_nothing_is_requested_and_nothing_complains(browser: Browser, report: Path) -> None:
     result = opened(browser, report)
-    for summary in result.page.locator("summary").all():
-        summary.click()
+    unfold(result.page)
     assert result.requests[0] == report.as_uri()
     assert external(result) == []
     assert result.console == []
     widths = result.page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
-    assert widths == [28] * 32
+    assert widths == [28] * (6 + 32)
 
 
 def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
     result = opened(browser, path)
     assert (result.dialogs, result.console, external(result)) == ([], [], [])
     assert result.page.get_by_text(f"train/{HOSTILE[0]}", exact=True).count() == 2
-    assert result.page.title() == "Inconclusive · latentprint report 5eed5eed5eed"
+    assert result.page.title().endswith(" · latentprint report 5eed5eed5eed")
 
 
 def test_the_policy_stops_a_script_that_got_past_the_escaping(browser: Browser, html: str, tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_the_policy_stops_a_script_that_got_past_the_escaping(browser: Browser, 
 def test_everything_can_be_read_without_javascript(browser: Browser, report: Path) -> None:
     page = opened(browser, report, java_script_enabled=False).page
     assert page.locator("h1").is_visible()
-    assert page.locator(".sentence").is_visible()
+    assert page.locator(".sentence").first.is_visible()
     table = page.locator("figure details table").first
     assert not table.is_visible()
     page.locator("figure summary").first.click()
@@ -127,11 +136,11 @@ def ranking_of(page: Page) -> Locator:
 def test_the_ranking_is_sorted_by_its_headings_with_mouse_and_keyboard(browser: Browser, rich: Path) -> None:
     result = opened(browser, rich)
     page = result.page
-    copies = page.locator("#ranking th button", has_text="copies")
+    copies = page.locator("#ranking th button", has_text="occurrences")
     copies.click()
     shown = [int(row.split("\t")[4]) for row in ranking_of(page).all_inner_texts()]
     assert shown == sorted(shown, reverse=True)
-    assert page.locator("#ranking th[aria-sort=descending]").inner_text().startswith("copies")
+    assert page.locator("#ranking th[aria-sort=descending]").inner_text().startswith("occurrences")
     copies.press("Enter")
     shown = [int(row.split("\t")[4]) for row in ranking_of(page).all_inner_texts()]
     assert shown == sorted(shown)
@@ -159,18 +168,19 @@ def test_the_ranking_is_filtered_by_words_and_traits(browser: Browser, rich: Pat
 
 def test_a_number_leads_to_its_query(browser: Browser, rich: Path) -> None:
     page = opened(browser, rich).page
-    page.locator(".key-number .cite").first.click()
-    assert page.locator(":target dt").inner_text() == "group_auc"
+    page.locator("#ranking .cite", has_text="ranking").click()
+    assert page.locator(":target dt").inner_text() == "ranking"  # the fold around it opened
     page.locator(":target summary").click()
-    assert "U / (m n) from mid-ranks" in page.locator(":target pre").inner_text()
+    assert "ORDER BY rank" in page.locator(":target pre").inner_text()
+    page.locator("nav a", has_text="Statistics").click()
+    assert page.locator("#statistics table").first.is_visible()
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, rich: Path, viewport: ViewportSize, scheme: str) -> None:
     page = opened(browser, rich, viewport, color_scheme=scheme).page
-    for summary in page.locator("summary").all():
-        summary.click()
+    unfold(page)
     page.locator("#ranking th button").first.click()
     found = Axe().run(page).response["violations"]  # evaluated by the browser's debugger: the page's policy stays
     assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
@@ -184,8 +194,7 @@ def test_the_page_of_two_runs_is_as_quiet_and_as_readable(
     path = tmp_path / "compare.html"
     path.write_text(render_comparison(compared(HOSTILE[0], inputs), compared("B", inputs), trend), encoding="utf-8")
     result = opened(browser, path, PHONE)
-    for summary in result.page.locator("summary").all():
-        summary.click()
+    unfold(result.page)
     assert (result.dialogs, result.console, external(result)) == ([], [], [])
     assert result.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert result.page.get_by_role("status").inner_text() == "256 of 256 shown"
@@ -193,19 +202,51 @@ def test_the_page_of_two_runs_is_as_quiet_and_as_readable(
     assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
-def test_the_first_screen_holds_verdict_key_numbers_and_limits(browser: Browser, report: Path) -> None:
-    page = opened(browser, report).page
-    for selector in (".badge", ".sentence", ".key-number:nth-child(3) .meaning", ".caution li:nth-child(2)"):
+def test_the_first_screen_holds_pictures_and_both_answers(browser: Browser, rich: Path) -> None:
+    page = opened(browser, rich).page
+    for selector in (".proof .pair:nth-child(6)", ".answer:nth-child(1) .value", ".answer:nth-child(2) .value"):
         box = page.locator(selector).bounding_box()
         assert box is not None
         assert box["y"] + box["height"] < DESKTOP["height"]
 
 
+def test_before_unfolding_the_page_is_a_third_of_what_it_was(browser: Browser, rich: Path) -> None:
+    page = opened(browser, rich).page
+    folded = page.evaluate("document.documentElement.scrollHeight")
+    assert folded <= MOST_FOLDED
+    unfold(page)
+    assert page.evaluate("document.documentElement.scrollHeight") > 2 * folded
+
+
+LONG = "A sentence of this page has twenty words at most, and so this one has just as many as that."
+
+
+def test_the_summary_prints_on_one_sheet_of_a4(browser: Browser, extracted: ReportInputs, tmp_path: Path) -> None:
+    """With the longest answers there can be: three sentences each, every note, three steps, three limits."""
+    of_membership = membership("inconclusive", sentence=f"{LONG} {LONG}", reason=LONG, is_void=True)
+    of_reproduction = reproduction("inconclusive", sentence=f"{LONG} {LONG}", reason=f"{LONG} {LONG}")
+    conformal = {**extracted.evidence["conformal"], "status": "void", "reason": LONG}
+    evidence = {
+        **extracted.evidence,
+        **answers_of(of_membership, of_reproduction),
+        "conformal": conformal,
+        "limits": [f"{LONG} {LONG}"] * 9,
+    }
+    path = tmp_path / "summary.html"
+    path.write_text(render_summary(replace(extracted, evidence=evidence)), encoding="utf-8")
+    result = opened(browser, path, color_scheme="dark")
+    printed = result.page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
+    assert re.search(rb"/MediaBox\s*\[0 0 59[45]\.\d* 84[12]\.\d*\]", printed)
+    assert (result.console, external(result)) == ([], [])
+    found = Axe().run(result.page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+
+
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_only_tables_scroll_sideways(browser: Browser, rich: Path, viewport: ViewportSize) -> None:
     page = opened(browser, rich, viewport).page
-    for summary in page.locator("summary").all():
-        summary.click()
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
     text_beyond_the_edge = page.evaluate(
         "[...document.querySelectorAll('p, h2, h3, figcaption, dd, .plot')]"
@@ -223,7 +264,7 @@ def test_text_in_plots_and_page_stands_out_in_both_schemes(browser: Browser, rep
     for selector, property_, ground in (
         (".plot text", "fill", background),
         ("figcaption", "color", background),
-        (".sentence", "color", paper),
+        (".meaning", "color", paper),
         ("nav a", "color", paper),
         (".note", "color", paper),
     ):
@@ -239,7 +280,7 @@ def test_on_paper_nothing_is_dark_cut_folded_or_split(browser: Browser, rich: Pa
     assert page.evaluate(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
     assert page.evaluate(style.format("#statistics .sheet", "breakInside")) == "avoid"
     assert page.evaluate(style.format("#ranking thead", "breakInside")) == "avoid"  # so that each sheet repeats it
-    assert page.locator("#asked details table").is_visible()
+    assert page.locator("#statistics table").first.is_visible()
     tables = "[...document.querySelectorAll('.sections > section > :not(figure) table')]"
     assert page.evaluate(f"Math.max(...{tables}.map(table => table.getBoundingClientRect().right))") <= paper["width"]
     names = f"{tables}.flatMap(table => [...table.querySelectorAll('tbody th:not(.number)')])"
@@ -254,7 +295,7 @@ def test_keyboard_reaches_the_report_its_sections_and_its_tables(browser: Browse
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "report"
     focused = []
-    for _ in range(50):
+    for _ in range(80):
         page.keyboard.press("Tab")
         focused.append(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
     assert {"A.", "SUMMARY.", "DIV.scroll"} <= set(focused)

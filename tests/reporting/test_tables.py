@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import doctest
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tasks.reporting.relations import score_against_hits
 from tasks.reporting.tables import entries_table, mart_table, single_row_table
 from tasks.reporting.thumbnails import LONGEST_SIDE, MOST_BYTES, Album, data_uri
 from tasks.store.parts import read_ends
-from tests.reporting.synthetic import Rejected, Run, few_images, marts, planted
+from tests.reporting.synthetic import Rejected, few_images, marts
 
 
 def test_the_examples_in_the_docstrings_of_formats_hold() -> None:
