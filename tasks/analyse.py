@@ -135,10 +135,17 @@ def flag_table(rows: pa.Table, why_void: str = "") -> pa.Table:
 
 
 def held_out_images(warehouse: Warehouse) -> HeldOut:
-    """Distinct held-out images, and how many of them are training images too, as they are or nearly."""
-    query = "SELECT count(*) AS n, count(*) FILTER (NOT is_control) AS n_overlap FROM images WHERE split = 'holdout'"
-    (row,) = warehouse.rows(query, "images").to_pylist()
-    return HeldOut(int(row["n"]), int(row["n_overlap"]))
+    """Distinct held-out images, how many are training images too, and how many of either split have no score."""
+    query = """
+        SELECT split, count(*) AS n, count(*) FILTER (NOT is_usable) AS n_without,
+            count(*) FILTER (split = 'holdout' AND NOT is_control) AS n_overlap
+        FROM images GROUP BY split
+    """
+    rows = {str(row["split"]): row for row in warehouse.rows(query, "images").to_pylist()}
+    holdout = rows.get("holdout", {"n": 0, "n_overlap": 0})
+    names = {"train": "training", "holdout": "held-out"}
+    unscored = {names[split]: (int(row["n_without"]), int(row["n"])) for split, row in rows.items()}
+    return HeldOut(int(holdout["n"]), int(holdout["n_overlap"]), unscored)
 
 
 def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:

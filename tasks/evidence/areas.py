@@ -107,8 +107,8 @@ def auc_difference(
 
     Scores that rank all images alike differ by nothing, exactly.
     """
-    ranks = [stats.rankdata(np.concatenate(pair)) for pair in (first, second)]
-    if np.array_equal(*ranks):
+    one, other = (stats.rankdata(np.concatenate(pair)) for pair in (first, second))
+    if np.array_equal(one, other):
         return Interval(0.0, 0.0, 0.0, "both scores rank the images alike", assumption(groups))
     found = placements(*first), placements(*second)
     spreads = [_spread(f, groups) for f in found]

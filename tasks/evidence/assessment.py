@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from tasks.evidence.areas import auc_difference, auc_interval, standard_error_of_chance
 from tasks.evidence.blind import BlindBaseline, blind_baseline
+from tasks.evidence.calibration import TooFewImages
 from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.conformal import Flags, flag
 from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
@@ -26,6 +28,7 @@ THREAT_MODEL = (
     "image trained on? Reproduction: does the model generate copies of it?"
 )
 LIMITS = (
+    "Membership assumes that training and held-out images are of the same draw. Pixels cannot show every difference.",
     "One checkpoint and one data set: another training run of the same recipe may reproduce other images.",
     "A high score means that the model could reproduce an image easily. Only counted copies show that it does.",
     "No flags is no proof that nothing was memorized. The test finds what its controls and sample size can tell apart.",
@@ -45,8 +48,8 @@ FUSED_SCORES = ("fused_norms", "fused")
 DIRECTED = {"log_growth": "Growth", "eps_norm": "The norm of the predicted noise"}
 """Scores whose direction is known without a fit, in words."""
 N_REFOLDS = 10
-HALVES_CONFIDENCE = 0.999
-"""Of the interval that a difference between held-out images must leave, to void the comparison."""
+HOLDOUTS_CONFIDENCE = 0.999
+"""Of the intervals that a difference between held-out sources must leave, to void the comparison."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def assess(
         ),
     }
     blind = None if pixels is None else _blind(images, pixels, seed)
-    membership = judge_membership(images, pixels, blind, refit, held_out, seed)
+    membership = judge_membership(images, pixels, blind, refit, held_out)
     reproduction = answer_reproduction(reproductions)
     return {
         "verdict": {
@@ -179,13 +182,21 @@ def assess(
 
 
 def flag_trained(images: ImageScores, why_void: str = "") -> Flags:
-    """All training images, in their order, held by the verdict's score against all controls.
+    """All training images, in their order, held by the verdict's score against the controls.
+
+    A control is one image of each near-duplicate group: further ones are no draws of their own. Where a score was
+    fitted, it is of the calibration images, so that controls and training images were scored by fits of one size; a
+    training image that no fit has seen scores like those or nearer to the middle, which is on the safe side.
 
     Args:
         why_void: why the comparison is void, and none is flagged; empty: it is not.
     """
-    score = images.scores[images.verdict_score]
-    flags = flag(score[images.is_train], score[images.is_control], score=images.verdict_score)
+    score, is_control = images.scores[images.verdict_score], images.is_control
+    if images.is_fitted and images.calibration is not None and images.names is not None:
+        is_control = is_control & np.isin(images.names, images.calibration.sample_ids)
+    controls = np.flatnonzero(is_control & np.isfinite(score))
+    controls = controls[np.unique(images.labels(controls), return_index=True)[1]]
+    flags = flag(score[images.is_train], score[controls], score=images.verdict_score)
     return flags.voided(why_void) if why_void else flags
 
 
@@ -239,10 +250,9 @@ def judge_membership(
     blind: BlindBaseline | None,
     refit: RefitTest | None,
     held_out: HeldOut | None = None,
-    seed: int = 0,
 ) -> Membership:
     """The answer, with how often it comes with other folds."""
-    grounds = _grounds(images, pixels, blind, refit, held_out, seed)
+    grounds = _grounds(images, pixels, blind, refit, held_out)
     membership = answer(grounds)
     if membership.is_void:
         return membership
@@ -255,18 +265,14 @@ def _grounds(
     blind: BlindBaseline | None,
     refit: RefitTest | None,
     held_out: HeldOut | None,
-    seed: int,
 ) -> Grounds:
     name, inflation = images.verdict_score, _inflation(images, refit)
-    groups = [np.unique(images.labels(side & images.compared)) for side in (images.is_train, images.is_control)]
+    counted = images.compared & np.isfinite(images.scores[name])
+    groups = [np.unique(images.labels(side & counted)) for side in (images.is_train, images.is_control)]
     area = _area(images, name, inflation)
     directed = {what: _area(images, key) for key, what in DIRECTED.items() if key in images.scores}
     directed["The training loss"] = _training_loss(images)
-    if area is None or blind is None or blind.auc is None:
-        above = adjusted = None
-    else:
-        above = _above_blind(images, name, blind, pixels, inflation)
-        adjusted = _adjusted_for_pixels(images, name, blind, pixels, seed) if blind.detects_shift else None
+    is_beside = area is not None and blind is not None and blind.auc is not None
     return Grounds(
         score=name,
         auc=area,
@@ -274,12 +280,11 @@ def _grounds(
         n_groups=(len(groups[0]), len(groups[1])),
         held_out=held_out or HeldOut(int(images.is_control.sum()), 0),
         blind=blind,
-        above_blind=above,
-        adjusted=adjusted,
+        above_blind=_above_blind(images, name, blind, pixels, inflation) if is_beside else None,
         p_value=refit.p_holm if refit else None,
         inflation=inflation,
         chance_error=_chance_error(images) if area is not None else None,
-        halves=_halves(images, name, HALVES_CONFIDENCE),
+        differing_holdouts=_differing_holdouts(images, name),
         is_calibrated=refit is not None,
     )
 
@@ -295,8 +300,9 @@ def _area(images: ImageScores, name: str, inflation: float = 1.0) -> Interval | 
 
 
 def _chance_error(images: ImageScores) -> float:
-    train, control = (side & images.compared for side in (images.is_train, images.is_control))
     ease = images.ease(images.verdict_score)
+    counted = images.compared & np.isfinite(ease)
+    train, control = images.is_train & counted, images.is_control & counted
     return standard_error_of_chance(ease[train], ease[control], (images.labels(train), images.labels(control)))
 
 
@@ -319,26 +325,6 @@ def _above_blind(
     return auc_difference(first, second, (labels[0], labels[1]), inflations=(blind.inflation, inflation))
 
 
-def _adjusted_for_pixels(
-    images: ImageScores, name: str, blind: BlindBaseline | None, pixels: Pixels | None, seed: int
-) -> Interval | None:
-    """AUC of what the pixels do not explain of the score: less a linear model fitted on the controls."""
-    if blind is None or pixels is None:
-        return None
-    is_train, is_control = _sides(images, pixels.positions)
-    blind_scores = np.full(len(pixels.positions), np.nan)
-    blind_scores[is_train], blind_scores[is_control] = np.split(blind.scores, [int(is_train.sum())])
-    measured = {**confounders(pixels.images, pixels.training), "blind": blind_scores}
-    ease, labels = images.ease(name)[pixels.positions], images.labels(pixels.positions)
-    controls = {key: values[is_control] for key, values in measured.items()}
-    model = fit_score_model(ease[is_control], controls, seed, labels[is_control])
-    if model.status != "ok":
-        return None
-    rest = model.adjust(ease, measured)
-    sides = [side & np.isfinite(rest) for side in (is_train, is_control)]
-    return auc_interval(rest[sides[0]], rest[sides[1]], (labels[sides[0]], labels[sides[1]]))
-
-
 def _halves(images: ImageScores, name: str, confidence: float) -> Interval | None:
     """AUC of one random half of the controls against the other, by near-duplicate group."""
     controls = np.flatnonzero(images.is_control & images.compared & np.isfinite(images.scores[name]))
@@ -357,10 +343,10 @@ def _training_loss(images: ImageScores) -> Interval | None:
     known = images.calibration
     if known is None or not known.losses:
         return None
-    ranks = np.mean([np.argsort(np.argsort(loss)) for loss in known.losses.values()], axis=0)
+    ranks = np.mean([rankdata(loss, nan_policy="omit") for loss in known.losses.values()], axis=0)
     kept = np.logical_and.reduce([np.isfinite(loss) for loss in known.losses.values()])
     train, control = kept & known.is_train, kept & ~known.is_train
-    if min(train.sum(), control.sum()) < 2:
+    if min(train.sum(), control.sum()) < 2 or np.ptp(ranks[kept]) == 0.0:
         return None
     return auc_interval(-ranks[train], -ranks[control], (known.groups[train], known.groups[control]))
 
@@ -392,8 +378,17 @@ def _stated(area: Interval | None, lacking: str) -> dict[str, Any]:
     return {"auc": area.as_dict(), "status": "ok", "reason": ""}
 
 
-def _between_holdouts(images: ImageScores, name: str) -> list[dict[str, Any]]:
-    """AUC of each pair of held-out sources, simultaneous 95% (Bonferroni)."""
+def _differing_holdouts(images: ImageScores, name: str) -> tuple[int, int] | None:
+    """A pair of held-out sources whose scores differ."""
+    for pair in _between_holdouts(images, name, HOLDOUTS_CONFIDENCE):
+        low, high = pair["auc"]["interval_95"]
+        if not low <= 0.5 <= high:
+            return pair["first"], pair["second"]
+    return None
+
+
+def _between_holdouts(images: ImageScores, name: str, confidence: float = 0.95) -> list[dict[str, Any]]:
+    """AUC of each pair of held-out sources; the intervals hold together (Bonferroni)."""
     if images.source is None:
         return []
     usable = images.is_control & images.compared & np.isfinite(images.scores[name])
@@ -405,7 +400,7 @@ def _between_holdouts(images: ImageScores, name: str) -> list[dict[str, Any]]:
         if min(first.sum(), second.sum()) < 2:
             continue
         ease, groups = images.ease(name), (images.labels(first), images.labels(second))
-        area = auc_interval(ease[first], ease[second], groups, confidence=1.0 - 0.05 / len(pairs))
+        area = auc_interval(ease[first], ease[second], groups, confidence=1.0 - (1.0 - confidence) / len(pairs))
         found.append({"first": a, "second": b, "n": [int(first.sum()), int(second.sum())], "auc": area.as_dict()})
     return found
 
@@ -422,14 +417,19 @@ def _stability(
     areas = []
     for seed in range(1, N_REFOLDS + 1):
         values = images.scores[name].copy()
-        values[at[at >= 0]] = refolded(images.calibration, name, seed)[at >= 0]
+        try:
+            values[at[at >= 0]] = refolded(images.calibration, name, seed)[at >= 0]
+        except TooFewImages:  # with other folds one of the fits has too few finite scores
+            levels["inconclusive"] = levels.get("inconclusive", 0) + 1
+            continue
         other = replace(images, scores={**images.scores, name: values})
         area = _area(other, name, grounds.inflation)
         above = _above_blind(other, name, blind, pixels, grounds.inflation) if grounds.above_blind else None
         again = answer(replace(grounds, auc=area, above_blind=above))
         levels[again.level] = levels.get(again.level, 0) + 1
         areas += [] if area is None else [area.value]
-    return {"n": N_REFOLDS, "levels": levels, "lowest_auc": min(areas), "highest_auc": max(areas)}
+    bounds = {"lowest_auc": min(areas, default=None), "highest_auc": max(areas, default=None)}
+    return {"n": N_REFOLDS, "levels": levels, **bounds}
 
 
 def _explanations(images: ImageScores, pixels: Pixels | None, seed: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ arXiv 2406.16201.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -149,11 +150,28 @@ def _features(images: NDArray[np.uint8]) -> Array:
     u, spectrum, _ = randomized_svd(pixels, min(N_COMPONENTS, *pixels.shape), random_state=0)
     kept = spectrum > 1e-5 * max(spectrum[0], 1e-12)
     components = u[:, kept].astype(np.float64) * np.sqrt(len(u))
-    statistics = np.column_stack(list(pixel_statistics(images).values()))
+    statistics = np.column_stack([*pixel_statistics(images).values(), _textures(images)])
     spread = statistics.std(axis=0)
     varies = spread > 1e-12
     standardised = (statistics[:, varies] - statistics[:, varies].mean(axis=0)) / spread[varies]
     return np.column_stack([components, standardised * np.sqrt(max(1, kept.sum()) / max(1, varies.sum()))])
+
+
+def _textures(images: NDArray[np.uint8]) -> Array:
+    """Log energies of differences across, down and along both diagonals, and in bands of spatial frequency, with each
+    less the log contrast: what a network's first layers see, and principal components do not. (n, features)"""
+    grey = images.reshape(*images.shape[:3], -1).mean(axis=3) / 255.0
+    grey = grey - grey.mean(axis=(1, 2), keepdims=True)
+    shifts = (grey[:, :, 1:] - grey[:, :, :-1], grey[:, 1:] - grey[:, :-1])
+    diagonals = (grey[:, 1:, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, 1:])
+    energies = [(d**2).mean(axis=(1, 2)) if d.size else np.zeros(len(grey)) for d in (*shifts, *diagonals)]
+    power = np.abs(np.fft.fft2(grey)) ** 2 / grey[0].size ** 2
+    radius = np.hypot(np.fft.fftfreq(grey.shape[1])[:, None], np.fft.fftfreq(grey.shape[2])[None])
+    for low, high in pairwise((1e-9, 0.125, 0.25, 0.375, 1.0)):
+        energies.append((power * ((radius > low) & (radius <= high))).sum(axis=(1, 2)))
+    logs = np.log(np.column_stack(energies) + 1e-8)
+    contrast = np.log((grey**2).mean(axis=(1, 2)) + 1e-8)
+    return np.column_stack([logs, logs - contrast[:, None], np.abs(grey).mean(axis=(1, 2))])
 
 
 def _kernel(features: Array) -> Array:

@@ -8,11 +8,10 @@ r"""Membership: were these images trained on? One answer, from one score that wa
 
 The controls are none where pixels alone tell them from the training images, where most of them are training images,
 where a score of known direction (growth, |eps|, training loss) lies wholly on the wrong side of 0.5 (splits exchanged,
-or prepared otherwise than for training), or where a random half of them differs from the other. The comparison is then
-void: flags and gate do not use it.
+or prepared otherwise than for training), where two held-out sources differ from each other, or where more than 5% of
+either side have no finite score. The comparison is then void: flags and gate do not use it.
 
-Where pixels tell the sets apart and the score still beats them, what pixels explain of the score is taken off it, and
-the rest must separate too.
+What is shown holds if both sets are of the same draw. Pixels cannot show every difference that a model sees.
 
 Least AUC seen with 80% probability, from the standard error s of chance and that of the paired difference, s_d:
 
@@ -22,7 +21,7 @@ Least AUC seen with 80% probability, from the standard error s of chance and tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from scipy import stats
@@ -35,6 +34,8 @@ Level = Literal["shown", "not_shown", "inconclusive"]
 MINIMUM_GROUPS = 30
 """Fewest near-duplicate groups on either side."""
 ONE_SIDED = 0.025
+MOST_UNSCORED = 0.05
+"""Share of either side that may be without a finite score."""
 MOST_OVERLAP = 0.5
 """Share of the held-out images that may be training images."""
 POWER = 0.8
@@ -80,6 +81,8 @@ class HeldOut:
     """Distinct."""
     n_overlap: int
     """Of these, in the training set too, as they are or nearly."""
+    unscored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Split -> distinct images without a finite score, and distinct images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +100,12 @@ class Grounds:
     held_out: HeldOut
     blind: BlindBaseline | None = None
     above_blind: Interval | None = None
-    adjusted: Interval | None = None
-    """AUC of the score less what pixels explain of it; None where they tell nothing apart."""
     p_value: float | None = None
     inflation: float = 1.0
     chance_error: float | None = None
     """Standard error of the AUC of a fixed score that tells nothing."""
-    halves: Interval | None = None
-    """AUC of one random half of the controls against the other, 99.9%."""
+    differing_holdouts: tuple[int, int] | None = None
+    """Two held-out sources whose scores differ from each other."""
     is_calibrated: bool = True
 
 
@@ -132,9 +133,16 @@ def answer(grounds: Grounds) -> Membership:
     is_separated = area.low > 0.5 and grounds.p_value is not None and grounds.p_value <= ONE_SIDED
     if reason := _explained_by_pixels(grounds, is_separated):
         return replace(head, reason=f"{reason}.", sentence=f"Membership is inconclusive. {reason}.")
-    share = f"in {area.value:.0%} of pairs (95% interval {area.low:.0%} to {area.high:.0%})"
+    share = f"in {_percent(area.value)} of pairs (95% interval {_percent(area.low)} to {_percent(area.high)})"
+    if area.low > 0.5 and not is_separated:
+        reason = (
+            f"The interval of the AUC lies above 0.5, but the permutation test does not reject {_p(grounds.p_value)}"
+        )
+        return replace(head, reason=f"{reason}.", sentence=f"Membership is inconclusive. {reason}.")
     if not is_separated:
-        least = "" if head.least_auc is None else f" An AUC of {head.least_auc:.2f} would have been seen."
+        least = ""
+        if head.least_auc is not None:
+            least = f" An AUC of {head.least_auc:.2f} would have been seen with {POWER:.0%} probability."
         return replace(
             head,
             level="not_shown",
@@ -150,7 +158,7 @@ def answer(grounds: Grounds) -> Membership:
         is_void=False,
         reason="The score ranks training images above held-out images, and better than pixels alone.",
         sentence=f"Membership is shown. A training image scores above a held-out image {share}. "
-        f"Pixels alone reach {(blind.auc or area).value:.0%}.",
+        f"Pixels alone reach {_percent((blind.auc or area).value)}. This holds if both sets are of the same draw.",
     )
 
 
@@ -196,6 +204,9 @@ def _unusable(grounds: Grounds) -> str:
             f"{grounds.held_out.n_overlap:,} of {grounds.held_out.n_images:,} held-out images are training images or "
             "near duplicates of them: hold out images that were not trained on"
         )
+    for split, (n_without, n) in grounds.held_out.unscored.items():
+        if n_without > MOST_UNSCORED * n:
+            return f"{n_without:,} of {n:,} {split} images have no finite score: what they are like is not known"
     if min(n_train, n_holdout) < MINIMUM_GROUPS:
         return (
             f"There are too few images: {n_train:,} distinct training images and {n_holdout:,} held-out images, and "
@@ -216,28 +227,37 @@ def _no_controls(grounds: Grounds) -> str:
     for what, area in {**grounds.directed, "The calibrated score": grounds.auc}.items():
         if area is not None and area.high < 0.5:
             return WHOLLY_BELOW.format(what=what, high=area.high)
-    halves = grounds.halves
-    if halves is not None and not halves.low <= 0.5 <= halves.high:
-        return f"Two random halves of the held-out images differ (AUC {halves.value:.2f}): they are not of one kind"
+    if grounds.differing_holdouts:
+        first, second = (number + 1 for number in grounds.differing_holdouts)
+        return f"The scores of held-out sources {first} and {second} differ: they are not of one kind"
     return ""
 
 
 def _explained_by_pixels(grounds: Grounds, is_separated: bool) -> str:
     """Why a difference, or the lack of one, may come from the images alone."""
-    blind, above, adjusted = grounds.blind, grounds.above_blind, grounds.adjusted
+    blind, above = grounds.blind, grounds.above_blind
     if blind is None or blind.auc is None or above is None:
         return "There is no blind baseline to beat"
-    seen = f"Pixels alone tell training from held-out images (AUC {blind.auc.value:.2f})"
-    if not is_separated:
-        return f"{seen}: hold out images of the same draw" if blind.detects_shift else ""
-    if above.low <= 0.0:
+    if blind.detects_shift:
+        return (
+            f"Pixels alone tell training from held-out images (AUC {blind.auc.value:.2f}): hold out images of the same "
+            "draw"
+        )
+    if is_separated and above.low <= 0.0:
         return (
             f"The score does not beat pixels alone (AUC {above.value:+.2f}, 95% interval {above.low:+.2f} to "
             f"{above.high:+.2f}): hold out more images, of the same draw"
         )
-    if blind.detects_shift and (adjusted is None or adjusted.low <= 0.5):
-        return f"{seen}, and what they do not explain of the score shows nothing: hold out images of the same draw"
     return ""
+
+
+def _percent(share: float) -> str:
+    """One decimal; what is not all is never 100%."""
+    return "more than 99.9%" if 0.9995 <= share < 1.0 else f"{share:.1%}"
+
+
+def _p(p_value: float | None) -> str:
+    return "" if p_value is None else f"(p = {p_value:.3f})"
 
 
 def _undirected(grounds: Grounds) -> str:

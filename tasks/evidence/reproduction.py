@@ -10,8 +10,10 @@ is the share of copies if the rule misses none: s = e + (1 - e) f.
 
 Intervals. Shares: Clopper-Pearson. Excess: MOVER for the ratio (1 - s) / (1 - f) from two such intervals.
 
-Counted. Fisher's exact test of s <= f, one-sided at ``LEVEL``, against all controls together; and s lies above the rate
-of each kind of control alone. Where s = f, at most ``LEVEL`` of runs are called counted.
+Counted. Fisher's exact test of s <= f, one-sided at ``LEVEL``, against all controls together, and against the generated
+images held against held-out ones alone: they are of the very kind that is judged, and the kinds may differ in their
+rates. Besides, s lies above the rate of each kind, and one copy alone is none. Where s = f, at most ``LEVEL`` of runs
+are called counted.
 
 Believed. The ratio rule, fixed beforehand. Where it does not count and the adaptive rule does, with an excess that is
 surely above ``DISAGREEMENT``, the answer is inconclusive.
@@ -33,7 +35,9 @@ from tasks.evidence.statistics import binomial_interval
 
 CONTROLS = ("held_out", "left_out_training", "generated_against_held_out")
 BELIEVED, OTHER = "ratio", "adaptive"
+OF_THE_SAME_KIND = "generated_against_held_out"
 LEVEL = 0.025
+FEWEST_COPIES = 2
 POWER = 0.8
 DISAGREEMENT = 0.05
 """Least excess of the other rule, by its interval's lower bound, that makes an answer inconclusive."""
@@ -105,12 +109,13 @@ def excess(copies: Counts, control: Counts) -> dict[str, Any] | None:
 
 
 def is_counted(copies: Counts, controls: Mapping[str, Counts | None]) -> bool:
-    """Is the share above the rule's false-copy rate: in Fisher's exact test, and above that of each kind of control?"""
-    together = pooled(controls)
-    if together is None:
+    """Is the share above the rule's false-copy rate? See the module's head."""
+    together, alike = pooled(controls), controls.get(OF_THE_SAME_KIND)
+    if together is None or copies.k < FEWEST_COPIES:
         return False
     above_each = all(copies.share > counts.share for counts in controls.values() if counts is not None)
-    return above_each and p_value(copies, together) <= LEVEL
+    tested = (together,) if alike is None else (together, alike)
+    return above_each and all(p_value(copies, control) <= LEVEL for control in tested)
 
 
 def p_value(copies: Counts, control: Counts) -> float:
@@ -201,8 +206,7 @@ def _decision(reproductions: Mapping[str, Any], rule: str) -> tuple[str, str, st
             "counted",
             f"The model reproduces training images: {count} {verb} of {_images(_originals(found))}. "
             f"On images that cannot be copies the rule fires {false}.",
-            "The share of copies is above the rule's false-copy rate: Fisher's exact test, one-sided, at "
-            f"{LEVEL:.1%}, and above that of each kind of control alone.",
+            f"The share of copies is above the rule's false-copy rate (Fisher's exact test, one-sided, {LEVEL:.1%}).",
         )
     other = OTHER if rule == BELIEVED else BELIEVED
     if _contradicts(reproductions, other):
@@ -233,8 +237,7 @@ def _decision(reproductions: Mapping[str, Any], rule: str) -> tuple[str, str, st
         "inconclusive",
         f"Whether training images come out is inconclusive: {count} {verb} by the {rule} rule, and on images "
         f"that cannot be copies it fires {false}.{power}",
-        "The share of copies is not above the rule's false-copy rate: Fisher's exact test, one-sided, at "
-        f"{LEVEL:.1%}, and each kind of control alone.",
+        f"The share of copies is not above the rule's false-copy rate (Fisher's exact test, one-sided, {LEVEL:.1%}).",
     )
 
 
@@ -274,8 +277,8 @@ def _ratio_interval(
 
 
 def _percent(share: float) -> str:
-    """0.0012 -> 0.1%; what is not 0 is never 0.0%."""
-    return "less than 0.1%" if 0.0 < share < 0.0005 else f"{share:.1%}"
+    """0.012 -> 1.2%, 0.00003 -> 0.003%; what is not 0 is never 0.0%."""
+    return f"{100 * share:.1g}%" if 0.0 < share < 0.0005 else f"{share:.1%}"
 
 
 def _images(n: int) -> str:

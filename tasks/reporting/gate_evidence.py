@@ -183,11 +183,17 @@ def _memorized_share(evidence: Mapping[str, Any]) -> Measurement:
         math.isclose(a, b, abs_tol=1e-9) for a, b in zip(share.bounds[1:], binomial_interval(k, n), strict=True)
     )
     (other,) = (name for name in RULES_OF_COPIES if name != rule)
+    no_fail = _why_not_counted(_section(found, rule))
+    if level != "counted":
+        no_fail = no_fail or "copies are not counted: the share is not above the rule's false-copy rate"
+    excess = _excess_alone(_section(found, rule))
+    if not excess.problem() and k:  # a failure takes more true copies than the limit, not more of what the rule finds
+        exact, share = False, replace(share, low=min(share.bounds[1], max(0.0, excess.bounds[1])))
     return replace(
         share,
         method=f"{rule} rule, {share.method}" if share.method else f"{rule} rule",
         k=k if exact else None,
-        no_fail=_why_not_counted(_section(found, rule)),
+        no_fail=no_fail,
         rival=_excess(_section(found, other), other),
     )
 

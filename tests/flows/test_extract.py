@@ -225,7 +225,7 @@ def test_the_report_needs_no_extraction_and_judges_one_that_is_there(extracted: 
     report(extracted)
     evidence = json.loads((extracted / "evidence.json").read_text())["reproductions"]
     assert evidence["ratio"]["interval_95"][0] <= evidence["ratio"]["share"] <= evidence["ratio"]["interval_95"][1]
-    assert set(evidence["judgement"]) == {"log_growth", "eps_norm", "sima"}
+    assert set(evidence["judgement"]) == {"log_growth", "eps_norm", "sima", "fused", "dime"}
     for judgement in evidence["judgement"].values():
         comparison = judgement["at_least_once"]
         assert comparison["n_positive"] == evidence["ratio"]["n_reproduced_training_images"]

@@ -11,7 +11,9 @@ import pyarrow.fs as pafs
 import pytest
 
 from flows import cli
+from tasks.calibrating import calibrated
 from tasks.diffusion.checkpoint import checkpoint_sha256
+from tasks.evidence.calibration import Calibration
 from tasks.parameters import ScoreParameters
 from tasks.remote import RemoteRun, staging_folder
 from tasks.score import take_over_scores
@@ -114,6 +116,8 @@ def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_onc
     known = again.read_record()["scoring"]
     parameters = ScoreParameters.model_validate(known["parameters"])
     job = ScoreJob(local, "train-000000.tar", checkpoint, known["checkpoint_sha256"], parameters, 0)
+    fitted = Calibration.model_validate(json.loads(again.calibration.read_bytes())["calibration"])
+    job = calibrated(job, fitted)
     take_over_scores(job, RunDirectory(staging_folder(url)), known)
     assert again.read_record()["reused"] == {"run": url, "n_images": 60 + 40}, "as its user named it"
 
