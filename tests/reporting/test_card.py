@@ -128,7 +128,7 @@ def test_metadata_is_yaml_that_a_hub_reads(bad: Path) -> None:
     metrics = {m["type"]: m for result in entry["results"] for m in result["metrics"]}
     assert entry["name"] == "ddpm"
     assert metrics["latentprint_memorized_share"]["value"] == 0.56
-    bounds = pytest.approx([0.5286, 0.5911], abs=5e-5)
+    bounds = pytest.approx([0.5285, 0.5911], abs=1e-4)
     assert metrics["latentprint_memorized_share"]["args"] == {"interval_95": bounds, "n": 1000}
 
 

@@ -236,7 +236,7 @@ def test_copies_fail_only_above_the_rules_own_false_copies() -> None:
     """50 of 1,000 copies, and 45 of 1,000 false ones: above the limit of 1%, and perhaps none of them is a copy."""
     finding = judged("memorized_share", 0.01, counted_by_both(50, 50, n_false=45))
     assert finding.outcome == "inconclusive"
-    assert finding.reason.endswith("the share cannot be told from the rule's false-copy rate (4.5%)")
+    assert "0.01000 lies within" in finding.reason  # the excess over false copies may be none
     assert judged("memorized_share", 0.01, counted_by_both(50, 50, n_false=1)).outcome == "fail"
     assert judged("memorized_share", 0.1, counted_by_both(50, 50, n_false=45)).outcome == "pass"
     unmeasured = counted_by_both(50, 50)
