@@ -87,16 +87,16 @@ def _explained(error: Exception) -> str | None:
 
 def _words(error: Exception) -> str | None:
     from tasks.device_worker import WorkerDied
-    from tasks.score import ShardsFailed
+    from tasks.score import CalibrationFailed, ShardsFailed
     from tasks.store.files import is_disk_full
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}"
+    if isinstance(error, CalibrationFailed | WorkerDied):
+        return f"{error}; {_resume()}"
     if isinstance(error, ShardsFailed):
         return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
-    if isinstance(error, WorkerDied):
-        return f"{error}; {_resume()}"
     if is_disk_full(error):
         return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
     return str(error) if isinstance(error, _user_errors()) else None

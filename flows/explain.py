@@ -41,7 +41,7 @@ def in_words(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  {_rank(standing)}; higher than {number(standing['percentile'], 1)}% of the others"
         yield f"  {_flag(standing)}"
     scores = facts["scores"]
-    names = ("log_growth", "log_growth_se", "eps_norm", "fused", "fused_norms", "dime")
+    names = ("log_growth", "log_growth_se", "eps_norm", "fused", "fused_norms", "dime", "log_density")
     shown = {name: scores[name] for name in names if name in scores}
     yield "  " + ", ".join(f"{name} {number(value)}" for name, value in shown.items())
     for row in near["neighbours"]:

@@ -1,6 +1,7 @@
 """Count reproductions: let the model generate, and see which training images come out.
 
-tars of samples -> a device's worker process each -> samples/*.tar -> matches/ -> reproductions/ -> extraction.json
+tars of samples -> a device's worker process each -> samples/*.tar -> matches/ -> reproductions/ -> false-copies/
+-> extraction.json
 """
 
 import time
@@ -17,8 +18,9 @@ from tasks.extract import finish, generate_group, match_and_count, scored_model
 from tasks.extraction import sample_jobs
 from tasks.parameters import ComputeParameters, ExtractParameters
 from tasks.progress import Progress
+from tasks.references import TrainingImages
 from tasks.score import grouped
-from tasks.store.run import RunDirectory, RunError
+from tasks.store.run import RunDirectory
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
@@ -32,7 +34,8 @@ def extract(
     """Generate, match and count; what is finished already is kept. Returns the memorized share of the samples.
 
     Raises:
-        RunError: the run is not scored, is in use, or holds an extraction with other parameters.
+        RunError: the run is not scored, is in use, holds an extraction with other parameters, or has fewer than two
+            near-duplicate groups of training images.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
         ExtractionFailed: some tars could not be generated; finished ones are kept, and running again goes on.
@@ -40,8 +43,7 @@ def extract(
     directory, begin = RunDirectory(run), time.monotonic()
     model, checksum = scored_model(directory)
     check_sampler(model, parameters)
-    if directory.read_record()["images"]["train"]["distinct"] < 2:
-        raise RunError(f"{run}: what comes out is told by two distinct training images, and there is one")
+    TrainingImages(directory, parameters.embedding).require_groups()
     with directory.lock():
         directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
         devices = devices_for(compute)

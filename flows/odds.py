@@ -20,8 +20,9 @@ def odds(run: Path, parameters: OddsParameters = OddsParameters(), device: str =
     Raises:
         RunError: the run is not scored, or is in use.
         CheckpointError: the checkpoint is not the one that was scored.
-        ParametersError: more steps than timesteps in its schedule, or as many chains as plain samples.
-        SourceError: a shard is damaged.
+        ParametersError: more steps than timesteps in its schedule, as many chains as plain samples, or more of them
+            than memory holds.
+        SourceError: a shard is damaged, or an image has no class that a class-conditional model knows.
     """
     directory = RunDirectory(run)
     directory.read_record()

@@ -1,8 +1,10 @@
 """Score every distinct image of a run.
 
-manifest -> calibration on some -> groups of shards -> a device's worker process each, or Ray's -> scores/part-*.parquet
+manifest -> groups of shards -> a device's worker process each, or Ray's -> calibration by folds
+         -> the same groups and workers again                             -> scores/part-*.parquet
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.runners import workers_for
-from tasks.calibrating import adopt_calibration, calibrated, n_calibrations
+from tasks.calibrating import adopt_calibration, calibrated, plan_calibration
 from tasks.checks import check_manifest, check_parameters
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
@@ -47,7 +49,8 @@ def score(
 
     Raises:
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
-        WorkerDied: each that calibrates, by which shard, or each that scores images again.
+        CalibrationFailed: some shards could not be calibrated on, so that nothing is scored.
+        WorkerDied: each that scores images again.
         RunError: another process works in this directory.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
@@ -66,17 +69,17 @@ def score(
         other = RunDirectory(reuse) if reuse else None
         shards, written = shard_names(directory.manifest), read_checksums(directory)
         job = ScoreJob(run, shards[0], folder, checksum, parameters, compute.batch_size)
-        progress = Progress("calibrating", n_calibrations(directory.manifest, job), "scores")
+        if other:
+            adopt_calibration(job, other)
+        planned = plan_calibration(job)
+        progress = Progress("calibrating", sum(planned.values()), "images")
         with workers_for(compute, progress) as (runner, n_workers):
-            if other:
-                adopt_calibration(job, other)
-            job = calibrated(job, calibration_of(job, runner))
+            job = calibrated(job, calibration_of(_of_shards(job, planned, written), job, runner, n_workers))
             directory.update_record(scored_with=job.made_from())
             if other:
                 take_over_scores(job, other, scoring)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
-            jobs = [replace(job, shard=name, shard_sha256=written.get(f"shards/{name}")) for name in shards]
-            failed = score_all(jobs, runner, n_workers)
+            failed = score_all(_of_shards(job, shards, written), runner, n_workers)
             if not failed and (again := validity_jobs(job, validity)):
                 progress.stage("scoring again", n_scored_again(again), "scores")
                 done_alone(score_again, {"jobs": again}, runner)
@@ -88,3 +91,8 @@ def score(
         calibrated_on = [file for file in (directory.calibration, directory.calibration_images) if file.exists()]
         add_checksums(directory, [*calibrated_on, *map(directory.part, shards)])
         return run_id
+
+
+def _of_shards(job: ScoreJob, shards: Iterable[str], checksums: Mapping[str, str]) -> list[ScoreJob]:
+    """A job a shard, which knows the shard's checksum where there is one."""
+    return [replace(job, shard=name, shard_sha256=checksums.get(f"shards/{name}")) for name in shards]

@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.checks import check_parameters
 from tasks.device_worker import device_workers
 from tasks.devices import devices_for, threads_for
+from tasks.diffusion.checkpoint import load_schedule
 from tasks.extract import scored_model
 from tasks.parameters import ComputeParameters, SweepParameters
 from tasks.progress import Progress
@@ -20,7 +21,7 @@ from tasks.score import grouped
 from tasks.scoring import ScoreJob
 from tasks.store.run import RunDirectory
 from tasks.sweep import sweep_group, write_sweep_page
-from tasks.sweeping import SweepJob, sampled_rows
+from tasks.sweeping import SweepJob, sampled_rows, with_timesteps
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
@@ -38,7 +39,7 @@ def sweep(
     """
     directory = RunDirectory(run)
     model, checksum = scored_model(directory)
-    settings = parameters.settings()
+    settings = with_timesteps(parameters, load_schedule(model)[0]).settings()
     for setting in settings:
         check_parameters(model, setting)
     score = ScoreJob(run, "", model, checksum, settings[0], compute.batch_size)

@@ -18,11 +18,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.datasets.shards import read_pictures
-from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS
+from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
 from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
 from tasks.evidence.judgement import judge
+from tasks.evidence.membership import HeldOut
 from tasks.evidence.methods import methods
 from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
+from tasks.store.features import read_calibration_images
 from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.sampling import Sample
@@ -37,6 +39,7 @@ SCORE_NAMES = (
     "dime",
     "sima",
     *(name for name in BASELINE_NAMES if name != "sima"),
+    "log_density",
 )
 """Scores that are compared, in this order."""
 ALWAYS = ("log_growth", "eps_norm")
@@ -79,20 +82,21 @@ def export_marts(run: Path) -> None:
 
 @task(name="weigh-evidence", cache_policy=NO_CACHE)
 def weigh_evidence(run: Path) -> dict[str, Any]:
-    """Write evidence.json and flags.parquet; returns the verdict."""
+    """Write evidence.json and flags.parquet; returns the two answers."""
     directory = RunDirectory(run)
     record = directory.read_record()
     with Warehouse(directory) as warehouse:
         sample = Sample(warehouse, MOST_IMAGES)
-        rows, places = sample.scores(), sample.places()
+        rows, places, held_out = sample.scores(), sample.places(), held_out_images(warehouse)
         reproductions, hits = judged_reproductions(directory, rows, sample), counted_hits(directory, rows, sample)
         validity = numerical_validity(warehouse.table("validity"), rows, sample, record["scoring"]["parameters"])
-    generated = _generated(reproductions, record) or training_record(Path(record["model"])).get("generated")
+    pixels = sampled_pixels(directory.shards, rows, places)
+    images = replace(image_scores(rows), hits=hits, calibration=read_calibration_images(directory))
+    evidence = assess(images, reproductions, pixels, held_out)
+    membership = evidence["verdict"]["membership"]
     with atomic_path(directory.flags) as temporary:
-        pq.write_table(flag_table(rows), temporary)
-    pixels, images = sampled_pixels(directory.shards, rows, places), replace(image_scores(rows), hits=hits)
-    evidence = assess(images, generated, pixels)
-    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]["repeats"]))
+        pq.write_table(flag_table(rows, membership["reason"] if membership["is_void"] else ""), temporary)
+    by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]))
     warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
     evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
     for warning in warnings:
@@ -107,15 +111,16 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
             "validity": validity,
             **({"cleaned_set": read_json(directory.cleaned)} if directory.cleaned.exists() else {}),
             "reproductions": reproductions,
+            "generated": training_record(Path(record["model"])).get("generated"),
             "calibration": _calibration(directory),
         },
     )
     return dict(evidence["verdict"])
 
 
-def flag_table(rows: pa.Table) -> pa.Table:
-    """``flags``: a row a training image of :meth:`Sample.scores`; none without controls."""
-    flags, trained = flag_trained(image_scores(rows)), rows.filter(pc.field("split") == "train")
+def flag_table(rows: pa.Table, why_void: str = "") -> pa.Table:
+    """``flags``: a row per training image of :meth:`Sample.scores`; none without controls."""
+    flags, trained = flag_trained(image_scores(rows), why_void), rows.filter(pc.field("split") == "train")
     columns = {
         "sample_id": trained["sample_id"],
         "content_hash": trained["content_hash"],
@@ -127,6 +132,13 @@ def flag_table(rows: pa.Table) -> pa.Table:
     }
     table = pa.table(columns, schema=FLAGS)
     return table if flags.n_controls else table.slice(0, 0)
+
+
+def held_out_images(warehouse: Warehouse) -> HeldOut:
+    """Distinct held-out images, and how many of them are training images too, as they are or nearly."""
+    query = "SELECT count(*) AS n, count(*) FILTER (NOT is_control) AS n_overlap FROM images WHERE split = 'holdout'"
+    (row,) = warehouse.rows(query, "images").to_pylist()
+    return HeldOut(int(row["n"]), int(row["n_overlap"]))
 
 
 def sampling_limits(images: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -172,21 +184,25 @@ def image_scores(rows: pa.Table) -> ImageScores:
         scores={name: rows[name].to_numpy().astype(np.float64) for name in present},
         groups=groups,
         names=np.asarray(rows["sample_id"].to_pylist(), dtype=object),
+        is_compared=rows["is_compared"].to_numpy(),
+        source=rows["holdout_source"].to_numpy() if _has_values(rows, "holdout_source") else None,
     )
 
 
-def evaluations(rows: pa.Table, repeats: int) -> dict[str, int]:
+def evaluations(rows: pa.Table, parameters: Mapping[str, Any]) -> dict[str, int]:
     """Network evaluations an image that each score takes alone; without rows, of the baselines only.
 
     Args:
         rows: of :meth:`Sample.scores`.
-        repeats: independent draws of the axes.
+        parameters: of the scoring.
     """
     known: dict[str, int] = {**EVALUATIONS, "eps_norm": 1, "fused_norms": 2}
     for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
-        first_step = repeats * (row["n_axes"] + 1)
+        first_step = parameters["repeats"] * (row["n_axes"] + 1)
         known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
         known["fused"] = known["log_growth"]
+    if parameters.get("density") and parameters["density_probes"]:
+        known["log_density"] = density_evaluations(parameters["density"], parameters["density_probes"])
     return known
 
 
@@ -234,7 +250,7 @@ def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample
     counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
     images = image_scores(counted)
     n_generated = int(counted["n_generated"][0].as_py())
-    judgements = judge(images.scores, counted["hits"].to_numpy(), n_generated, groups=images.groups)
+    judgements = judge(images.scores, counted["hits_group"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(directory.extraction), "judgement": by_score}
 
@@ -293,30 +309,16 @@ def scored_again(rows: pa.Table, parameters: Mapping[str, Any]) -> ScoredAgain:
     )
 
 
-def _generated(reproductions: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The share of copies that this run counted, as a training record would state it."""
-    if reproductions is None:
-        return None
-    counted, how = reproductions["ratio"], record["extraction"]["parameters"]
-    return {
-        "n_samples": reproductions["n_samples"],
-        "n_copies": counted["n_copies"],
-        "share_of_copies": counted["share"],
-        "interval_95": counted["interval_95"],
-        "rule": f"{counted['rule']}: {counted['threshold']:.3g}",
-        "sampler": f"{how['sampler']}, {how['steps']} steps, seed {how['seed']}",
-        "distinct_training_images_reproduced": counted["n_reproduced_training_images"],
-    }
-
-
 def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     """What was chosen, and on how many images, without the fitted numbers."""
     known = read_json(directory.calibration)["calibration"] if directory.calibration.exists() else None
     if not known:
         return None
-    second = known.get("second")
+    second, folds = known.get("second"), known.get("folds", [])
     return {
         **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
+        "n_folds": len(folds),
+        "folds": [{"timestep": fold["timestep"]} for fold in folds],
         "second": second and {name: second[name] for name in ("timestep", "choices")},
     }
 

@@ -1,81 +1,167 @@
-"""Calibration on part of the images, before all of them are scored: which images, their scores at each timestep."""
+"""Calibration before all images are scored: each calibration image is read once and measured from every candidate.
+
+The flow process plans (which images, which folds), the workers measure, a part a shard, and the flow process fits.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
-from tasks.diffusion.checkpoint import grid_of, load_schedule
+from tasks.device_worker import count_done
+from tasks.diffusion.checkpoint import LoadedModel, grid_of, load_schedule
+from tasks.diffusion.denoiser import wide
+from tasks.diffusion.noise import gaussian, generator_for
+from tasks.diffusion.sampling import from_pixels
 from tasks.diffusion.schedule import Schedule
-from tasks.evidence.calibration import FEWEST, Calibration, TooFewImages, calibrate
-from tasks.measuring import Columns
+from tasks.evidence.calibration import COLUMNS, Calibration, TooFewImages, crossfit
+from tasks.folds import calibration_rows, is_enough
+from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
-from tasks.scoring import ScoreJob, extend, scored_rows
+from tasks.scoring import ScoreJob, extend, in_order, measured_batches
+from tasks.store.checksums import damaged_files
+from tasks.store.features import calibration_images
 from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.parts import is_valid_part, write_part
 from tasks.store.reuse import require_same_scoring
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import CALIBRATION
-from tasks.store.spill import spilling
 
-MOST_IMAGES = 1_000
-"""Of each split; see :func:`set_aside`."""
 CANDIDATES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Timesteps that are tried, as shares of the schedule."""
+CONTROLS = (0.05, 0.1, 0.2, 0.4)
+"""Timesteps of the positive control's training loss, as shares of the schedule."""
 DEFAULT_TIMESTEP = 0.02
 """Where to start when there is nothing to calibrate against, as a share of the schedule: 20 of 1,000."""
-
-_FIRST_BY_HASH = """
-    SELECT *, count(*) OVER (PARTITION BY split) AS n_split
-    FROM (
-        SELECT
-            sample_id, content_hash, split, shard, shard_index, label,
-            md5(coalesce('group ' || near_duplicate_group, content_hash)) AS unit
-        FROM read_parquet($manifest)
-        WHERE occurrence = 0
-        WINDOW of_unit AS (PARTITION BY unit)
-        QUALIFY min(split) OVER of_unit = max(split) OVER of_unit AND count(*) OVER of_unit <= $most
-    )
-    QUALIFY rank() OVER (PARTITION BY split ORDER BY unit) <= 2 * $most
-    ORDER BY unit, content_hash
-"""
+_PLANNED = ("sample_id", "content_hash", "split", "fold", "near_duplicate_group", "copies")
 
 
-def calibrate_run(job: ScoreJob, device: str) -> Calibration | None:
-    """Score the calibration images from each candidate timestep, choose and fit; written to the run, and found there.
+def plan_calibration(job: ScoreJob) -> dict[str, int]:
+    """Choose the images and deal the folds, for the workers to find.
 
     Args:
-        job: of any shard.
+        job: of any shard, as asked for: its timestep may be ``auto``.
 
     Returns:
-        None where the timestep is given, or either split has too few images with finite scores (then nothing is set
-        aside).
+        Shard -> calibration images in it. Empty where the run is calibrated already, or has too few images of either
+        split: then nothing is calibrated.
     """
-    if job.parameters.timestep != "auto":
-        return None
-    directory, provenance = job.directory, job.origin()
-    known = read_json(directory.calibration) if directory.calibration.exists() else {}
-    if known.get("provenance") == provenance:
-        return known["calibration"] and Calibration.model_validate(known["calibration"])
-    rows = calibration_rows(directory.manifest)
-    is_train = np.array([row["split"] == "train" for row in rows], dtype=bool)
-    calibration = None
-    if min(is_train.sum(), (~is_train).sum()) >= FEWEST:
-        timesteps = candidates(_schedule(job), job.parameters)
-        bare = replace(job, parameters=job.parameters.bare())
-        by_timestep = {t: _scores(bare, rows, t, device) for t in timesteps}
+    rows = [] if known_calibration(job) else calibration_rows(job.directory.manifest)
+    if not is_enough(rows):
+        return {}
+    kinds = {"shard_index": pa.int32(), "fold": pa.int32(), "copies": pa.int32(), "near_duplicate_group": pa.int64()}
+    names = ("shard", "shard_index", "label", *_PLANNED)
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    with atomic_path(job.directory.calibration_plan) as temporary:
+        pq.write_table(pa.table({name: [row[name] for row in rows] for name in names}, schema=schema), temporary)
+    return dict(Counter(str(row["shard"]) for row in rows))
+
+
+def calibrate_shard(job: ScoreJob, device: str) -> int:
+    """Write the shard's part of the calibration unless a valid one is there; returns the number of images read now.
+
+    Raises:
+        SourceError: the shard holds other images than the manifest says.
+        CheckpointError: the checkpoint changed under the run.
+    """
+    rows = _planned_rows(job.directory, job.shard)
+    timesteps, controls = candidates(_schedule(job), job.parameters), control_timesteps(load_schedule(job.model)[0])
+    measured_from = {"timesteps": timesteps, "controls": controls}
+    provenance = {**job.origin(), **measured_from, "shard_sha256": job.verified_sha256()}
+    part = job.directory.calibration_part(job.shard)
+    if is_valid_part(part, provenance, len(rows) * len({*timesteps, *controls})):
+        count_done(len(rows))
+        return 0
+
+    def measure_all(
+        model: LoadedModel, pixels: NDArray[np.uint8], hashes: Sequence[str], max_batch: int
+    ) -> dict[int, Columns]:
+        bare = job.parameters.bare()
+        found = {t: measure(model, pixels, hashes, bare.at(t), max_batch) for t in timesteps}
+        by_timestep: dict[int, Columns] = {t: {name: found[t][name] for name in COLUMNS} for t in timesteps}
+        for t in controls:
+            by_timestep.setdefault(t, {name: [None] * len(hashes) for name in COLUMNS})
+            by_timestep[t]["loss"] = training_loss(model, pixels, hashes, t, bare.seed)
+        return by_timestep
+
+    columns: Columns = {}
+    for batch, by_timestep in measured_batches(job, rows, device, measure_all):
+        for t, scores in sorted(by_timestep.items()):
+            planned = {name: [row[name] for row in batch] for name in (*_PLANNED, "shard_index")}
+            extend(columns, {**planned, "timestep": [t] * len(batch), "loss": [None] * len(batch), **scores})
+        count_done(len(batch))
+    write_part(part, in_order(columns), provenance, CALIBRATION)
+    return len(rows)
+
+
+def training_loss(
+    model: LoadedModel, pixels: NDArray[np.uint8], content_hashes: Sequence[str], timestep: int, seed: int
+) -> list[float | None]:
+    """|eps(alpha x + sigma z, t) - z|^2, z ~ N(0, I) by (seed, content hash); None where not finite. One evaluation.
+
+    At a timestep where training left its mark, a training image has a lower loss than a held-out one: the positive
+    control. (Carlini et al. 2023, arXiv 2301.13188.)
+
+    Args:
+        pixels: uint8 (B, C, H, W).
+    """
+    schedule = model.schedule
+    generators = [generator_for(seed, f"loss at {timestep} {content_hash}") for content_hash in content_hashes]
+    with torch.inference_mode():
+        x = wide(model.encode(from_pixels(torch.from_numpy(pixels)).to(model.device)))
+        z = wide(gaussian(generators, x.shape[1:]).to(x.device))
+        noised = schedule.alpha(timestep) * x + schedule.sigma(timestep) * z
+        errors = model.denoiser(noised, schedule.conditioning(timestep)) - z
+        losses = errors.square().flatten(1).sum(1).cpu().double().numpy()
+    return [value if np.isfinite(value) else None for value in losses.tolist()]
+
+
+def fit_calibration(job: ScoreJob, shards: Sequence[str]) -> Calibration | None:
+    """Choose and fit, fold by fold, on what the workers measured, and publish it; the parts are then deleted.
+
+    Args:
+        shards: those of :func:`plan_calibration`.
+
+    Returns:
+        None where nothing was, or a fit would have too few images with finite scores.
+    """
+    directory, calibration = job.directory, None
+    table = pa.concat_tables(
+        [CALIBRATION.empty_table(), *(pq.read_table(directory.calibration_part(name)) for name in shards)]
+    ).sort_by([(name, "ascending") for name in ("split", "content_hash", "timestep")])
+    if shards:
+        images = calibration_images(table)
         with suppress(TooFewImages):
-            calibration = calibrate(by_timestep, is_train, second=job.parameters.second_timestep == "auto")
-    _publish(directory, rows if calibration else [], calibration, provenance)
+            second = job.parameters.second_timestep == "auto"
+            calibration = crossfit(images.by_timestep, images.is_train, images.folds, second=second).calibration
+    with atomic_path(directory.calibration_images) as temporary:
+        rows = table if calibration else table.slice(0, 0)
+        pq.write_table(rows.cast(CALIBRATION), temporary, compression="zstd")
+    _publish(job, calibration.model_dump(mode="json") if calibration else None)
+    shutil.rmtree(directory.calibration_parts, ignore_errors=True)
     return calibration
+
+
+def known_calibration(job: ScoreJob) -> dict[str, Any] | None:
+    """``calibration.json`` where it is of this job, and the images' scores beside it are whole; else None."""
+    directory = job.directory
+    if not directory.calibration.exists() or not directory.calibration_images.exists():
+        return None
+    if directory.calibration_images.name in damaged_files(directory, directory.calibration_images.name):
+        return None
+    known = read_json(directory.calibration)
+    return known if known.get("provenance") == job.origin() else None
 
 
 def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
@@ -85,11 +171,10 @@ def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
         RunError: the other run was scored with another checkpoint or other parameters.
     """
     require_same_scoring(other, job.directory.read_record()["scoring"])
-    if job.parameters.timestep == "auto" and other.calibration.exists() and other.calibration_images.exists():
-        known = read_json(other.calibration)["calibration"]
+    if other.calibration.exists() and other.calibration_images.exists():
         with atomic_path(job.directory.calibration_images) as temporary:
             shutil.copyfile(other.calibration_images, temporary)
-        write_json(job.directory.calibration, {"calibration": known, "provenance": job.origin()})
+        _publish(job, read_json(other.calibration)["calibration"])
 
 
 def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
@@ -101,41 +186,16 @@ def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
     return replace(job, parameters=job.parameters.at(_timestep(DEFAULT_TIMESTEP, _schedule(job), job.parameters)))
 
 
-def n_calibrations(manifest: Path, job: ScoreJob) -> int:
-    """Scores that the calibration takes."""
-    if job.parameters.timestep != "auto":
-        return 0
-    return len(calibration_rows(manifest)) * len(candidates(_schedule(job), job.parameters))
-
-
 def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
-    """Timesteps to try: those that leave room for all steps."""
+    """Timesteps to try: the one asked for, or those that leave room for all steps."""
+    if parameters.timestep != "auto":
+        return [parameters.timestep]
     return sorted({_timestep(share, schedule, parameters) for share in CANDIDATES})
 
 
-def set_aside(n_distinct: int) -> int:
-    """Most images of a split to calibrate on; as many at least are left to report on."""
-    return min(MOST_IMAGES, n_distinct // 2)
-
-
-def calibration_rows(manifest: Path) -> list[dict[str, Any]]:
-    """Manifest rows of the calibration images: distinct contents of either split, near duplicates all or none.
-
-    Of a content or a near-duplicate group that is in both splits none is taken: the held-out image is no control. A
-    hash decides who is taken, so that further images in a data set hardly change it.
-    """
-    with spilling(manifest.parent) as connection:
-        parameters = {"manifest": str(manifest), "most": MOST_IMAGES}
-        rows = connection.sql(_FIRST_BY_HASH, params=parameters).to_arrow_table().to_pylist()
-    left = {row["split"]: set_aside(row["n_split"]) for row in rows}
-    chosen: list[dict[str, Any]] = []
-    for _, unit in groupby(rows, key=lambda row: str(row["unit"])):
-        members = list(unit)
-        split = members[0]["split"]
-        if len(members) <= left[split]:
-            chosen += members
-            left[split] -= len(members)
-    return sorted(chosen, key=lambda row: (row["shard"], row["shard_index"]))
+def control_timesteps(schedule: Schedule) -> list[int]:
+    """Timesteps of the positive control, on the checkpoint's own schedule."""
+    return sorted({round(share * schedule.n_timesteps) for share in CONTROLS})
 
 
 def _timestep(share: float, schedule: Schedule, parameters: ScoreParameters) -> int:
@@ -148,22 +208,11 @@ def _schedule(job: ScoreJob) -> Schedule:
     return grid_of(load_schedule(job.model)[0], job.parameters.grid)
 
 
-def _scores(job: ScoreJob, rows: list[dict[str, Any]], timestep: int, device: str) -> dict[str, NDArray[np.float64]]:
-    """Columns of numbers over all rows, which lie in one or more shards, in their order."""
-    columns, at_timestep = Columns(), replace(job, parameters=job.parameters.at(timestep))
-    for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
-        job.directory.calibrating.write_text(shard)
-        extend(columns, scored_rows(at_timestep, list(members), device))
-    job.directory.calibrating.unlink()
-    numeric = {name: values for name, values in columns.items() if not isinstance(values[0], str)}
-    return {name: np.array(values, dtype=np.float64) for name, values in numeric.items()}
+def _planned_rows(directory: RunDirectory, shard: str) -> list[dict[str, Any]]:
+    """Of the images of a shard, in its order."""
+    table = pq.read_table(directory.calibration_plan, filters=pc.field("shard") == shard)
+    return list(table.to_pylist())
 
 
-def _publish(
-    directory: RunDirectory, rows: list[dict[str, Any]], calibration: Calibration | None, provenance: dict[str, Any]
-) -> None:
-    with atomic_path(directory.calibration_images) as temporary:
-        columns = {name: [row[name] for row in rows] for name in CALIBRATION.names}
-        pq.write_table(pa.table(columns, schema=CALIBRATION), temporary)
-    dumped = calibration and calibration.model_dump(mode="json")
-    write_json(directory.calibration, {"calibration": dumped, "provenance": provenance})
+def _publish(job: ScoreJob, calibration: dict[str, Any] | None) -> None:
+    write_json(job.directory.calibration, {"calibration": calibration, "provenance": job.origin()})

@@ -15,7 +15,7 @@ from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_denoiser, load_schedule, state_shape
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from tasks.diffusion.names import BaselineName, Precision
-from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal
+from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from tasks.store.spill import spilling
@@ -71,6 +71,11 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
     start = 0 if parameters.timestep == "auto" else parameters.timestep
     if parameters.reversibility > last_with_signal(own):
         raise ParametersError(f"--reversibility {parameters.reversibility}: {_timesteps_in_words(own)}")
+    if parameters.density:
+        try:
+            noise_spaced_timesteps(schedule, parameters.density)
+        except ValueError:
+            raise ParametersError(f"--density {parameters.density}: {_timesteps_in_words(own)}") from None
     timesteps = candidates(schedule, parameters) if parameters.timestep == "auto" else [parameters.timestep]
     for name in parameters.baselines:
         _check_baseline(name, own, timesteps, dimension, parameters.precision)

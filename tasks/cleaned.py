@@ -18,7 +18,8 @@ from tasks.extract import scored_model
 from tasks.extraction import sample_jobs
 from tasks.parameters import ExtractParameters
 from tasks.progress import Progress
-from tasks.reproductions import TrainingImages, match_samples
+from tasks.references import TrainingImages
+from tasks.reproductions import match_samples
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory, RunError, difference
 from tasks.store.schemas import MATCHES

@@ -33,17 +33,7 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
         ranking, flags, images, trend = (
             warehouse.table(name) for name in ("ranking", "flagged", "images", "rank_trend")
         )
-    a, b = (
-        ComparedRun(
-            directory.path.resolve().name,
-            directory.read_record(),
-            read_json(directory.evidence),
-            identity(directory, directory.read_record()),
-            _of_run(ranking, name),
-            _of_run(flags, name),
-        )
-        for name, directory in runs.items()
-    )
+    a, b = (_compared(directory, name, ranking, flags) for name, directory in runs.items())
     changed = changed_flags(trend)
     shown = [*_shown(changed.new), *_shown(changed.gone)]
     b = replace(b, pictures=pictures_of(runs["B"], _of_run(images, "B"), shown))
@@ -53,6 +43,13 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
             stream.write(page.encode())
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _compared(directory: RunDirectory, name: str, ranking: pa.Table, flags: pa.Table) -> ComparedRun:
+    record, evidence = directory.read_record(), read_json(directory.evidence)
+    known = identity(directory, record, evidence)
+    tables = _of_run(ranking, name), _of_run(flags, name)
+    return ComparedRun(directory.path.resolve().name, record, evidence, known, *tables)
 
 
 def _of_run(table: pa.Table, name: str) -> pa.Table:

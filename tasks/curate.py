@@ -25,7 +25,7 @@ from tasks.datasets.modification import modified
 from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from tasks.datasets.sources import SourceError
 from tasks.diffusion.noise import seed_for
-from tasks.parameters import CurateParameters
+from tasks.parameters import FLAGGED, CurateParameters
 from tasks.progress import Progress
 from tasks.store.dictionary import SQL, saved_queries
 from tasks.store.files import atomic_path, read_json, write_json
@@ -48,13 +48,25 @@ def choose_images(run: Path, query: str) -> pa.Table:
 
     Raises:
         QueryError: it is refused, wrong, or has no column sample_id.
+        RunError: the flagged images are meant, and the comparison that flags them is void.
     """
+    if query == FLAGGED and (why := why_no_flags(RunDirectory(run))):
+        raise RunError(f"{run}: its flags do not count ({why}): name the images with --images")
     with Warehouse(RunDirectory(run)) as warehouse:
         rows = warehouse.query(saved_queries().get(query, query))
     if "sample_id" not in rows.column_names:
         raise QueryError(f"--images: a column sample_id is needed, there are {', '.join(rows.column_names)}")
     names = pc.unique(rows["sample_id"].cast(pa.string()))
     return pa.table({"sample_id": names.take(pc.sort_indices(names))})
+
+
+def why_no_flags(run: RunDirectory) -> str:
+    """Why the run flags no image, as evidence.json says it; empty: its flags count, or it has no evidence yet."""
+    evidence = read_json(run.evidence) if run.evidence.exists() else {}
+    flags, membership = (evidence.get("conformal") or {}, (evidence.get("verdict") or {}).get("membership") or {})
+    if flags.get("status") != "void" and not membership.get("is_void"):
+        return ""
+    return str(flags.get("reason") or membership.get("reason") or "the comparison is void").rstrip(".")
 
 
 @task(name="write-cleaned-set", cache_policy=NO_CACHE)

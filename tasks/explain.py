@@ -21,8 +21,8 @@ from tasks.evidence.confounders import ScoreModel, confounders
 from tasks.evidence.embeddings import EMBEDDINGS
 from tasks.evidence.matching import N_SURROUNDING
 from tasks.extraction import channels_first, read_generated
+from tasks.references import TrainingImages
 from tasks.reporting.formats import visible
-from tasks.reproductions import TrainingImages
 from tasks.store.dictionary import SQL
 from tasks.store.files import finite, read_json
 from tasks.store.run import RunDirectory, RunError
@@ -163,7 +163,7 @@ def _scores(run: RunDirectory, standing: Row) -> Row:
 
 def _in_the_ranking(standing: Row) -> Row:
     """Rank, percentile and calibrated flag, among images other than itself."""
-    if not standing["is_usable"]:
+    if not standing["is_usable"] or standing["ease"] is None:
         return missing("its score is not finite, or there is none")
     is_train, n, lower = standing["split"] == "train", standing["n_ranked"], standing["n_lower"]
     return {
@@ -171,7 +171,9 @@ def _in_the_ranking(standing: Row) -> Row:
         "rank_if_trained": None if is_train else standing["n_higher"] + 1,
         "n_training_images": n + is_train,
         "percentile": 100.0 * lower / n if n else None,
-        "is_calibration": standing["is_calibration"],
+        "ranked_by": standing["ranked_by"],
+        "ease": standing["ease"],
+        "fold": standing["fold"],
         **_conformal(standing),
     }
 
@@ -179,8 +181,6 @@ def _in_the_ranking(standing: Row) -> Row:
 def _conformal(standing: Row) -> Row:
     """p = (1 + controls that score at least as high) / (1 + controls), of which it is none itself."""
     head: Row = {"n_controls": standing["n_controls"], "p_value": None, "q_value": None, "is_flagged": None}
-    if standing["is_calibration"]:
-        return {**head, "note": "calibration: not tested, the timestep was chosen on this image"}
     if not standing["n_controls"]:
         return {**head, "note": "there is no control group"}
     head["p_value"] = (1 + standing["n_controls_at_least"]) / (1 + standing["n_controls"])

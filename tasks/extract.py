@@ -13,9 +13,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 
 from tasks.device_worker import run_on_device
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, resolve
+from tasks.evidence.reproduction import CONTROLS
 from tasks.extraction import SampleJob, generate_shard
+from tasks.false_copies import MOST_QUERIES, measure_false_copies
 from tasks.progress import Progress
-from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
+from tasks.references import TrainingImages
+from tasks.reproductions import count_reproductions, match_samples, summarise
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory, RunError
 
@@ -70,12 +73,13 @@ def finish(futures: Sequence[PrefectFuture[int]]) -> None:
 
 @task(name="match-samples", cache_policy=NO_CACHE)
 def match_and_count(run: Path, jobs: list[SampleJob], n_threads: int) -> dict[str, Any]:
-    """Write matches/, reproductions/ and, last, extraction.json; returns that."""
+    """Write matches/, reproductions/, false-copies/ and, last, extraction.json; returns that."""
     directory, parameters = RunDirectory(run), jobs[0].parameters
     training = TrainingImages(directory, parameters.embedding)
     with threadpool_limits(n_threads or None):
         match_samples(jobs, training, Progress("matching", parameters.samples, "samples"), directory.matches)
         count_reproductions(jobs, training, Progress("counting", training.rows.num_rows, "training images"))
-    summary = {"parameters": parameters.model_dump(mode="json"), **summarise(directory)}
+        measure_false_copies(jobs, training, Progress("false copies", len(CONTROLS) * MOST_QUERIES, "images at most"))
+    summary = {"parameters": parameters.model_dump(mode="json"), **summarise(directory, parameters.embedding)}
     write_json(directory.extraction, summary)
     return summary

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tasks.diffusion.checkpoint import LoadedModel
 from tasks.diffusion.denoiser import wide
+from tasks.diffusion.density import log_density
 from tasks.diffusion.growth import Growth, log_growth
 from tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
 from tasks.diffusion.noise import generator_for
 from tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
 from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import spaced_timesteps
+from tasks.diffusion.schedule import noise_spaced_timesteps, spaced_timesteps
 from tasks.evidence.calibration import SECOND, Calibration
 from tasks.parameters import ScoreParameters
 
@@ -90,6 +91,7 @@ def _measure(
         for _ in range(parameters.repeats)
     ]
     values = _growth(growths, parameters.delta) | _reversibility(model, x, parameters.reversibility)
+    values |= _density(model, x, content_hashes, parameters, max_batch)
     for name in parameters.baselines:
         noise = [generator_for(parameters.seed, f"{name} {content_hash}") for content_hash in content_hashes]
         if name in SHARE_THE_BASE_PASS:
@@ -164,6 +166,37 @@ def _reversibility(model: LoadedModel, x: Tensor, n_steps: int) -> dict[str, Ten
         "latent_norm": normality.norm,
         "latent_skewness": normality.skewness,
         "latent_excess_kurtosis": normality.excess_kurtosis,
+    }
+
+
+def _density(
+    model: LoadedModel, x: Tensor, content_hashes: Sequence[str], parameters: ScoreParameters, max_batch: int
+) -> dict[str, Tensor]:
+    """log p(x) of the state at the schedule's first timestep, (B,): of the images or, in latent space, of their codes.
+
+    As many images at a time as ``max_batch`` tangents allow: an exact trace takes d of each.
+    """
+    if parameters.density == 0:
+        return {}
+    grid = model.grid(parameters.grid)
+    timesteps = noise_spaced_timesteps(grid, parameters.density)
+    generators = [generator_for(parameters.seed, f"log_density {content_hash}") for content_hash in content_hashes]
+    n_at_once = max(1, max_batch // (parameters.density_probes or x[0].numel()))
+    some = [
+        log_density(
+            model.denoiser,
+            x[i : i + n_at_once],
+            grid,
+            timesteps,
+            n_probes=parameters.density_probes,
+            generators=generators[i : i + n_at_once],
+            max_batch=max_batch,
+        )
+        for i in range(0, len(x), n_at_once)
+    ]
+    return {
+        "log_density": torch.cat([density.log_density for density in some]),
+        "log_density_se": torch.cat([density.standard_error for density in some]),
     }
 
 

@@ -1,4 +1,11 @@
-"""Odds of the highest ranked training images: the sampler, the rule and the run's images put to work together."""
+"""Odds of the highest ranked training images: the sampler, the rule and the run's images put to work together.
+
+Of a class-conditional model the odds are those of a sample *of the image's own class*: whoever asks for an image asks
+for a class, and the question is whether it then comes out. Where classes are drawn in turn, as ``extract`` does, the
+image comes out at least at that probability divided by the number of classes; other classes can only add to it.
+
+Of a latent diffusion model the sampler's codes are decoded before they are matched: a copy is a copy in pixels.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -35,8 +43,8 @@ from tasks.diffusion.schedule import spaced_timesteps
 from tasks.extract import scored_model
 from tasks.parameters import OddsParameters
 from tasks.progress import Progress
-from tasks.reproductions import TrainingImages
-from tasks.scoring import auto_batch_size
+from tasks.references import TrainingImages
+from tasks.scoring import auto_batch_size, class_of
 from tasks.store.files import atomic_path
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
@@ -48,22 +56,26 @@ PATH_IMAGES = 5
 
 
 class Sampler:
-    """DDIM with the checkpoint of a run, in batches: latents to paths."""
+    """DDIM with the checkpoint of a run, in batches: latents to paths of images, of one class if the model has any."""
 
-    def __init__(self, model: LoadedModel, n_steps: int) -> None:
-        self.model, self.n_steps, self.batch = model, n_steps, auto_batch_size(model)
+    def __init__(self, model: LoadedModel, n_steps: int, label: int | None = None) -> None:
+        self.model, self.n_steps, self.label, self.batch = model, n_steps, label, auto_batch_size(model)
         self.progress = Progress("generating", 0, "samples")
 
     def __call__(self, latents: Tensor) -> Tensor:
         paths = []
         for z in latents.split(self.batch):
-            with torch.inference_mode():
-                path = ddim_path(
-                    self.model.denoiser, z.to(self.model.device), self.model.schedule, self.n_steps, PATH_IMAGES
-                )
-            paths.append(path.cpu())
+            with torch.inference_mode(), self.model.given(self.label):
+                paths.append(self._path(z.to(self.model.device)).cpu())
             self.progress.advance(len(z))
         return torch.cat(paths)
+
+    def _path(self, z: Tensor) -> Tensor:
+        model = self.model
+        if model.autoencoder is None:
+            return ddim_path(model.denoiser, z, model.schedule, self.n_steps, PATH_IMAGES)
+        codes = ddim_path(model.denoiser, z, model.schedule, self.n_steps, PATH_IMAGES, clip=False)
+        return torch.stack([model.decode(code) for code in codes.unbind(1)], dim=1)
 
     @property
     def n_evaluations(self) -> int:
@@ -72,15 +84,23 @@ class Sampler:
     def from_own_latent(self, image: Tensor) -> Tensor:
         """The path (1, S, C, H, W) from the latent to which DDIM inversion takes the image (C, H, W)."""
         model = self.model
-        with torch.inference_mode():
-            x, timesteps = image[None].to(model.device), spaced_timesteps(model.schedule, self.n_steps - 1)
+        with torch.inference_mode(), model.given(self.label):
+            x, timesteps = (
+                model.encode(image[None].to(model.device)),
+                spaced_timesteps(model.schedule, self.n_steps - 1),
+            )
             latent = invert(model.denoiser, x, model.schedule, timesteps).float().cpu()
         return self(latent)
 
 
 @task(name="estimate-odds", cache_policy=NO_CACHE)
 def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[str, Any]]:
-    """Write odds.parquet; returns its rows."""
+    """Write odds.parquet; returns its rows.
+
+    Raises:
+        ParametersError: more steps than timesteps, as many chains as plain samples, or more of them than memory holds.
+        SourceError: an image has no class that a class-conditional model knows.
+    """
     directory = RunDirectory(run)
     model = load_denoiser(str(scored_model(directory)[0]), device)
     require_timesteps(model.schedule, parameters.steps)
@@ -91,21 +111,36 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     images = from_pixels(torch.from_numpy(np.stack(list(training.pixels()))))
     with Warehouse(directory) as warehouse:
         top = warehouse.table("ranking").slice(0, parameters.top).to_pylist()
-    sampler = Sampler(model, parameters.steps)
-    prior = _prior(sampler, images.shape[1:], parameters)
-    rows = []
-    for image in top:
-        rows.append(_row(sampler, prior, images, names.index(image["content_hash"]), image, parameters))
-        logger.info("odds: %d of %d images, %s: %s", len(rows), len(top), image["sample_id"], rows[-1]["one_in"])
+    _require_memory(images[0].numel(), parameters.prior)
+    labels = {image["content_hash"]: class_of(image, model) for image in top}
+    rows: list[dict[str, Any]] = []
+    for label in dict.fromkeys(labels.values()):
+        sampler = Sampler(model, parameters.steps, label)
+        prior = _prior(sampler, parameters)
+        for image in (image for image in top if labels[image["content_hash"]] == label):
+            rows.append(_row(sampler, prior, images, names.index(image["content_hash"]), image, parameters))
+            logger.info("odds: %d of %d images, %s: %s", len(rows), len(top), image["sample_id"], rows[-1]["one_in"])
+    rows.sort(key=lambda row: int(row["rank"]))
     with atomic_path(directory.odds) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=ODDS), temporary)
     return rows
 
 
-def _prior(sampler: Sampler, shape: torch.Size, parameters: OddsParameters) -> Prior:
+def _require_memory(n_pixels: int, n_prior: int) -> None:
+    """The paths of all plain samples of a class are held at once, float32."""
+    needed, free = 4 * (1 + N_REPEATS) * n_prior * PATH_IMAGES * n_pixels, psutil.virtual_memory().available
+    if needed > free:
+        raise ParametersError(
+            f"--prior {n_prior}: plain samples would take {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB "
+            "are free: lower --prior"
+        )
+
+
+def _prior(sampler: Sampler, parameters: OddsParameters) -> Prior:
     sampler.progress = Progress("plain samples", (1 + N_REPEATS) * parameters.prior, "samples")
-    generator = generator_for(parameters.seed, "odds, prior")
-    return draw_prior(sampler, shape, parameters.prior, generator, lambda: sampler.n_evaluations)
+    of_class = "" if sampler.label is None else f" of class {sampler.label}"
+    generator = generator_for(parameters.seed, f"odds, prior{of_class}")
+    return draw_prior(sampler, sampler.model.state_shape, parameters.prior, generator, lambda: sampler.n_evaluations)
 
 
 def _row(
@@ -126,7 +161,8 @@ def _row(
     )
     return {
         **{name: image[name] for name in ("sample_id", "content_hash", "rank", "copies")},
-        **_columns(odds),
+        "label": sampler.label,
+        **_columns(odds, "samples" if sampler.label is None else f"samples of class {sampler.label}"),
         "rule": "ratio",
         "threshold": RATIO_THRESHOLD,
         "own_latent_reproduces": bool((level(sampler.from_own_latent(images[i])) < 0.0).all()),
@@ -138,13 +174,13 @@ def _row(
     }
 
 
-def _columns(odds: Odds) -> dict[str, Any]:
+def _columns(odds: Odds, samples: str) -> dict[str, Any]:
     low, high = odds.interval
     return {
         "log_probability": odds.log_probability if odds.log_probability > -math.inf else None,
         "log_probability_low": low if odds.bounded_below else None,
         "log_probability_high": high,
-        "one_in": about_one_in(odds),
+        "one_in": about_one_in(odds, samples),
         "n_levels": len(odds.levels),
         "acceptance": sum(odds.acceptance) / len(odds.acceptance) if odds.acceptance else None,
         "n_evaluations": odds.n_evaluations,

@@ -55,7 +55,9 @@ class ShardParameters(Parameters):
 class ScoreParameters(Parameters):
     """What is computed for each image. These, the manifest and the checkpoint make the run's identity."""
 
-    axes: int = Field(1, ge=1, description="axes K of the growing volume")
+    axes: int = Field(
+        1, ge=1, description="axes K that are followed; 1: growth along one axis, a directional derivative"
+    )
     steps: int = Field(1, ge=1, description="ODE steps N")
     timestep: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
@@ -85,6 +87,19 @@ class ScoreParameters(Parameters):
     reversibility: int = Field(
         0, ge=0, description="DDIM steps to latent and back that measure its error; 0: not measured"
     )
+    density: int = Field(
+        0,
+        ge=0,
+        description="ODE steps that compute log_density, the log density of each image under the model [nats]; "
+        "S steps with P probes cost S + (S + 1)(P + 1) network evaluations per image: 155 for S = 25 and P = 4, where "
+        "the growth of one axis costs 2; 0: not computed",
+    )
+    density_probes: int = Field(
+        4,
+        ge=0,
+        description="random probes of the trace at each step of --density; 2 or more also give log_density_se; "
+        "0: the exact trace, one probe per dimension of what the model diffuses, for small images",
+    )
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
 
     @field_validator("baselines", mode="before")
@@ -99,7 +114,7 @@ class ScoreParameters(Parameters):
 
     def bare(self) -> Self:
         """The same with nothing measured beside the growth."""
-        return self.model_copy(update={"baselines": (), "reversibility": 0, "second_timestep": "none"})
+        return self.model_copy(update={"baselines": (), "reversibility": 0, "density": 0, "second_timestep": "none"})
 
 
 class ValidityParameters(Parameters):
@@ -131,7 +146,9 @@ class SweepParameters(Parameters):
     axes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4, 16), description="numbers of axes K")
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10), description="numbers of ODE steps N")
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 5, 20, 50, 100, 200), description="timesteps of the first step [training timesteps]"
+        (),
+        description="timesteps of the first step [training timesteps]; empty: 0, 5, 20, 50, 100 and 200 of 1,000, at "
+        "their share of the schedule",
     )
     deltas: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
         (0.05,), description="perturbation lengths [l2 in pixel values -1 ... 1]"
@@ -149,7 +166,10 @@ class SweepParameters(Parameters):
         return _split(value)
 
     def settings(self) -> list[ScoreParameters]:
-        """Every combination; for estimators without a perturbation length, the first delta only."""
+        """Every combination; for estimators without a perturbation length, the first delta only.
+
+        Timesteps left empty depend on the schedule: :func:`tasks.sweeping.with_timesteps`.
+        """
         return [
             ScoreParameters(
                 axes=axes,
@@ -202,6 +222,10 @@ class SideParameters(Parameters):
         return _split(value)
 
 
+FLAGGED = "flagged_images"
+"""The saved question that curation asks by default."""
+
+
 class CurateParameters(Parameters):
     """What is done to which training images of a run."""
 
@@ -224,7 +248,7 @@ class CurateParameters(Parameters):
     def query(self) -> str:
         """The images that are meant, a saved question's name or SQL."""
         takes_all = self.action in ("dedupe", "reweight")
-        return self.images or ("SELECT sample_id FROM ranking" if takes_all else "flagged_images")
+        return self.images or ("SELECT sample_id FROM ranking" if takes_all else FLAGGED)
 
 
 class ComputeParameters(Parameters):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from prefect import State, Task, task
@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from tasks.calibrating import calibrate_run
+from tasks.calibrating import calibrate_shard, fit_calibration, known_calibration
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import WorkerDied, run_on_device
 from tasks.diffusion.checkpoint import CheckpointError
@@ -44,16 +44,19 @@ class ShardsFailed(Exception):
         return "; ".join(f"{shard} ({reason})" for shard, reason in self.reasons.items())
 
 
+class CalibrationFailed(ShardsFailed):
+    """Some shards could not be calibrated on, so that nothing is scored; the others were."""
+
+    def __str__(self) -> str:
+        died = any("worker" in reason for reason in self.reasons.values())
+        remedy = ": a smaller --batch-size needs less memory; if an image is at fault, start another --out without it"
+        return f"calibrating on {super().__str__()} failed, and every score depends on it{remedy if died else ''}"
+
+
 def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
     """Jobs in at most ``MAX_GROUPS`` runs of neighbours, enough of them that no device waits long for the last."""
     n_groups = min(len(jobs), GROUPS_PER_DEVICE * n_devices, MAX_GROUPS)
     return [jobs[i * len(jobs) // n_groups : (i + 1) * len(jobs) // n_groups] for i in range(n_groups)]
-
-
-@task(name="calibrate", cache_policy=NO_CACHE, retries=1)
-def calibrate(job: ScoreJob) -> Calibration | None:
-    """Choose the timestep and fit the combined scores on images set aside for it; None: too few to choose on."""
-    return run_on_device(calibrate_run, job)
 
 
 @task(name="score-again", task_run_name="score again {jobs[0].shard}+", cache_policy=NO_CACHE, retries=1)
@@ -77,20 +80,27 @@ def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, A
 
 
 def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
-    """Score all shards; shard -> why, of those that failed.
+    """Score all shards; shard -> why, of those that failed. Raises as :func:`done_in_groups`."""
+    return done_in_groups(score_group, jobs, runner, n_workers)
+
+
+def done_in_groups(
+    task: Task[..., Any], jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int
+) -> dict[str, str]:
+    """Do all shards by a task of a group of them; shard -> why, of those that failed.
 
     A group whose worker died with it (Ray's; a child of ours takes only one shard with it) is done again shard by
-    shard, so that the one shard that kills its workers is known and its neighbours are scored.
+    shard, so that the one shard that kills its workers is known and its neighbours are done.
 
     Raises:
-        CheckpointError, OSError: no shard can be scored.
+        CheckpointError, OSError: no shard can be done.
         BaseException: the run is being stopped.
     """
     failed: dict[str, str] = {}
     groups = grouped(jobs, n_workers)
     while groups:
         again: list[list[ScoreJob]] = []
-        for group, error in zip(groups, _errors_of(groups, runner), strict=True):
+        for group, error in zip(groups, _errors_of(task, groups, runner), strict=True):
             if isinstance(error, ShardsFailed):
                 failed |= error.reasons
             elif isinstance(error, CheckpointError) or is_disk_full(error):
@@ -121,28 +131,32 @@ def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner
     return result
 
 
-def calibration_of(job: ScoreJob, runner: TaskRunner[Any]) -> Calibration | None:
+def calibration_of(jobs: list[ScoreJob], job: ScoreJob, runner: TaskRunner[Any], n_workers: int) -> Calibration | None:
     """What the run is calibrated to, from all of its calibration images or not at all: every score depends on it.
 
+    Args:
+        jobs: a job a shard that is planned; none where the run is calibrated already, or has too few images.
+        job: of any shard.
+
     Raises:
-        WorkerDied: each time it was tried; names the shard of which the last one died.
+        CalibrationFailed: some shards could not be read or killed their workers; what was measured of others is kept.
+        CheckpointError, OSError: no shard can be calibrated on.
+        BaseException: the run is being stopped.
     """
-    try:
-        return done_alone(calibrate, {"job": job}, runner)
-    except WorkerDied as error:
-        marker = job.directory.calibrating
-        if not marker.exists():
-            raise
-        raise WorkerDied(
-            f"calibrating on {marker.read_text()} kills its worker ({error}): a smaller --batch-size needs less "
-            "memory; if one of the shard's images is at fault, start another --out without it, or with --timestep N, "
-            "which needs no calibration"
-        ) from error
+    known = known_calibration(job)
+    if known is not None:
+        return known["calibration"] and Calibration.model_validate(known["calibration"])
+    failed = done_in_groups(calibrate_group, jobs, runner, n_workers)
+    if failed:
+        raise CalibrationFailed(failed)
+    return fit_calibration(job, [job.shard for job in jobs])
 
 
-def _errors_of(groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]) -> list[BaseException | None]:
+def _errors_of(
+    task: Task[..., Any], groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]
+) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
-    futures = [runner.submit(score_group, {"jobs": group}) for group in groups]
+    futures = [runner.submit(task, {"jobs": group}) for group in groups]
     return [_error_of(future) for future in futures]
 
 
@@ -167,14 +181,21 @@ def worth_retrying(_: Any, __: Any, state: State[Any]) -> bool:
     return not isinstance(error, CheckpointError) and not is_disk_full(error)
 
 
-@task(
-    name="score-shards",
-    task_run_name="score {jobs[0].shard}+",
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=worth_retrying,
-    cache_policy=NO_CACHE,
-)
+_A_GROUP: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": 1,
+    "retry_condition_fn": worth_retrying,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(name="calibrate-shards", task_run_name="calibrate on {jobs[0].shard}+", **_A_GROUP)
+def calibrate_group(jobs: list[ScoreJob]) -> int:
+    """Measure the calibration images of each shard, as :func:`score_group` scores."""
+    return _each(calibrate_shard, jobs)
+
+
+@task(name="score-shards", task_run_name="score {jobs[0].shard}+", **_A_GROUP)
 def score_group(jobs: list[ScoreJob]) -> int:
     """Score each shard that has no valid part yet; one that fails does not stop the others.
 
@@ -184,10 +205,14 @@ def score_group(jobs: list[ScoreJob]) -> int:
         ShardsFailed: with each shard that failed.
         CheckpointError, OSError: the checkpoint changed, or the disk is full: no shard could be scored.
     """
-    n_scored, failed = 0, {}
+    return _each(score_shard, jobs)
+
+
+def _each(function: Callable[[ScoreJob, str], int], jobs: list[ScoreJob]) -> int:
+    n_done, failed = 0, {}
     for job in jobs:
         try:
-            n_scored += run_on_device(score_shard, job)
+            n_done += run_on_device(function, job)
         except CheckpointError:
             raise
         except Exception as error:  # whatever is wrong with one shard, it must not take the others with it
@@ -198,4 +223,4 @@ def score_group(jobs: list[ScoreJob]) -> int:
             failed[job.shard] = reason.partition("\n")[0]
     if failed:
         raise ShardsFailed(failed)
-    return n_scored
+    return n_done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,15 +23,17 @@ from tasks.device_worker import count_done
 from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser
 from tasks.diffusion.names import Precision
 from tasks.diffusion.tangents import DTYPES, set_precision
-from tasks.evidence.calibration import Calibration
+from tasks.evidence.calibration import FITTED, Calibration
 from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
+from tasks.store.features import read_calibration_images
 from tasks.store.files import sha256
 from tasks.store.parts import is_valid_part, write_part
 from tasks.store.reuse import joined, reusable_scores
 from tasks.store.run import RunDirectory
 
 T = TypeVar("T")
+Pixels = NDArray[np.uint8]
 CPU_BATCH = 64
 MEMORY_SHARE = 0.5
 PROBE_BATCH = 8
@@ -77,10 +79,18 @@ class ScoreJob:
         Raises:
             SourceError: the shard is no longer what was written.
         """
+        return {**self.made_from(), "shard_sha256": self.verified_sha256()}
+
+    def verified_sha256(self) -> str:
+        """Of the shard.
+
+        Raises:
+            SourceError: it is no longer what was written.
+        """
         found = sha256(self.directory.shards / self.shard)
         if self.shard_sha256 not in (None, found):
             raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
-        return {**self.made_from(), "shard_sha256": found}
+        return found
 
 
 def score_shard(job: ScoreJob, device: str) -> int:
@@ -116,14 +126,52 @@ def scored_rows(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Colum
 
 
 def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
-    """The score columns, and ``shard_index``, of some rows of the job's shard, batch by batch."""
+    """The score columns, and ``shard_index``, of some rows of the job's shard, batch by batch.
+
+    Calibration images have the calibrated scores of their fold.
+    """
+    others = _scored_by_other_folds(job, rows)
+
+    def scores_of(model: LoadedModel, pixels: NDArray[np.uint8], hashes: Sequence[str], max_batch: int) -> Columns:
+        columns = measure(model, pixels, hashes, job.parameters, max_batch, job.calibration)
+        for name in FITTED:
+            if name in columns:
+                of_all = zip(hashes, columns[name], strict=True)
+                columns[name] = [others[h].get(name) if h in others else value for h, value in of_all]
+        return columns
+
+    for batch, scores in measured_batches(job, rows, device, scores_of):
+        yield {name: [row[name] for row in batch] for name in (*_IDENTITY, "shard_index")} | scores
+
+
+def measured_batches(
+    job: ScoreJob, rows: list[dict[str, Any]], device: str, measured: Callable[[LoadedModel, Pixels, list[str], int], T]
+) -> Iterator[tuple[list[dict[str, Any]], T]]:
+    """Batches of some rows of the job's shard, each image read once, with what is measured of it.
+
+    Args:
+        measured: of the model, pixels uint8 (B, C, H, W), content hashes, and the most images in one network call.
+    """
     model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
     max_batch = job.batch_size or auto_batch_size(model)
     for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
-        with model.given(_label(batch[0], model)):
-            hashes = [row["content_hash"] for row in batch]
-            scores = measure(model, pixels, hashes, job.parameters, max_batch, job.calibration)
-        yield {name: [row[name] for row in batch] for name in (*_IDENTITY, "shard_index")} | scores
+        with model.given(class_of(batch[0], model)):
+            found = measured(model, pixels, [row["content_hash"] for row in batch], max_batch)
+        yield batch, found
+
+
+def _scored_by_other_folds(job: ScoreJob, rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Content hash -> calibrated scores, of the calibration images among the rows; None where not finite."""
+    if job.calibration is None or not job.calibration.folds:
+        return {}
+    images = read_calibration_images(job.directory)
+    assert images is not None  # written before calibration.json
+    images = images.of({row["content_hash"] for row in rows})
+    found: dict[str, dict[str, float | None]] = {str(content_hash): {} for content_hash in images.content_hashes}
+    for name, values in job.calibration.cross_fitted(images.by_timestep, images.folds).items():
+        for content_hash, value in zip(images.content_hashes, values.tolist(), strict=True):
+            found[str(content_hash)][name] = value if math.isfinite(value) else None
+    return found
 
 
 def extend(columns: Columns, batch: Columns) -> None:
@@ -186,7 +234,7 @@ def _batches(
     """Batches of one label each, where the model is class-conditional."""
     waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
     for row, pixels in _images(job, rows):
-        batch = waiting.setdefault(_label(row, model), [])
+        batch = waiting.setdefault(class_of(row, model), [])
         batch.append((row, np.atleast_3d(pixels).transpose(2, 0, 1)))
         if len(batch) == size:
             yield [row for row, _ in batch], np.stack([x for _, x in batch])
@@ -203,7 +251,7 @@ def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[st
         raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
 
 
-def _label(row: dict[str, Any], model: LoadedModel) -> int | None:
+def class_of(row: dict[str, Any], model: LoadedModel) -> int | None:
     """The image's class, for a class-conditional model."""
     if model.n_classes is None:
         return None

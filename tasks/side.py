@@ -27,14 +27,14 @@ from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.surrogate import BATCH, Classifier, Guided, Training, distil, fit_labels
 from tasks.evidence.clusters import Clusters, cohesive_clusters
 from tasks.evidence.embeddings import EMBEDDINGS
-from tasks.evidence.matching import RATIO_THRESHOLD, nearest, ratio_rule
+from tasks.evidence.matching import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
 from tasks.evidence.yields import Found, compare_yields, describe
 from tasks.extract import scored_model
 from tasks.extraction import Pixels, picture_of, read_generated
 from tasks.measuring import Columns
 from tasks.parameters import SideParameters
 from tasks.progress import Progress
-from tasks.reproductions import TrainingImages
+from tasks.references import TrainingImages
 from tasks.scoring import auto_batch_size, extend, loaded_model
 from tasks.store.files import read_json, sha256, write_json
 from tasks.store.parts import is_valid_part, write_part
@@ -87,8 +87,7 @@ class SideJob:
         """What every part depends on, beside its scale."""
         return {
             "checkpoint_sha256": scored_model(self.directory)[1],
-            "manifest_digest": self.directory.read_record()["manifest_digest"],
-            "embedding": self.extraction["embedding"],
+            **TrainingImages(self.directory, self.extraction["embedding"]).provenance,
             "generated": {tar.name: sha256(tar) for tar in self.tars},
             "parameters": self.parameters.model_dump(mode="json", exclude={"scales", "samples"}),
         }
@@ -246,7 +245,7 @@ def _matched(job: SideJob, scale: float, names: range, training: TrainingImages)
     """Samples of these numbers, generated and matched by extraction's rule."""
     labels = torch.tensor(names) % len(job.clusters.sizes)
     pixels, costs = guided_pixels(job.model, job.classifier, labels, names, scale, job.parameters)
-    found = nearest(EMBEDDINGS[training.embedding](pixels), training.features, k=2)
+    found = nearest_two_groups(EMBEDDINGS[training.embedding](pixels), training.features, training.groups)
     reached = job.clusters.predict(EMBEDDINGS[job.parameters.feature](pixels))
     return {
         "scale": [scale] * len(names),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.device_worker import count_done
+from tasks.diffusion.schedule import Schedule, timestep_of_paper
+from tasks.parameters import SweepParameters
 from tasks.scoring import ScoreJob, scored_rows
 from tasks.store.files import digest
 from tasks.store.parts import is_valid_part, write_part
@@ -20,6 +22,18 @@ _SAMPLE = """
     QUALIFY row_number() OVER (PARTITION BY split ORDER BY md5(content_hash), content_hash) <= $images
     ORDER BY shard, shard_index
 """
+
+
+TIMESTEPS = (0, 5, 20, 50, 100, 200)
+"""That are swept unless others are asked for, of 1,000."""
+
+
+def with_timesteps(parameters: SweepParameters, schedule: Schedule) -> SweepParameters:
+    """The same study; where it names no timesteps, from the usual ones at their share of the schedule."""
+    if parameters.timesteps:
+        return parameters
+    timesteps = dict.fromkeys(timestep_of_paper(schedule, timestep) for timestep in TIMESTEPS)
+    return parameters.model_copy(update={"timesteps": tuple(timesteps)})
 
 
 @dataclass(frozen=True)

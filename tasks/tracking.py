@@ -13,6 +13,7 @@ from typing import Any
 from tasks.reporting.formats import is_finite
 from tasks.reporting.gate import Case
 from tasks.reporting.gate_evidence import read_case
+from tasks.reporting.headline import answers
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 
@@ -99,7 +100,7 @@ def metrics(case: Case, evidence: Mapping[str, Any]) -> dict[str, float]:
         for name, values in bounds.items()
         for suffix, value in zip(("", "_low", "_high"), values, strict=True)
     }
-    flags = evidence.get("conformal") or {}
+    flags = (evidence.get("conformal") or {}) if "flag_rate" in bounds else {}
     named |= {
         name: flags.get(name) for name in ("n_flagged", "false_flags_if_none_memorized", "n_images", "n_controls")
     }
@@ -115,8 +116,12 @@ def _areas(evidence: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any, A
 
 
 def tags(case: Case, evidence: Mapping[str, Any], description: str) -> dict[str, str]:
-    """The verdict, and why a quantity was not measured."""
+    """Both answers, and why a quantity was not measured."""
     missing = {f"latentprint.not_measured.{name}": m.problem() for name, m in case.measurements.items() if m.problem()}
-    verdict = evidence.get("verdict") or {}
-    told = {f"latentprint.{name}": str(verdict.get(name, "unknown")) for name in ("level", "sentence")}
+    found = answers(evidence)
+    told = {
+        f"latentprint.{question}{suffix}": text
+        for question, answer in (("membership", found.membership), ("reproduction", found.reproduction))
+        for suffix, text in (("", answer.level), (".sentence", answer.sentence))
+    }
     return {RUN_ID: case.run_id, **told, **missing, "mlflow.note.content": description}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flows.audit import check_inputs_task
 from tasks.checks import ParametersError, check_parameters, check_sampler
 from tasks.diffusion.checkpoint import CheckpointError
-from tasks.diffusion.names import BASELINE_NAMES
+from tasks.diffusion.names import BASELINE_NAMES, Grid
 from tasks.parameters import ExtractParameters, ScoreParameters, ShardParameters
 
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
@@ -23,12 +23,15 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def hundred_timesteps(checkpoint: Path, tmp_path: Path) -> Path:
-    """The same network under a schedule of 100 timesteps."""
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "short"))
-    config = folder / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "num_train_timesteps": 100}))
-    return folder
+def timesteps_of(checkpoint: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """The same network under a schedule of so many timesteps."""
+
+    def make(n_timesteps: int) -> Path:
+        folder = Path(shutil.copytree(checkpoint, tmp_path / str(n_timesteps)))
+        change(SCHEDULER, num_train_timesteps=n_timesteps)(folder)
+        return folder
+
+    return make
 
 
 def test_what_the_checkpoint_can_do_is_not_refused(checkpoint: Path) -> None:
@@ -53,14 +56,22 @@ def test_more_steps_there_and_back_than_timesteps_are_refused(checkpoint: Path) 
         check_parameters(checkpoint, ScoreParameters(timestep=20, reversibility=1000))
 
 
-@pytest.mark.parametrize(("name", "refused"), [("pia", True), ("secmi", True), ("loss", True), ("flipd", False)])
-def test_baselines_need_their_papers_timesteps(name: str, refused: bool, hundred_timesteps: Path) -> None:
-    parameters = ScoreParameters.model_validate({"timestep": 20, "baselines": name})
-    if not refused:
-        check_parameters(hundred_timesteps, parameters)
-        return
-    with pytest.raises(ParametersError, match=rf"--baselines {name}: timestep \d00 .* leave it out"):
-        check_parameters(hundred_timesteps, parameters)
+@pytest.mark.parametrize("grid", ["ddim", "continuous"])
+def test_a_density_in_more_steps_than_the_schedule_has_is_refused(grid: Grid, checkpoint: Path) -> None:
+    check_parameters(checkpoint, ScoreParameters(timestep=20, grid=grid, density=999))
+    with pytest.raises(ParametersError, match="--density 1000: the checkpoint's schedule has 1000 timesteps"):
+        check_parameters(checkpoint, ScoreParameters(timestep=20, grid=grid, density=1000))
+
+
+def test_baselines_fit_a_schedule_of_few_timesteps_and_secmi_says_when_there_are_too_few(
+    timesteps_of: Callable[[int], Path],
+) -> None:
+    check_parameters(timesteps_of(100), ScoreParameters(timestep=20, baselines=BASELINE_NAMES))
+    parameters = ScoreParameters(timestep=5, baselines=("secmi",))
+    with pytest.raises(
+        ParametersError, match=r"--baselines secmi: a schedule of 20 timesteps is too short .* leave it out"
+    ):
+        check_parameters(timesteps_of(20), parameters)
 
 
 def test_probes_that_drown_are_refused_for_every_timestep_that_may_be_chosen(checkpoint: Path) -> None:

@@ -6,25 +6,29 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from scipy.stats import spearmanr
 
+from tasks.analyse import evaluations
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from tasks.diffusion.density import log_density
 from tasks.diffusion.membership import BASELINES
 from tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import ContinuousVP
+from tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
+from tasks.evidence.comparison import HIGHER_IS_EASIER
 from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.scoring import PROBE_BATCH, probe
 from tasks.store.schemas import OPTIONAL_SCORES, SCORES
-from tests.diffusion.test_checkpoint import plain_unet, save
+from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save
 from tests.diffusion.tf32 import emulated_tf32
 
 HASHES = ["a", "b", "c"]
@@ -129,7 +133,7 @@ def test_fused_norms_do_not_depend_on_the_batch(model: LoadedModel, digits: np.n
 def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_rows(
     most: int, model: LoadedModel, pixels: np.ndarray, at_100: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters = ScoreParameters(timestep=20, axes=2, reversibility=3, baselines=BASELINE_NAMES)
+    parameters = ScoreParameters(timestep=20, axes=2, reversibility=3, density=2, baselines=BASELINE_NAMES)
     whole = measure(model, pixels, HASHES, parameters, 64, at_100)
     network, sizes = model.network.module, set()
 
@@ -208,6 +212,54 @@ def test_reversibility_shrinks_with_the_step(model: LoadedModel, pixels: np.ndar
         for n in (25, 100)
     ]
     assert (errors[1] < 0.6 * errors[0]).all()
+
+
+@pytest.mark.parametrize("grid", ["ddim", "continuous"])
+def test_the_log_density_is_a_column_that_changes_no_other(grid: Grid, model: LoadedModel, pixels: np.ndarray) -> None:
+    parameters = ScoreParameters(timestep=20, grid=grid, baselines=("loss",), reversibility=3)
+    without = measure(model, pixels, HASHES, parameters, 64)
+    asked = parameters.model_copy(update={"density": 6, "density_probes": 3})
+    columns = measure(model, pixels, HASHES, asked, 64)
+    assert columns.keys() - without.keys() == {"log_density", "log_density_se"}
+    for name in without.keys() - {"n_evaluations"}:
+        assert columns[name] == without[name], name
+    assert columns["n_evaluations"][0] - without["n_evaluations"][0] == 6 + 7 * 4
+    steps, x = model.grid(grid), from_pixels(torch.from_numpy(pixels))
+    with torch.inference_mode():
+        exact = log_density(model.denoiser, x, steps, noise_spaced_timesteps(steps, 6))
+    by_trace = measure(model, pixels, HASHES, asked.model_copy(update={"density_probes": 0}), 64)
+    np.testing.assert_allclose(by_trace["log_density"], exact.log_density.numpy(), rtol=1e-4)
+    assert by_trace["log_density_se"] == [0.0] * 3
+    distances = (np.array(columns["log_density"]) - by_trace["log_density"]) / columns["log_density_se"]
+    assert np.abs(distances).max() < 10.0  # Student's t with two degrees of freedom
+
+
+def test_the_methods_table_knows_what_a_log_density_costs_alone() -> None:
+    rows = pa.table({"n_axes": [3], "n_steps": [2]})
+    asked = ScoreParameters(axes=3, steps=2, repeats=2, density=6, density_probes=3)
+    assert evaluations(rows, asked.model_dump())["log_density"] == 6 + 7 * 4
+    assert evaluations(rows, asked.model_dump())["log_growth"] == 2 * 2 * 4
+    assert "log_density" not in evaluations(rows, ScoreParameters().model_dump())
+    older = {"repeats": 1}  # of a run before there was such a score
+    assert "log_density" not in evaluations(rows, older)
+    assert "log_density" in HIGHER_IS_EASIER
+
+
+def test_a_log_density_of_a_latent_model_is_that_of_the_code(tmp_path: Path) -> None:
+    folder = save(
+        tmp_path, unet=lambda: plain_unet(2), scheduler=DDIMScheduler, vae=lambda: autoencoder_of(AutoencoderKL)
+    )
+    latent_model = load_denoiser(str(folder), "cpu")
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    parameters = ScoreParameters(timestep=20, density=3, density_probes=0)
+    (found,) = measure(latent_model, pixels, ["a"], parameters, 64)["log_density"]
+    with torch.inference_mode():
+        code = latent_model.encode(from_pixels(torch.from_numpy(pixels)))
+        expected = log_density(
+            latent_model.denoiser, code, latent_model.schedule, noise_spaced_timesteps(latent_model.schedule, 3)
+        )
+    assert code.shape == (1, 2, 8, 8)
+    assert found == pytest.approx(float(expected.log_density), rel=1e-5)
 
 
 def test_bf16_is_refused_for_differences_and_taken_for_exact_tangents(checkpoint: Path, pixels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.analyse import image_scores, sampled_pixels, sampling_limits
+from tasks.analyse import held_out_images, image_scores, sampled_pixels, sampling_limits
 from tasks.evidence.assessment import assess
 from tasks.store.run import RunDirectory
 from tasks.store.sampling import Sample
@@ -29,20 +29,25 @@ def images(growth: dict[str, list[float]], shared: int = 0) -> list[Image]:
 def evidence(run: RunDirectory) -> dict[str, Any]:
     with Warehouse(run) as warehouse:
         assert not any(rows.num_rows for rows in warehouse.checks().values())
-        found: dict[str, Any] = json.loads(json.dumps(assess(image_scores(Sample(warehouse, 1000).scores()), None)))
+        images, held_out = image_scores(Sample(warehouse, 1000).scores()), held_out_images(warehouse)
+    found: dict[str, Any] = json.loads(json.dumps(assess(images, None, held_out=held_out)))
     return found
 
 
 RISING = [i / 10 for i in range(40)]
+FEW = "There are too few images"
 CASES = {
-    "one image": (images({"train": [1.0]}), "0 finite scores"),
-    "one image of either": (images({"train": [1.0], "holdout": [0.0]}), "1 and 1 finite scores"),
-    "no holdout": (images({"train": RISING}), "40 and 0 finite scores"),
-    "holdout is the training set": (images({"train": RISING, "holdout": RISING}, shared=40), "40 and 0 finite scores"),
-    "no score is finite": (images({"train": [math.nan] * 40, "holdout": [math.inf] * 40}), "0 and 0 finite scores"),
-    "all equal": (images({"train": [2.0] * 40, "holdout": [2.0] * 40}), "all scores are equal"),
-    "equal in each": (images({"train": [2.0] * 40, "holdout": [1.0] * 40}), "do not vary within either group"),
-    "29 controls": (images({"train": RISING, "holdout": RISING[:29]}), "only 29 controls, 30 are needed"),
+    "one image": (images({"train": [1.0]}), "There are no held-out images"),
+    "one image of either": (images({"train": [1.0], "holdout": [0.0]}), FEW),
+    "no holdout": (images({"train": RISING}), "There are no held-out images"),
+    "holdout is the training set": (
+        images({"train": RISING, "holdout": RISING}, shared=40),
+        "40 of 40 held-out images are training images",
+    ),
+    "no score is finite": (images({"train": [math.nan] * 40, "holdout": [math.inf] * 40}), FEW),
+    "all equal": (images({"train": [2.0] * 40, "holdout": [2.0] * 40}), "too few are finite, or all are equal"),
+    "29 controls": (images({"train": RISING, "holdout": RISING[:29]}), f"{FEW}: 40 distinct training images and 29"),
+    "three training images": (images({"train": [9.0, 8.0, 7.0], "holdout": RISING}), f"{FEW}: 3 distinct"),
 }
 
 
@@ -50,10 +55,12 @@ CASES = {
 def test_what_cannot_be_computed_is_inconclusive_with_its_reason(case: str, tmp_path: Path) -> None:
     rows, reason = CASES[case]
     found = evidence(write_run(tmp_path / "run", rows))
-    assert found["verdict"]["level"] == "inconclusive"
-    assert reason in found["verdict"]["sentence"]
+    membership = found["verdict"]["membership"]
+    assert (membership["level"], membership["is_void"]) == ("inconclusive", True)
+    assert reason in membership["sentence"]
+    assert found["conformal"]["n_flagged"] == 0
     comparison = found["comparisons"]["train_vs_holdout"]["log_growth"]
-    if case != "29 controls":
+    if case not in ("29 controls", "three training images"):
         assert comparison["status"] == "not computable"
         assert not any(comparison[name] for name in ("auc", "welch_t", "mann_whitney_u", "permutation"))
 
@@ -64,7 +71,13 @@ def test_scores_that_are_not_finite_are_left_out_and_the_others_count(tmp_path: 
     comparison = found["comparisons"]["train_vs_holdout"]["log_growth"]
     assert (comparison["n_positive"], comparison["n_negative"]) == (40, 40)
     assert comparison["auc"]["value"] == 1.0
-    assert found["verdict"]["level"] == "memorized"
+    assert found["verdict"]["membership"]["n_train"] == 40
+
+
+def test_perfect_separation_without_a_blind_baseline_shows_nothing(tmp_path: Path) -> None:
+    found = evidence(write_run(tmp_path / "run", images({"train": [x + 10 for x in RISING], "holdout": RISING})))
+    assert found["verdict"]["membership"]["level"] == "inconclusive"
+    assert found["conformal"]["status"] == "void"
 
 
 def test_a_sample_is_of_the_least_hashes_in_either_split_and_says_so(tmp_path: Path) -> None:
@@ -90,4 +103,4 @@ def test_one_distinct_training_image_has_no_neighbours_and_costs_no_report(tmp_p
         rows, places = sample.scores(), sample.places()
     assert len(places) == 1
     assert sampled_pixels(run.shards, rows, places) is None
-    assert assess(image_scores(rows), None)["verdict"]["level"] == "inconclusive"
+    assert assess(image_scores(rows), None)["verdict"]["membership"]["level"] == "inconclusive"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.reporting.gate import Case, Measurement
+from tasks.reporting.gate import Case
+from tasks.reporting.gate_bounds import Measurement
 from tasks.reporting.gate_rehearsal import REHEARSALS
 from tasks.store.run import RunDirectory
 from tasks.tracking import TrackingError, metrics, parameters, publish, tags
@@ -19,11 +20,24 @@ def test_a_quantity_is_logged_with_both_bounds_or_not_at_all() -> None:
     assert metrics(case, {}) == {"auc": 0.75, "auc_low": 0.5, "auc_high": 1.0}
     assert tags(case, {}, "")["latentprint.not_measured.odds"] == "not estimated"
     compared = {"train_vs_holdout": {"eps_norm": {"auc": {"value": 0.5, "interval_95": [0.25, None]}}}}
-    assert metrics(Case("r", {}), {"comparisons": compared, "conformal": {"n_flagged": 3}}) == {
-        "train_vs_holdout.eps_norm.auc": 0.5,
-        "train_vs_holdout.eps_norm.auc_low": 0.25,
-        "n_flagged": 3.0,
+    areas = {"train_vs_holdout.eps_norm.auc": 0.5, "train_vs_holdout.eps_norm.auc_low": 0.25}
+    evidence = {"comparisons": compared, "conformal": {"n_flagged": 3}}
+    rate = {"flag_rate": 0.5, "flag_rate_low": 0.25, "flag_rate_high": 0.75}
+    flagged = Case("r", {"flag_rate": Measurement(0.5, 0.25, 0.75, 6)})
+    assert metrics(flagged, evidence) == {**areas, **rate, "n_flagged": 3.0}
+    void = Case("r", {"flag_rate": Measurement(reason="flag rate: void")})
+    assert metrics(void, evidence) == areas
+
+
+def test_both_answers_are_tags_of_their_own() -> None:
+    verdict = {
+        "membership": {"level": "not_shown", "sentence": "Not shown."},
+        "reproduction": {"level": "counted", "sentence": "Nine copies."},
     }
+    found = tags(Case("r", {}), {"verdict": verdict}, "")
+    assert (found["latentprint.membership"], found["latentprint.reproduction"]) == ("not_shown", "counted")
+    assert found["latentprint.reproduction.sentence"] == "Nine copies."
+    assert tags(Case("r", {}), {"verdict": {"level": "memorized"}}, "")["latentprint.membership"] == "inconclusive"
 
 
 def test_parameters_are_those_of_the_stages_and_name_no_folder() -> None:

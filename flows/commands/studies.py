@@ -49,9 +49,8 @@ def odds(
         rows = flow(run, estimation, devices[0])
     lines = [f"{r['rank']:>4}  {r['sample_id']}: {r['one_in']}, {r['n_evaluations']:,} evaluations" for r in rows]
     if rows:
-        lines.append(
-            f"of DDIM in {estimation.steps} steps; {rows[0]['n_evaluations_prior']:,} evaluations more, shared"
-        )
+        shared = sum({row["label"]: row["n_evaluations_prior"] for row in rows}.values())
+        lines.append(f"of DDIM in {estimation.steps} steps; {shared:,} evaluations more, shared")
     show({"run": str(run), "odds": rows}, as_json, *lines)
 
 

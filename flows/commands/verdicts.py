@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from flows.commands.arguments import AsJson, Run, app, show, tables_path
+
+
+def _option(about: str) -> Any:
+    """An option whose square brackets survive in its help."""
+    return typer.Option(help=escape(about))
 
 
 @app.command()
@@ -22,15 +28,15 @@ def gate(
             help="An earlier run, or its s3:// URL, for the limits on an increase.", parser=tables_path, metavar="RUN"
         ),
     ] = None,
-    max_auc: Annotated[float | None, typer.Option(help="AUC, trained against held out; 0.5 is chance.")] = None,
-    max_flag_rate: Annotated[float | None, typer.Option(help="Flagged, of the training images [of 1].")] = None,
-    max_memorized_share: Annotated[float | None, typer.Option(help="Copies, of the generated images [of 1].")] = None,
-    max_odds: Annotated[float | None, typer.Option(help="Chance that a sample is the worst image [of 1].")] = None,
+    max_auc: Annotated[float | None, _option("AUC, trained against held out, of the verdict's score.")] = None,
+    max_flag_rate: Annotated[float | None, _option("Flagged, of the training images [of 1].")] = None,
+    max_memorized_share: Annotated[float | None, _option("Copies, of the generated images [of 1].")] = None,
+    max_odds: Annotated[float | None, _option("Chance to generate the most likely training image [of 1].")] = None,
     max_auc_increase: Annotated[float | None, typer.Option(help="AUC above the baseline's.")] = None,
     max_flag_rate_increase: Annotated[float | None, typer.Option(help="Flag rate above the baseline's.")] = None,
     max_memorized_share_increase: Annotated[float | None, typer.Option(help="Share above the baseline's.")] = None,
     min_controls: Annotated[int, typer.Option(help="Fewest images of either group, 30 or more.")] = 30,
-    waivers: Annotated[Path | None, typer.Option(help="TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
+    waivers: Annotated[Path | None, _option("TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
     out: Annotated[Path | None, typer.Option(help="Verdict as JSON; default RUN/verdict.json.")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML; default RUN/junit.xml.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Summary for a pull request.")] = None,
@@ -39,7 +45,8 @@ def gate(
 ) -> None:
     """Pass or block a checkpoint: exit 0 pass, 1 fail, 2 usage or input error, 3 inconclusive.
 
-    Limits are held against the bounds of 95% intervals. Missing, non-finite or too few numbers are inconclusive.
+    Limits are held against the bounds of intervals. A false pass and a false failure each have at most 2.5%
+    probability, however many limits are asked. Missing, non-finite, void or too few numbers are inconclusive.
 
     Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
     """

@@ -17,18 +17,46 @@
 -- column status: ok | nonfinite; null without a score
 -- column is_usable: the score is finite
 -- column is_control: held out, and neither its content nor a near duplicate of it occurs in the training set
--- column is_calibration: the timestep and the combined scores were chosen on it, so no comparison uses it
+-- column fold [identifier]: its calibrated scores are fitted on the other folds; null: it is in none
+-- column ease [nats]: the score that the ranking is by, see the ranking mart; higher is more easily reproduced
+-- column ranked_by: fused | log_growth
 -- column n_ranked [images]: distinct usable training images, this one not counted
--- column n_higher [images]: of these, how many score higher
--- column n_lower [images]: of these, how many score lower
+-- column n_higher [images]: of these, how many have more ease
+-- column n_lower [images]: of these, how many have less ease
 -- column rank [ordinal]: its place in the ranking mart; null: not a training image, or no score
--- column n_controls [images]: distinct controls that nothing was calibrated on, this one not counted
--- column n_controls_at_least [images]: of these, how many score at least as high
+-- column n_controls [images]: distinct controls with an ease, this one not counted
+-- column n_controls_at_least [images]: of these, how many have at least as much
 -- column q_value [of 1]: Benjamini-Hochberg adjusted p-value, see the flags mart; null: it is not in it
 -- column is_flagged: q_value is at most 0.05
-WITH wanted AS (
+WITH chosen AS (
+    SELECT count(fused) > 0 AS is_fused
+    FROM images
+    WHERE split = 'train' AND is_usable
+),
+
+asked AS (
     FROM samples
     WHERE sample_id = $sample_id
+),
+
+wanted AS (
+    SELECT
+        asked.*,
+        if(chosen.is_fused, asked.fused, asked.log_growth) AS ease,
+        if(chosen.is_fused, 'fused', 'log_growth') AS ranked_by
+    FROM asked
+    CROSS JOIN chosen
+),
+
+scored AS (
+    SELECT
+        images.split,
+        images.content_hash,
+        images.is_control,
+        if(chosen.is_fused, images.fused, images.log_growth) AS ease
+    FROM images
+    CROSS JOIN chosen
+    WHERE images.is_usable
 )
 
 SELECT
@@ -48,21 +76,21 @@ SELECT
     wanted.status,
     wanted.is_usable,
     image.is_control,
-    image.is_calibration,
+    image.fold,
+    wanted.ease,
+    wanted.ranked_by,
     count(*) FILTER (fellows.split = 'train') AS n_ranked,
-    count(*) FILTER (fellows.split = 'train' AND fellows.log_growth > wanted.log_growth) AS n_higher,
-    count(*) FILTER (fellows.split = 'train' AND fellows.log_growth < wanted.log_growth) AS n_lower,
+    count(*) FILTER (fellows.split = 'train' AND fellows.ease > wanted.ease) AS n_higher,
+    count(*) FILTER (fellows.split = 'train' AND coalesce(fellows.ease < wanted.ease, TRUE)) AS n_lower,
     ranking.rank,
-    count(*) FILTER (fellows.is_control AND NOT fellows.is_calibration) AS n_controls,
-    count(*) FILTER (
-        fellows.is_control AND NOT fellows.is_calibration AND fellows.log_growth >= wanted.log_growth
-    ) AS n_controls_at_least,
+    count(*) FILTER (fellows.is_control AND fellows.ease IS NOT NULL) AS n_controls,
+    count(*) FILTER (fellows.is_control AND fellows.ease >= wanted.ease) AS n_controls_at_least,
     flags.q_value,
     flags.is_flagged
 FROM wanted
 INNER JOIN images AS image ON wanted.split = image.split AND wanted.content_hash = image.content_hash
 LEFT JOIN ranking ON wanted.split = 'train' AND wanted.content_hash = ranking.content_hash
 LEFT JOIN flags ON wanted.split = 'train' AND wanted.content_hash = flags.content_hash
-LEFT JOIN images AS fellows
-    ON fellows.is_usable AND (wanted.split <> fellows.split OR wanted.content_hash <> fellows.content_hash)
+LEFT JOIN scored AS fellows
+    ON wanted.split <> fellows.split OR wanted.content_hash <> fellows.content_hash
 GROUP BY ALL

@@ -1,5 +1,5 @@
--- image_onset: when does the memorization of each image set in? The first run that flags it, under the same parameters.
--- Flags exist where a run was reported, for images that nothing was calibrated on.
+-- image_onset: when does each image first stand out from the controls? The first run that flags it, under the same
+-- parameters. Flags exist where a run was reported; a run whose comparison is void flags no image.
 -- grain: one row per parameters and distinct training image that a run has flagged
 -- column run: the first run that flags it
 -- column position [ordinal]: its place in the order of the runs

@@ -8,7 +8,7 @@
 -- column sample_id: its first occurrence in the later run
 -- column previous_copies [images]: exact repeats in the training set of the run before
 -- column copies [images]: exact repeats in the training set of the later run
--- column previous_rank [ordinal]: in the run before; 1 is the most easily reproduced
+-- column previous_rank [ordinal]: in the run before; 1 is the most easily reproduced by ease; see ranking
 -- column rank [ordinal]: in the later run
 -- column previous_percentile [percent]: share of the other training images that scored lower in the run before
 -- column percentile [percent]: share of the other training images that score lower in the later run

@@ -1,7 +1,7 @@
--- flagged: the calibrated flag of each training image that was compared, the least like a control first.
+-- flagged: the calibrated flag of each training image, the most easily reproduced first.
 -- Empty where there are no controls.
--- grain: one row per distinct usable training image that nothing was calibrated on
--- column rank [ordinal]: 1 is the most easily reproduced by its score, of all training images; see ranking
+-- grain: one row per distinct usable training image, of a large run: of the random sample that was tested
+-- column rank [ordinal]: 1 is the most easily reproduced, of all training images; see ranking
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set
 -- column label: class label, where the source has one

@@ -2,12 +2,19 @@
 -- grain: one row; zero images where nothing was extracted
 -- column n_samples [images]: images generated
 -- column n_copies [images]: of these, copies by the ratio rule
+-- column n_copies_adaptive [images]: of these, copies by the adaptive rule
 -- column fraction [of 1]: n_copies / n_samples; null where nothing was extracted
 -- column n_reproduced [images]: distinct training images that came out at least once
+-- column n_originals [images]: the same, near duplicates of each other counted as one
 -- checks: reproduction_without_image
 SELECT
     count(*) AS n_samples,
-    count(*) FILTER (is_copy) AS n_copies,
+    count(*) FILTER (matches.is_copy) AS n_copies,
+    count(*) FILTER (matches.is_copy_adaptive) AS n_copies_adaptive,
     n_copies / nullif(n_samples, 0) AS fraction,
-    count(DISTINCT nearest_sample_id) FILTER (is_copy) AS n_reproduced
+    count(DISTINCT matches.nearest_sample_id) FILTER (matches.is_copy) AS n_reproduced,
+    count(
+        DISTINCT if(matches.is_copy, coalesce(images.near_duplicate_group::VARCHAR, images.sample_id), NULL)
+    ) AS n_originals
 FROM matches
+LEFT JOIN images ON matches.nearest_sample_id = images.sample_id

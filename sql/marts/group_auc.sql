@@ -1,5 +1,5 @@
 -- group_auc: in what share of random pairs the one group scores higher; the AUC, U / (m n) from mid-ranks.
--- Without the images that anything was calibrated on. Intervals and tests are in evidence.json.
+-- Trained against held out is without images that are, nearly or exactly, in both splits. Intervals: evidence.json.
 -- grain: one row per comparison that has images
 -- column comparison: train_vs_holdout (controls only) | repeated_vs_single
 -- column n_positive [images]: distinct usable images of the group named first
@@ -12,14 +12,14 @@ WITH members AS (
         split = 'train' AS is_positive,
         log_growth
     FROM images
-    WHERE is_usable AND NOT is_calibration AND (split = 'train' OR is_control)
+    WHERE is_compared
     UNION ALL
     SELECT
         'repeated_vs_single' AS comparison,
         copies > 1 AS is_positive,
         log_growth
     FROM images
-    WHERE is_usable AND NOT is_calibration AND split = 'train'
+    WHERE is_usable AND split = 'train'
 ),
 
 ranked AS (

@@ -1,9 +1,10 @@
--- reliability: is the calibrated membership score right? What fused promises against what is so, on other images.
--- Trained and held-out images weigh the same, as in the fit. Empty without calibration or controls.
+-- reliability: is the calibrated membership score right? What fused promises against what is so.
+-- Every image was scored by a fit that it had no part in. Trained and held-out images weigh the same, as in the fit.
+-- Empty without calibration or controls.
 -- grain: one row per non-empty tenth of the predicted probability of membership
 -- column bin [ordinal]: 0 ... 9; bin i holds predictions from i / 10 to (i + 1) / 10
--- column n_train [images]: distinct usable training images in it that nothing was calibrated on
--- column n_control [images]: controls in it that nothing was calibrated on
+-- column n_train [images]: distinct usable training images in it, neither they nor near duplicates held out
+-- column n_control [images]: controls in it
 -- column predicted [of 1]: mean predicted probability, 1 / (1 + exp(-fused))
 -- column observed [of 1]: share of members, trained and held-out images weighing the same
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, mixed_parameters
@@ -13,7 +14,7 @@ WITH predictions AS (
         1 / (1 + exp(-fused)) AS predicted,
         1 / count(*) OVER (PARTITION BY split) AS weight
     FROM images
-    WHERE is_usable AND NOT is_calibration AND (split = 'train' OR is_control) AND isfinite(fused)
+    WHERE is_compared AND isfinite(fused)
     QUALIFY min(split) OVER () <> max(split) OVER ()
 )
 

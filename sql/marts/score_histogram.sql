@@ -1,6 +1,6 @@
 -- score_histogram: log growth of training images and controls in 30 equal bins over their common range.
 -- Where all scores are equal, the bins span 1 nat from there.
--- Without the images that anything was calibrated on.
+-- Without images that are, nearly or exactly, in both splits.
 -- grain: one row per split and non-empty bin
 -- column split: train | holdout (controls only)
 -- column bin [ordinal]: 0 ... 29
@@ -16,7 +16,7 @@ WITH members AS (
         log_growth,
         split = 'train' AND copies > 1 AS is_repeated
     FROM images
-    WHERE is_usable AND NOT is_calibration AND (split = 'train' OR is_control)
+    WHERE is_compared
 ),
 
 bounds AS (

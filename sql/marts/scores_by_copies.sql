@@ -1,5 +1,4 @@
 -- scores_by_copies: does the score grow with the number of exact repeats in the training set?
--- Without the images that anything was calibrated on.
 -- grain: one row per number of copies
 -- column copies [images]: exact repeats in the training set
 -- column n_images [images]: distinct usable training images with that many copies
@@ -24,6 +23,6 @@ SELECT
     max(log_growth) AS maximum,
     avg(eps_norm) AS mean_eps_norm
 FROM images
-WHERE split = 'train' AND is_usable AND NOT is_calibration
+WHERE split = 'train' AND is_usable
 GROUP BY copies
 ORDER BY copies

@@ -1,5 +1,5 @@
 -- scores_by_split: the distribution of the score in each group of distinct images.
--- Without the images that anything was calibrated on.
+-- Without images that are, nearly or exactly, in both splits.
 -- grain: one row per group
 -- column image_group: train | train, repeated | train, single | holdout (controls only)
 -- column n_images [images]: distinct usable images
@@ -19,7 +19,7 @@ WITH members AS (
         log_growth,
         eps_norm
     FROM images
-    WHERE is_usable AND NOT is_calibration AND (split = 'train' OR is_control)
+    WHERE is_compared
 ),
 
 grouped AS (

@@ -1,5 +1,5 @@
 -- summary: the run in one row.
--- Means and medians are without the images that anything was calibrated on; numbers count these too.
+-- Means and medians are without images that are, nearly or exactly, in both splits; numbers count these too.
 -- grain: one row
 -- column n_train [images]: training samples, repeats included
 -- column n_train_distinct [images]: distinct training images
@@ -7,7 +7,7 @@
 -- column n_holdout [images]: held-out samples
 -- column n_control [images]: distinct held-out images that occur nowhere in the training set, nor nearly
 -- column n_overlap [images]: distinct held-out images that do, exactly or nearly, and so are no controls
--- column n_calibration [images]: distinct images that the timestep was chosen on, and their near duplicates
+-- column n_calibration [images]: distinct images that calibration was fitted on, each scored by the folds without it
 -- column n_rejected [items]: input items that could not be used
 -- column n_nonfinite [images]: distinct images without a finite score, left out of every statistic
 -- column n_evaluations [evaluations]: network evaluations of all scores
@@ -25,14 +25,14 @@ SELECT
     coalesce(sum(copies) FILTER (split = 'holdout'), 0)::BIGINT AS n_holdout,
     count(*) FILTER (is_control) AS n_control,
     count(*) FILTER (split = 'holdout' AND NOT is_control) AS n_overlap,
-    count(*) FILTER (is_calibration) AS n_calibration,
+    count(*) FILTER (fold IS NOT NULL) AS n_calibration,
     (SELECT count(*) FROM rejects) AS n_rejected,
     count(*) FILTER (NOT is_usable) AS n_nonfinite,
     coalesce(sum(n_evaluations), 0)::BIGINT AS n_evaluations,
-    avg(log_growth) FILTER (split = 'train' AND is_usable AND NOT is_calibration) AS mean_train,
-    median(log_growth) FILTER (split = 'train' AND is_usable AND NOT is_calibration) AS median_train,
-    avg(log_growth) FILTER (split = 'train' AND copies > 1 AND is_usable AND NOT is_calibration) AS mean_repeated,
-    median(log_growth) FILTER (split = 'train' AND copies > 1 AND is_usable AND NOT is_calibration) AS median_repeated,
-    avg(log_growth) FILTER (is_control AND is_usable AND NOT is_calibration) AS mean_control,
-    median(log_growth) FILTER (is_control AND is_usable AND NOT is_calibration) AS median_control
+    avg(log_growth) FILTER (split = 'train' AND is_compared) AS mean_train,
+    median(log_growth) FILTER (split = 'train' AND is_compared) AS median_train,
+    avg(log_growth) FILTER (split = 'train' AND copies > 1 AND is_compared) AS mean_repeated,
+    median(log_growth) FILTER (split = 'train' AND copies > 1 AND is_compared) AS median_repeated,
+    avg(log_growth) FILTER (is_control AND is_compared) AS mean_control,
+    median(log_growth) FILTER (is_control AND is_compared) AS median_control
 FROM images

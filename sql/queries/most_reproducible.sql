@@ -4,6 +4,8 @@
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set
 -- column label: class label, where the source has one
+-- column ease [nats]: the score named by ranked_by; higher is more easily reproduced
+-- column ranked_by: fused | log_growth
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced
 SELECT
     rank,
@@ -11,6 +13,8 @@ SELECT
     sample_id,
     copies,
     label,
+    ease,
+    ranked_by,
     log_growth
 FROM ranking
 ORDER BY rank

@@ -2,6 +2,7 @@
 -- column sample_id: its first occurrence
 -- column copies [images]: exact repeats in the training set
 -- column hits [images]: generated images that reproduce it
+-- column hits_group [images]: generated images that reproduce it or a near duplicate of it
 -- column rate [of 1]: hits, of the generated images
 -- column rate_low [of 1]: lower bound of its 95% interval
 -- column rate_high [of 1]: upper bound of its 95% interval
@@ -10,6 +11,7 @@ SELECT
     sample_id,
     copies,
     hits,
+    hits_group,
     rate,
     rate_low,
     rate_high,

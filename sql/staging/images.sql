@@ -11,54 +11,44 @@
 -- column log_growth [nats]: log volume growth; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
--- column dime [l2 squared]: DIME from the same evaluations, calibrated; null without calibration; lower: member
+-- column dime [standard deviations]: DIME, calibrated and standardised; null without calibration; lower: member
 -- column fused [nats]: log odds of membership, calibrated; null without calibration; higher: member
 -- column n_evaluations [evaluations]: network evaluations spent on it
 -- column status: ok | nonfinite; null without a score
 -- column is_control: held out, and neither its content nor a near duplicate of it occurs in the training set
--- column is_calibration: the timestep was chosen on it or on a near duplicate of it, so no comparison may use it
+-- column is_compared: usable, and neither its content nor a near duplicate of it is in the other split
+-- column fold [identifier]: dime and fused come from the other folds' images; null: from all, of which it is none
 -- column is_usable: the score is finite and may enter statistics
 -- checks: image_without_one_score, score_without_image, score_ok_but_not_finite, same_image_other_score
-WITH trained AS (
+WITH distinct_images AS (
     SELECT
+        split,
         content_hash,
         near_duplicate_group
     FROM manifest
-    WHERE split = 'train' AND occurrence = 0
+    WHERE occurrence = 0
 ),
 
-held_out AS (
-    SELECT
-        content_hash,
-        near_duplicate_group
-    FROM manifest
-    WHERE split = 'holdout' AND occurrence = 0
+shared_contents AS (
+    SELECT content_hash
+    FROM distinct_images
+    GROUP BY content_hash
+    HAVING count(DISTINCT split) > 1
 ),
 
-overlap AS (
-    SELECT trained.content_hash
-    FROM trained
-    SEMI JOIN held_out ON trained.content_hash = held_out.content_hash
-    UNION
-    SELECT held_out.content_hash
-    FROM held_out
-    SEMI JOIN trained ON held_out.near_duplicate_group = trained.near_duplicate_group
+shared_groups AS (
+    SELECT near_duplicate_group
+    FROM distinct_images
+    WHERE near_duplicate_group IS NOT NULL
+    GROUP BY near_duplicate_group
+    HAVING count(DISTINCT split) > 1
 ),
 
-calibrated AS (
+folds AS (
     SELECT DISTINCT
-        manifest.content_hash,
-        manifest.near_duplicate_group
-    FROM manifest
-    SEMI JOIN calibration ON manifest.content_hash = calibration.content_hash
-),
-
-set_aside AS (
-    SELECT content_hash FROM calibrated
-    UNION
-    SELECT manifest.content_hash
-    FROM manifest
-    SEMI JOIN calibrated ON manifest.near_duplicate_group = calibrated.near_duplicate_group
+        content_hash,
+        fold
+    FROM calibration
 )
 
 SELECT
@@ -77,10 +67,14 @@ SELECT
     samples.fused,
     samples.n_evaluations,
     samples.status,
-    samples.split = 'holdout' AND overlap.content_hash IS NULL AS is_control,
-    set_aside.content_hash IS NOT NULL AS is_calibration,
+    samples.split = 'holdout'
+    AND shared_contents.content_hash IS NULL AND shared_groups.near_duplicate_group IS NULL AS is_control,
+    samples.is_usable
+    AND shared_contents.content_hash IS NULL AND shared_groups.near_duplicate_group IS NULL AS is_compared,
+    folds.fold,
     samples.is_usable
 FROM samples
-LEFT JOIN overlap ON samples.split = 'holdout' AND samples.content_hash = overlap.content_hash
-LEFT JOIN set_aside ON samples.content_hash = set_aside.content_hash
+LEFT JOIN shared_contents ON samples.content_hash = shared_contents.content_hash
+LEFT JOIN shared_groups ON samples.near_duplicate_group = shared_groups.near_duplicate_group
+LEFT JOIN folds ON samples.content_hash = folds.content_hash
 WHERE samples.occurrence = 0

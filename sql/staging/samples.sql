@@ -14,7 +14,7 @@
 -- column log_growth [nats]: log volume growth of its content; higher is more easily reproduced
 -- column log_growth_se [nats]: its standard error over axes; null with one axis
 -- column eps_norm [l2]: norm of the predicted noise; lower is more easily reproduced
--- column dime [l2 squared]: DIME from the same evaluations, calibrated; null without calibration; lower: member
+-- column dime [standard deviations]: DIME, calibrated and standardised; null without calibration; lower: member
 -- column fused [nats]: log odds of membership, calibrated; null without calibration; higher: member
 -- column n_evaluations [evaluations]: network evaluations spent on its content
 -- column status: ok | nonfinite; null without a score

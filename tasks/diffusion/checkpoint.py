@@ -1,7 +1,7 @@
 """Loading a trained model: a diffusers checkpoint (local folder or hub name) as an eps adapter with its schedule.
 
     unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, given ``condition.npy``
-                 (tokens, features) from the checkpoint's folder, or zeros: the empty condition
+                 (tokens, features) from the checkpoint's folder, and refused without it
     scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), or flow matching
     vae/ vqvae/  an autoencoder: the model is scored in its latent space, on scaled latents of the images
 
@@ -280,7 +280,10 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
         return None
     path, features = folder / CONDITION, _positive(folder / "unet" / "config.json", "cross_attention_dim", features)
     if not path.is_file():
-        return torch.zeros(1, features)
+        raise CheckpointError(
+            f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
+            f"(tokens, {features}); those of the empty prompt for unconditional use"
+        )
     try:
         condition = torch.from_numpy(np.load(path, allow_pickle=False)).float()
     except (ValueError, OSError, EOFError, TypeError) as error:

@@ -1,7 +1,9 @@
 r"""Volume growth along the probability-flow ODE, image -> latent: the ease of reproducing an image.
 
-Latents are N(0, I), so the latent volume that a small neighbourhood of an image occupies is its probability of being
-generated. One step of the ODE is affine in the state and the predicted noise, so it moves a small displacement v by
+Latents z are N(0, I), so an image x has log density log p(x) = log N(z; 0, I) + log |det dz/dx|. The growth measures
+the second term, the local stretch of the flow, along K axes and N steps, and leaves the first out; both together are
+:mod:`tasks.diffusion.density`. One axis (K = 1) has no volume: its growth in a step is log |M q|, a directional
+derivative. One step of the ODE is affine in the state and the predicted noise, so it moves a small displacement v by
 
     x' = a x + b eps(x, c)      =>      v' = M v,    M = a I + b J,    J = d eps / dx.
 
@@ -70,7 +72,7 @@ def log_growth(
     delta: float = 0.05,
     max_batch: int | None = None,
 ) -> Growth:
-    r"""Cumulative log volume growth of each image.
+    r"""Cumulative log volume growth of each image; of a single axis, its growth along that direction.
 
     Args:
         eps_model: eps(x, conditioning), see :class:`tasks.diffusion.denoiser.Denoiser`.
@@ -134,7 +136,7 @@ def reverse_mean_growth(
     With ``eta`` 0 the process is the ODE's own way back, and for K = d this is its :func:`log_growth`, to the order of
     the steps. With ``eta`` 1 (ancestral sampling) the mean contracts more: what each step's noise spreads out again is
     left out. So it measures how strongly the mean pulls neighbours of the image's path together. It is *not* the
-    log probability of generating the image, which for a stochastic sampler is no volume of latents.
+    log density of the image, which for a stochastic sampler has no such change of variables.
 
     Args:
         axes: initial directions at the latent end (B, K, C, H, W), orthonormalised here.

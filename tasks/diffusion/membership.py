@@ -1,7 +1,9 @@
 r"""Membership scores to hold volume growth against, each from its paper: *lower means more likely trained on*.
 
-Here (alpha, sigma) = (sqrt(abar_t), sqrt(1 - abar_t)), with t counted on 1,000 training timesteps; |.| is the l2 norm
-over all d values of an image, |.|_4^4 the sum of their fourth powers. Every function takes
+Here (alpha, sigma) = (sqrt(abar_t), sqrt(1 - abar_t)); |.| is the l2 norm over all d values of an image, |.|_4^4 the
+sum of their fourth powers. The papers' timesteps t are of 1,000. By default each score takes them at their share of the
+schedule it is given, so at the same moment of it (:func:`tasks.diffusion.schedule.timestep_of_paper`); the argument
+``timestep`` is one of the schedule's own. Every function takes
 
     eps_model, x (B, C, H, W) with pixels in [-1, 1], schedule, generators (one an image, for the noise)
 
@@ -25,7 +27,7 @@ from tasks.diffusion.denoiser import EpsModel, wide
 from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, rademacher
 from tasks.diffusion.probability_flow import generate, invert
-from tasks.diffusion.schedule import Schedule
+from tasks.diffusion.schedule import Schedule, timestep_of_paper
 from tasks.diffusion.tangents import exact_tangents, require_resolvable
 
 Generators = Sequence[torch.Generator]
@@ -34,12 +36,15 @@ GAMMA = 0.1
 """How far a probe of :func:`dime` reaches, in sigmas a pixel."""
 
 
-def loss(eps_model: EpsModel, x: Tensor, schedule: Schedule, generators: Generators, *, timestep: int = 100) -> Tensor:
+def loss(
+    eps_model: EpsModel, x: Tensor, schedule: Schedule, generators: Generators, *, timestep: int | None = None
+) -> Tensor:
     """The training loss at one timestep, ``|eps(alpha x + sigma z, t) - z|^2``, z ~ N(0, I). One evaluation.
 
     Source: Matsumoto, Miura & Yanai 2023, arXiv 2302.03262, which scans t; t = 100 as in Carlini et al. 2023,
     arXiv 2301.13188.
     """
+    timestep = _chosen(schedule, timestep, 100)
     noise = wide(gaussian(generators, x.shape[1:]).to(x.device))
     return _squared_norm(eps_model(_noised(schedule, timestep, x, noise), schedule.conditioning(timestep)) - noise)
 
@@ -50,7 +55,7 @@ def sima(
     schedule: Schedule,
     generators: Generators,
     *,
-    timestep: int = 20,
+    timestep: int | None = None,
     eps: Tensor | None = None,
 ) -> Tensor:
     """``|eps(x, t)|_4^4`` at the clean image. One evaluation; none if ``eps`` = eps(x, t) is at hand.
@@ -58,7 +63,7 @@ def sima(
     No noise is drawn. Source: Rao, Qu & Moyer 2025, arXiv 2509.25003, which scans t and names no default; t = 20 shares
     the base pass of the growth.
     """
-    return _fourth_powers(_base_pass(eps_model, x, schedule, timestep, eps))
+    return _fourth_powers(_base_pass(eps_model, x, schedule, _chosen(schedule, timestep, 20), eps))
 
 
 def pia(
@@ -67,7 +72,7 @@ def pia(
     schedule: Schedule,
     generators: Generators,
     *,
-    timestep: int = 200,
+    timestep: int | None = None,
     eps: Tensor | None = None,
 ) -> Tensor:
     """Proximal initialisation, ``|e - eps(alpha x + sigma e, t)|_4^4`` with e = eps(x, 0). Two evaluations.
@@ -75,7 +80,7 @@ def pia(
     No noise is drawn: the model's own e stands in for it; ``eps`` takes it if it is at hand.
     Source: Kong et al. 2024, arXiv 2305.18355 (PIA), p = 4, t = 200.
     """
-    noise = _base_pass(eps_model, x, schedule, 0, eps)
+    timestep, noise = _chosen(schedule, timestep, 200), _base_pass(eps_model, x, schedule, 0, eps)
     return _fourth_powers(noise - eps_model(_noised(schedule, timestep, x, noise), schedule.conditioning(timestep)))
 
 
@@ -85,7 +90,7 @@ def pian(
     schedule: Schedule,
     generators: Generators,
     *,
-    timestep: int = 200,
+    timestep: int | None = None,
     eps: Tensor | None = None,
 ) -> Tensor:
     """As :func:`pia`, with e rescaled to the mean size of Gaussian noise: ``e sqrt(2 / pi) / mean |e|``.
@@ -97,22 +102,21 @@ def pian(
     return pia(eps_model, x, schedule, generators, timestep=timestep, eps=noise * math.sqrt(2 / math.pi) / mean_size)
 
 
-def secmi(
-    eps_model: EpsModel,
-    x: Tensor,
-    schedule: Schedule,
-    generators: Generators,
-    *,
-    timestep: int = 100,
-    stride: int = 10,
-) -> Tensor:
+def secmi(eps_model: EpsModel, x: Tensor, schedule: Schedule, generators: Generators) -> Tensor:
     """SecMI-stat, the t-error ``|x_t - down(up(x_t))|^2``: DDIM-invert x to t, one step up, one down.
 
-    12 evaluations; no noise is drawn. Source: Duan et al. 2023, arXiv 2302.01316, t = 100, stride 10. (The authors'
-    code stops the inversion one stride earlier and compares there.)
+    12 evaluations (fewer where a schedule of few timesteps makes steps coincide); no noise is drawn. Source: Duan et
+    al. 2023, arXiv 2302.01316, t = 100, stride 10. (The authors' code stops the inversion one stride earlier and
+    compares there.)
+
+    Raises:
+        ValueError: the schedule has too few timesteps for a step beyond t.
     """
-    reached = invert(eps_model, x, schedule, range(0, timestep + 1, stride))
-    around = [timestep, timestep + stride]
+    *way, beyond = (timestep_of_paper(schedule, timestep) for timestep in range(0, 111, 10))
+    if not 0 < way[-1] < beyond:
+        raise ValueError(f"a schedule of {schedule.n_timesteps} timesteps is too short for SecMI's steps")
+    reached = invert(eps_model, x, schedule, sorted(set(way)))
+    around = [way[-1], beyond]
     return _squared_norm(generate(eps_model, invert(eps_model, reached, schedule, around), schedule, around) - reached)
 
 
@@ -122,7 +126,7 @@ def dime(
     schedule: Schedule,
     generators: Generators,
     *,
-    timestep: int = 20,
+    timestep: int | None = None,
     gamma: float = GAMMA,
     phi: float | None = None,
     n_probes: int = 1,
@@ -145,6 +149,7 @@ def dime(
     Raises:
         ValueError: the network's arithmetic cannot carry a displacement of gamma sigma a pixel.
     """
+    timestep = _chosen(schedule, timestep, 20)
     sigma, conditioning = schedule.sigma(timestep), schedule.conditioning(timestep)
     reach = gamma * sigma
     require_resolvable(eps_model, x, reach * math.sqrt(x[0].numel()))
@@ -165,7 +170,7 @@ def flipd(
     schedule: Schedule,
     generators: Generators,
     *,
-    timestep: int = 50,
+    timestep: int | None = None,
     n_probes: int = 1,
 ) -> Tensor:
     r"""Local intrinsic dimension at (alpha x, t), in dimensions. ``n_probes`` + 1 evaluations.
@@ -175,7 +180,8 @@ def flipd(
     with the trace by Hutchinson's estimator, Rademacher probes and exact tangents. An isolated, memorized image has
     dimension 0. Source: Kamkari et al. 2024, arXiv 2406.03537, at t = 0.05 of 1.
     """
-    alpha, sigma, dimension = schedule.alpha(timestep), schedule.sigma(timestep), x[0].numel()
+    timestep, dimension = _chosen(schedule, timestep, 50), x[0].numel()
+    alpha, sigma = schedule.alpha(timestep), schedule.sigma(timestep)
     probes = wide(rademacher(generators, (n_probes, dimension)).to(x.device))
     eps, tangents = exact_tangents(eps_model, alpha * wide(x), schedule.conditioning(timestep), probes)
     trace = (probes * tangents).sum(2).mean(1)
@@ -197,6 +203,11 @@ BASELINES: dict[BaselineName, Baseline] = {
 
 SHARE_THE_BASE_PASS: tuple[BaselineName, ...] = ("sima", "dime_2", "dime_11", "dime_31")
 """Those that start from eps(x, t) at the clean image, and so from the growth's own base pass, at its timestep."""
+
+
+def _chosen(schedule: Schedule, timestep: int | None, of_paper: int) -> int:
+    """The one asked for, or the paper's."""
+    return timestep_of_paper(schedule, of_paper) if timestep is None else timestep
 
 
 def _base_pass(eps_model: EpsModel, x: Tensor, schedule: Schedule, timestep: int, eps: Tensor | None) -> Tensor:

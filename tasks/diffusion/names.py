@@ -30,3 +30,8 @@ EVALUATIONS: dict[str, int] = {
     "flipd": 2,
 }
 """Network evaluations an image that each of them takes alone."""
+
+
+def density_evaluations(n_steps: int, n_probes: int) -> int:
+    """Network evaluations per image that a log density takes (:func:`tasks.diffusion.density.log_density`)."""
+    return n_steps + (n_steps + 1) * (n_probes + 1)

@@ -198,12 +198,16 @@ def estimate_odds(
     )
 
 
-def about_one_in(odds: Odds) -> str:
-    """In words: "about one in 1,400 samples (95%: 900 to 2,300)", or "rarer than one in 25,000 samples (95%)"."""
+def about_one_in(odds: Odds, samples: str = "samples") -> str:
+    """In words: "about one in 1,400 samples (95%: 900 to 2,300)", or "rarer than one in 25,000 samples (95%)".
+
+    Args:
+        samples: what they are called, as "samples of class 3".
+    """
     often, rarely = (_rounded(-bound) for bound in (odds.interval[1], odds.interval[0]))
     if not odds.bounded_below:
-        return f"rarer than one in {often} samples (95%)"
-    return f"about one in {_rounded(-odds.log_probability)} samples (95%: {often} to {rarely})"
+        return f"rarer than one in {often} {samples} (95%)"
+    return f"about one in {_rounded(-odds.log_probability)} {samples} (95%: {often} to {rarely})"
 
 
 def crank_nicolson(z: Tensor, step_size: float, noise: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ for flow matching.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -295,6 +296,46 @@ def spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
     if n_steps > last:
         raise ValueError(f"{n_steps + 1} timesteps are needed, {last + 1} hold signal: take fewer steps")
     return torch.linspace(0, last, n_steps + 1).round().long().tolist()
+
+
+def noise_spaced_timesteps(schedule: Schedule, n_steps: int) -> list[int]:
+    r"""``n_steps + 1`` timesteps, as evenly over log(sigma / alpha) as whole timesteps allow, ascending.
+
+    From the first with noise to :func:`last_with_signal`. Each step changes the noise-to-signal ratio by about the same
+    factor, where :func:`spaced_timesteps` begins with one of 5 and more.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    first = next(t for t in range(schedule.n_timesteps) if schedule.sigma(t) > 0.0)
+    last = last_with_signal(schedule)
+    if n_steps > last - first:
+        raise ValueError(f"{n_steps + 1} timesteps are needed, {last - first + 1} hold signal: take fewer steps")
+    levels = [math.log(schedule.sigma(t) / schedule.alpha(t)) for t in range(first, last + 1)]
+    chosen: list[int] = []
+    for i, level in enumerate(torch.linspace(levels[0], levels[-1], n_steps + 1, dtype=torch.float64).tolist()):
+        above = min(bisect_left(levels, level), len(levels) - 1)
+        nearest = above - int(above > 0 and level - levels[above - 1] < levels[above] - level)
+        least = chosen[-1] + 1 if chosen else first
+        chosen.append(min(max(first + nearest, least), last - n_steps + i))
+    return chosen
+
+
+PAPER_TIMESTEPS = 1000
+"""What the timesteps in the literature are counted on."""
+
+
+def timestep_of_paper(schedule: Schedule, timestep: int) -> int:
+    r"""A paper's timestep t of 1,000 at its share of this schedule's T timesteps.
+
+    Timestep t of T is the moment (t + 1) / T (beta is added up before the first, too), so the nearest one is
+
+        (t + 1) T / 1000 - 1,       and t itself if T = 1000.
+
+    Schedules of the same continuous noise have there the same noise level, up to the rounding.
+    """
+    scaled = round((timestep + 1) * schedule.n_timesteps / PAPER_TIMESTEPS - 1)
+    return min(max(scaled, 0), schedule.n_timesteps - 1)
 
 
 def steps_along(schedule: Schedule, timesteps: Sequence[int]) -> list[Step]:

@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import torch
 
-from tasks.calibrating import candidates, set_aside
+from tasks.calibrating import candidates, control_timesteps
 from tasks.devices import threads_for
 from tasks.diffusion.checkpoint import load_denoiser
 from tasks.doctor.patient import Check, Patient, first_line, size
-from tasks.evidence.calibration import FEWEST
+from tasks.folds import n_calibrated
 from tasks.measuring import measure
 from tasks.parameters import ScoreParameters
 from tasks.progress import duration
@@ -79,7 +79,7 @@ def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check
     return [
         _scores(sum(nonfinite.values()), len(nonfinite)),
         _memory(peak["bytes"] * a_batch / whole.n_images, model.device, len(devices), max_batch),
-        _time(patient, len(devices), whole, growth, _n_set_aside(patient) * n_tried),
+        _time(patient, len(devices), whole, growth, n_tried, len(control_timesteps(model.schedule))),
     ]
 
 
@@ -105,29 +105,26 @@ def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int)
     return Check("memory", "ok", finding, values=values)
 
 
-def _n_set_aside(patient: Patient) -> int:
-    """Images to calibrate on, at most: repeats are counted as images."""
-    of_each = [set_aside(patient.n_items.get(split, 0)) for split in ("train", "holdout")]
-    return sum(of_each) if patient.scoring.timestep == "auto" and min(of_each) >= FEWEST else 0
-
-
-def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_calibrating: int) -> Check:
-    """Of all items.
+def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_tried: int, n_losses: int) -> Check:
+    """Of all items, repeats counted as images.
 
     Args:
         whole: of an image, without the second timestep, which takes a calibration.
         growth: the same with the growth alone, as it is calibrated.
-        n_calibrating: scores of the calibration, all on one device.
+        n_tried: timesteps that each calibration image is measured from.
+        n_losses: evaluations of each calibration image beside these, for the positive control.
     """
+    n_calibrating = sum(n_calibrated(patient.n_items).values())
     n = patient.n_in_all
     n_more = int(n_calibrating > 0 and patient.scoring.second_timestep == "auto")
+    evaluations = n_tried * growth.evaluations + n_losses
     an_image = whole.seconds + n_more * growth.seconds / growth.evaluations
     values = {
         "shard_seconds": n * patient.decode_seconds,
-        "calibrate_seconds": n_calibrating * growth.seconds,
+        "calibrate_seconds": n_calibrating * evaluations * growth.seconds / growth.evaluations / n_devices,
         "score_seconds": n * an_image / n_devices,
         "score_seconds_an_image": an_image,
-        "calibrate_evaluations": n_calibrating * growth.evaluations,
+        "calibrate_evaluations": n_calibrating * evaluations,
         "score_evaluations_an_image": whole.evaluations + n_more,
     }
     to_calibrate = f", {duration(values['calibrate_seconds'])} to calibrate" if n_calibrating else ""

@@ -1,53 +1,61 @@
-"""The evidence of a run: its scores turned into comparisons, a verdict and limits. What ``evidence.json`` holds."""
+"""The evidence of a run: its scores turned into comparisons, two answers and limits. What ``evidence.json`` holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.evidence.areas import auc_difference, auc_interval, standard_error_of_chance
 from tasks.evidence.blind import BlindBaseline, blind_baseline
 from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.conformal import Flags, flag
 from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
-from tasks.evidence.statistics import Array
+from tasks.evidence.membership import Grounds, HeldOut, Membership, answer, with_stability
+from tasks.evidence.refits import CalibrationImages, RefitTest, refit_test, refolded
+from tasks.evidence.reproduction import answer as answer_reproduction
+from tasks.evidence.statistics import Array, Interval, group_numbers
 from tasks.evidence.why_high import why_high
 
 THREAT_MODEL = (
     "White box: whoever asks has the model's weights and the images. Two questions are kept apart. Membership: was the "
-    "image trained on? Memorization: does the model give it back more easily than images it has never seen?"
+    "image trained on? Reproduction: does the model generate copies of it?"
 )
 LIMITS = (
-    "One checkpoint, one data set: another training run of the same recipe may memorize other images.",
-    "A high score says that the model reproduces an image easily, not that anybody has seen it come out; only counted "
-    "reproductions show that.",
-    "No flags is not the same as no memorization: the test finds what its controls and sample size can tell apart.",
+    "One checkpoint and one data set: another training run of the same recipe may reproduce other images.",
+    "A high score means that the model could reproduce an image easily. Only counted copies show that it does.",
+    "No flags is no proof that nothing was memorized. The test finds what its controls and sample size can tell apart.",
 )
 CORRECTIONS = (
-    "The verdict rests on one comparison that was named beforehand: log growth, trained against held out. Every other "
-    "interval and p-value stands on its own and is not corrected for the number of scores, properties and comparisons. "
-    "The flags are corrected for the number of images: Benjamini-Hochberg. Near duplicates are resampled and permuted "
-    "whole (the permutation test takes a group that is on both sides for one on each), and rank correlations have no "
-    "p-value where there are any; Welch's t, Mann-Whitney U and the exact intervals of rates count them as so many "
-    "images."
+    "Membership rests on one score that was fixed beforehand, with its permutation test adjusted for growth beside it "
+    "(Holm). Every other interval and p-value stands on its own. Flags are corrected for the number of images "
+    "(Benjamini-Hochberg). Near duplicates are resampled and permuted whole. Rank correlations have no p-value where "
+    "there are near duplicates. Welch's t, Mann-Whitney U and exact intervals of rates count each of them."
 )
 CLEANED_SET = {
     "status": "not computed",
     "reason": "it takes a model trained again without some of the images, and measured again with the same seeds",
 }
-MINIMUM_CONTROLS = 30
+FUSED_SCORES = ("fused_norms", "fused")
+"""The score that membership rests on: the first of these that the run has."""
+DIRECTED = {"log_growth": "Growth", "eps_norm": "The norm of the predicted noise"}
+"""Scores whose direction is known without a fit, in words."""
+N_REFOLDS = 10
+HALVES_CONFIDENCE = 0.999
+"""Of the interval that a difference between held-out images must leave, to void the comparison."""
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """One entry a distinct image, all of one length; none that anything was calibrated on."""
+    """One entry per distinct usable image, all of one length."""
 
     is_train: NDArray[np.bool_]
     is_control: NDArray[np.bool_]
-    """Held out, and its content occurs nowhere in the training set."""
+    """Held out, and neither its content nor a near duplicate of it is in the training set."""
     copies: NDArray[np.int64]
     scores: Mapping[str, Array]
     """``log_growth``, ``eps_norm`` and whatever else was computed, by the name of the column."""
@@ -57,6 +65,45 @@ class ImageScores:
     """sample_id of each."""
     hits: Array | None = None
     """How often each came out, NaN where that was not counted; None: nothing was generated."""
+    is_compared: NDArray[np.bool_] | None = None
+    """Its content and its near duplicates are in one split only; None: holds for all training images and controls."""
+    source: NDArray[np.int64] | None = None
+    """Which of several held-out sources each control is of; None: there is one."""
+    calibration: CalibrationImages | None = None
+    """What the calibrated scores were fitted on; None: there are none."""
+
+    @property
+    def compared(self) -> NDArray[np.bool_]:
+        """Enters the comparison of training with held-out images."""
+        either = self.is_train | self.is_control
+        return either if self.is_compared is None else either & self.is_compared
+
+    @property
+    def is_repeated(self) -> NDArray[np.bool_]:
+        """Training images of which another copy, or a near duplicate, is in the training set too."""
+        companions = np.zeros(len(self.is_train), dtype=np.int64)
+        if self.groups is not None:
+            numbers = group_numbers(len(self.groups), self.groups)
+            companions = np.bincount(numbers, weights=self.is_train)[numbers].astype(np.int64) - 1
+        return np.asarray(self.is_train & ((self.copies > 1) | (companions > 0)))
+
+    @property
+    def verdict_score(self) -> str:
+        """Name of the score that membership and flags rest on."""
+        return next((name for name in FUSED_SCORES if name in self.scores), "log_growth")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Does membership rest on a calibrated score?"""
+        return self.verdict_score in FUSED_SCORES
+
+    def ease(self, name: str) -> Array:
+        """A score in the direction in which higher means easier to reproduce."""
+        return self.scores[name] if name in HIGHER_IS_EASIER else -self.scores[name]
+
+    def labels(self, chosen: NDArray[Any]) -> NDArray[Any]:
+        """Near-duplicate labels of some; without any, each is its own."""
+        return np.asarray((np.arange(len(self.is_train)) if self.groups is None else self.groups)[chosen])
 
 
 @dataclass(frozen=True)
@@ -71,90 +118,92 @@ class Pixels:
 
 
 def assess(
-    images: ImageScores, generated: Mapping[str, Any] | None, pixels: Pixels | None = None, seed: int = 0
+    images: ImageScores,
+    reproductions: Mapping[str, Any] | None,
+    pixels: Pixels | None = None,
+    held_out: HeldOut | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Evidence as a JSON-able mapping.
 
     Args:
         images: usable scores only; what was left out is counted by the summary mart.
-        generated: what the training record says about generated copies, if it says anything.
+        reproductions: what was counted among generated images; None: nothing was generated.
         pixels: of trained and control images; without them there is no blind baseline, and nothing on confounders.
+        held_out: None: as many as there are controls, without overlap.
     """
-    single, repeated = images.is_train & (images.copies == 1), images.is_train & (images.copies > 1)
+    refit = (
+        refit_test(images.calibration, images.verdict_score, seed) if images.calibration and images.is_fitted else None
+    )
     comparisons = {
         "train_vs_holdout": _compare_all(
             images,
-            images.is_train,
-            images.is_control,
+            images.is_train & images.compared,
+            images.is_control & images.compared,
             "training images score higher than held-out images of the same distribution",
+            _inflation(images, refit),
             seed,
         ),
         "repeated_vs_single": _compare_all(
             images,
-            repeated,
-            single,
-            "images repeated in the training set score higher than those that occur once",
+            images.is_repeated,
+            images.is_train & ~images.is_repeated,
+            "images repeated in the training set, exactly or nearly, score higher than those that occur once",
+            1.0,
             seed,
         ),
     }
     blind = None if pixels is None else _blind(images, pixels, seed)
+    membership = judge_membership(images, pixels, blind, refit, held_out, seed)
+    reproduction = answer_reproduction(reproductions)
     return {
-        "verdict": verdict(
-            comparisons["train_vs_holdout"]["log_growth"], comparisons["repeated_vs_single"]["log_growth"], blind
-        ),
+        "verdict": {
+            "sentence": f"{membership.sentence} {reproduction['sentence']}",
+            "membership": membership.as_dict(),
+            "reproduction": reproduction,
+        },
         "threat_model": THREAT_MODEL,
         "comparisons": {
             name: {score: comparison.as_dict() for score, comparison in by_score.items()}
             for name, by_score in comparisons.items()
         },
-        "conformal": flag_trained(images).as_dict(),
-        "blind_baseline": blind and blind.as_dict(),
+        "refit_test": refit and refit.as_dict(),
+        "conformal": flag_trained(images, membership.reason if membership.is_void else "").as_dict(),
+        "blind_baseline": blind and {**blind.as_dict(), "void": membership.is_void},
+        "controls": _controls(images),
         **_explanations(images, pixels, seed),
-        "generated": generated,
         "corrections": CORRECTIONS,
         "cleaned_set": CLEANED_SET,
         "limits": list(LIMITS),
     }
 
 
-def flag_trained(images: ImageScores) -> Flags:
-    """The training images, in their order, held by log growth against the controls."""
-    growth = images.scores["log_growth"]
-    return flag(growth[images.is_train], growth[images.is_control])
+def flag_trained(images: ImageScores, why_void: str = "") -> Flags:
+    """All training images, in their order, held by the verdict's score against all controls.
+
+    Args:
+        why_void: why the comparison is void, and none is flagged; empty: it is not.
+    """
+    score = images.scores[images.verdict_score]
+    flags = flag(score[images.is_train], score[images.is_control], score=images.verdict_score)
+    return flags.voided(why_void) if why_void else flags
 
 
-def verdict(against_holdout: Comparison, repeated: Comparison, blind: BlindBaseline | None = None) -> dict[str, str]:
-    """Level and sentence, decided on the bounds of the intervals, never on the point estimates."""
-    auc = against_holdout.auc
-    if auc is None or against_holdout.n_negative < MINIMUM_CONTROLS:
-        reason = against_holdout.reason or f"only {against_holdout.n_negative} controls, {MINIMUM_CONTROLS} are needed"
-        return {"level": "inconclusive", "sentence": f"Inconclusive: {reason}."}
-    if blind is not None and blind.void and blind.auc is not None:
-        return {
-            "level": "inconclusive",
-            "sentence": "Inconclusive: the held-out images differ from the training images in their pixels alone "
-            f"(a classifier without the model separates {blind.auc.value:.0%} of pairs), so a difference in scores may "
-            "be no more than that. Hold out images of the same draw.",
-        }
-    share = f"in {auc.value:.0%} of random pairs (95% interval {auc.low:.0%} to {auc.high:.0%})"
-    sizes = f"{against_holdout.n_positive} trained, {against_holdout.n_negative} held-out images"
-    if auc.low <= 0.5:
-        return {
-            "level": "not_shown",
-            "sentence": f"Not shown: a training image is easier to reproduce than a held-out one {share}; {sizes}.",
-        }
-    more = ""
-    if repeated.auc is not None and repeated.auc.low > 0.5:
-        more = f" Repeated images stand out from single ones in {repeated.auc.value:.0%} of pairs."
-    return {
-        "level": "memorized",
-        "sentence": f"The model reproduces its training images more easily than images it has never seen: {share}; "
-        f"{sizes}.{more}",
-    }
+def _inflation(images: ImageScores, refit: RefitTest | None) -> float:
+    """Of the calibrated scores' AUC: images that no fit has seen, neither theirs nor another fold's, need none."""
+    if refit is None or images.calibration is None:
+        return 1.0
+    share = min(1.0, len(images.calibration.is_train) / max(1, int(images.compared.sum())))
+    return float(np.sqrt(1.0 + share * (refit.inflation**2 - 1.0)))
 
 
 def _compare_all(
-    images: ImageScores, positive: NDArray[np.bool_], negative: NDArray[np.bool_], hypothesis: str, seed: int
+    images: ImageScores,
+    positive: NDArray[np.bool_],
+    negative: NDArray[np.bool_],
+    hypothesis: str,
+    inflation: float,
+    seed: int,
 ) -> dict[str, Comparison]:
     groups = None if images.groups is None else (images.groups[positive], images.groups[negative])
     return {
@@ -165,6 +214,7 @@ def _compare_all(
             hypothesis=hypothesis,
             groups=groups,
             higher_is_positive=name in HIGHER_IS_EASIER,
+            inflation=inflation if name in (*FUSED_SCORES, "dime") else 1.0,
             seed=seed,
         )
         for name, values in images.scores.items()
@@ -172,12 +222,214 @@ def _compare_all(
 
 
 def _blind(images: ImageScores, pixels: Pixels, seed: int) -> BlindBaseline:
-    is_train, is_control = images.is_train[pixels.positions], images.is_control[pixels.positions]
-    groups = None
-    if images.groups is not None:
-        labels = images.groups[pixels.positions]
-        groups = labels[is_train], labels[is_control]
+    is_train, is_control = _sides(images, pixels.positions)
+    labels = images.labels(pixels.positions)
+    groups = labels[is_train], labels[is_control]
     return blind_baseline(pixels.images[is_train], pixels.images[is_control], groups=groups, seed=seed)
+
+
+def _sides(images: ImageScores, positions: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    compared = images.compared[positions]
+    return images.is_train[positions] & compared, images.is_control[positions] & compared
+
+
+def judge_membership(
+    images: ImageScores,
+    pixels: Pixels | None,
+    blind: BlindBaseline | None,
+    refit: RefitTest | None,
+    held_out: HeldOut | None = None,
+    seed: int = 0,
+) -> Membership:
+    """The answer, with how often it comes with other folds."""
+    grounds = _grounds(images, pixels, blind, refit, held_out, seed)
+    membership = answer(grounds)
+    if membership.is_void:
+        return membership
+    return with_stability(membership, _stability(images, grounds, blind, pixels))
+
+
+def _grounds(
+    images: ImageScores,
+    pixels: Pixels | None,
+    blind: BlindBaseline | None,
+    refit: RefitTest | None,
+    held_out: HeldOut | None,
+    seed: int,
+) -> Grounds:
+    name, inflation = images.verdict_score, _inflation(images, refit)
+    groups = [np.unique(images.labels(side & images.compared)) for side in (images.is_train, images.is_control)]
+    area = _area(images, name, inflation)
+    directed = {what: _area(images, key) for key, what in DIRECTED.items() if key in images.scores}
+    directed["The training loss"] = _training_loss(images)
+    if area is None or blind is None or blind.auc is None:
+        above = adjusted = None
+    else:
+        above = _above_blind(images, name, blind, pixels, inflation)
+        adjusted = _adjusted_for_pixels(images, name, blind, pixels, seed) if blind.detects_shift else None
+    return Grounds(
+        score=name,
+        auc=area,
+        directed={what: found for what, found in directed.items() if found is not None},
+        n_groups=(len(groups[0]), len(groups[1])),
+        held_out=held_out or HeldOut(int(images.is_control.sum()), 0),
+        blind=blind,
+        above_blind=above,
+        adjusted=adjusted,
+        p_value=refit.p_holm if refit else None,
+        inflation=inflation,
+        chance_error=_chance_error(images) if area is not None else None,
+        halves=_halves(images, name, HALVES_CONFIDENCE),
+        is_calibrated=refit is not None,
+    )
+
+
+def _area(images: ImageScores, name: str, inflation: float = 1.0) -> Interval | None:
+    """AUC of training images against controls; None with fewer than two of either, or without any spread."""
+    finite = np.isfinite(images.scores[name])
+    train, control = (side & images.compared & finite for side in (images.is_train, images.is_control))
+    ease, groups = images.ease(name), (images.labels(train), images.labels(control))
+    if min(len(np.unique(some)) for some in groups) < 2 or np.ptp(ease[train | control]) == 0.0:
+        return None
+    return auc_interval(ease[train], ease[control], groups, inflation=inflation)
+
+
+def _chance_error(images: ImageScores) -> float:
+    train, control = (side & images.compared for side in (images.is_train, images.is_control))
+    ease = images.ease(images.verdict_score)
+    return standard_error_of_chance(ease[train], ease[control], (images.labels(train), images.labels(control)))
+
+
+def _above_blind(
+    images: ImageScores, name: str, blind: BlindBaseline | None, pixels: Pixels | None, inflation: float
+) -> Interval | None:
+    """AUC of the score less that of the pixels alone, on the images that both were computed for."""
+    if blind is None or pixels is None:
+        return None
+    is_train, is_control = _sides(images, pixels.positions)
+    pair, labels = [], []
+    for side, blind_scores in zip((is_train, is_control), np.split(blind.scores, [int(is_train.sum())]), strict=True):
+        ease = images.ease(name)[pixels.positions][side]
+        kept = np.isfinite(blind_scores) & np.isfinite(ease)
+        pair.append((blind_scores[kept], ease[kept]))
+        labels.append(images.labels(pixels.positions)[side][kept])
+    if min(map(len, labels)) < 2:
+        return None
+    first, second = zip(*pair, strict=True)
+    return auc_difference(first, second, (labels[0], labels[1]), inflations=(blind.inflation, inflation))
+
+
+def _adjusted_for_pixels(
+    images: ImageScores, name: str, blind: BlindBaseline | None, pixels: Pixels | None, seed: int
+) -> Interval | None:
+    """AUC of what the pixels do not explain of the score: less a linear model fitted on the controls."""
+    if blind is None or pixels is None:
+        return None
+    is_train, is_control = _sides(images, pixels.positions)
+    blind_scores = np.full(len(pixels.positions), np.nan)
+    blind_scores[is_train], blind_scores[is_control] = np.split(blind.scores, [int(is_train.sum())])
+    measured = {**confounders(pixels.images, pixels.training), "blind": blind_scores}
+    ease, labels = images.ease(name)[pixels.positions], images.labels(pixels.positions)
+    controls = {key: values[is_control] for key, values in measured.items()}
+    model = fit_score_model(ease[is_control], controls, seed, labels[is_control])
+    if model.status != "ok":
+        return None
+    rest = model.adjust(ease, measured)
+    sides = [side & np.isfinite(rest) for side in (is_train, is_control)]
+    return auc_interval(rest[sides[0]], rest[sides[1]], (labels[sides[0]], labels[sides[1]]))
+
+
+def _halves(images: ImageScores, name: str, confidence: float) -> Interval | None:
+    """AUC of one random half of the controls against the other, by near-duplicate group."""
+    controls = np.flatnonzero(images.is_control & images.compared & np.isfinite(images.scores[name]))
+    labels = images.labels(controls)
+    numbers = group_numbers(len(controls), labels)
+    if len(controls) == 0 or int(numbers.max()) + 1 < 2 * 10:
+        return None
+    is_first = (np.random.default_rng(0).permutation(int(numbers.max()) + 1) % 2 == 0)[numbers]
+    ease = images.ease(name)[controls]
+    groups = labels[is_first], labels[~is_first]
+    return auc_interval(ease[is_first], ease[~is_first], groups, confidence=confidence)
+
+
+def _training_loss(images: ImageScores) -> Interval | None:
+    """AUC of the denoising loss, lower for training images, its rank averaged over the control timesteps."""
+    known = images.calibration
+    if known is None or not known.losses:
+        return None
+    ranks = np.mean([np.argsort(np.argsort(loss)) for loss in known.losses.values()], axis=0)
+    kept = np.logical_and.reduce([np.isfinite(loss) for loss in known.losses.values()])
+    train, control = kept & known.is_train, kept & ~known.is_train
+    if min(train.sum(), control.sum()) < 2:
+        return None
+    return auc_interval(-ranks[train], -ranks[control], (known.groups[train], known.groups[control]))
+
+
+def _controls(images: ImageScores) -> dict[str, Any]:
+    """Comparisons whose outcome is known beforehand."""
+    name = images.verdict_score
+    halves, loss = _halves(images, name, 0.95), _training_loss(images)
+    timesteps = sorted(images.calibration.losses) if images.calibration else []
+    return {
+        "negative": {
+            "what": "one random half of the held-out images against the other, by the score that membership rests on",
+            "expected": 0.5,
+            "score": name,
+            **_stated(halves, "fewer than 20 distinct held-out images"),
+        },
+        "holdouts": _between_holdouts(images, name),
+        "positive": {
+            "what": "training loss of training images against held-out images; above 0.5 expected",
+            "timesteps": timesteps,
+            **_stated(loss, "the loss was not measured"),
+        },
+    }
+
+
+def _stated(area: Interval | None, lacking: str) -> dict[str, Any]:
+    if area is None:
+        return {"auc": None, "status": "not computable", "reason": lacking}
+    return {"auc": area.as_dict(), "status": "ok", "reason": ""}
+
+
+def _between_holdouts(images: ImageScores, name: str) -> list[dict[str, Any]]:
+    """AUC of each pair of held-out sources, simultaneous 95% (Bonferroni)."""
+    if images.source is None:
+        return []
+    usable = images.is_control & images.compared & np.isfinite(images.scores[name])
+    numbers = np.unique(images.source[usable]).tolist()
+    pairs = list(combinations(numbers, 2))
+    found = []
+    for a, b in pairs:
+        first, second = (usable & (images.source == number) for number in (a, b))
+        if min(first.sum(), second.sum()) < 2:
+            continue
+        ease, groups = images.ease(name), (images.labels(first), images.labels(second))
+        area = auc_interval(ease[first], ease[second], groups, confidence=1.0 - 0.05 / len(pairs))
+        found.append({"first": a, "second": b, "n": [int(first.sum()), int(second.sum())], "auc": area.as_dict()})
+    return found
+
+
+def _stability(
+    images: ImageScores, grounds: Grounds, blind: BlindBaseline | None, pixels: Pixels | None
+) -> dict[str, Any] | None:
+    """Levels of the answer with the folds dealt otherwise; the permutation test is that of the run."""
+    if images.calibration is None or images.names is None or not grounds.is_calibrated:
+        return None
+    name, position = images.verdict_score, {key: i for i, key in enumerate(images.names.tolist())}
+    at = np.array([position.get(key, -1) for key in images.calibration.sample_ids.tolist()])
+    levels: dict[str, int] = {}
+    areas = []
+    for seed in range(1, N_REFOLDS + 1):
+        values = images.scores[name].copy()
+        values[at[at >= 0]] = refolded(images.calibration, name, seed)[at >= 0]
+        other = replace(images, scores={**images.scores, name: values})
+        area = _area(other, name, grounds.inflation)
+        above = _above_blind(other, name, blind, pixels, grounds.inflation) if grounds.above_blind else None
+        again = answer(replace(grounds, auc=area, above_blind=above))
+        levels[again.level] = levels.get(again.level, 0) + 1
+        areas += [] if area is None else [area.value]
+    return {"n": N_REFOLDS, "levels": levels, "lowest_auc": min(areas), "highest_auc": max(areas)}
 
 
 def _explanations(images: ImageScores, pixels: Pixels | None, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tasks.evidence.areas import Groups, auc_interval
 from tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,
@@ -16,23 +17,22 @@ from tasks.evidence.statistics import (
     Interval,
     Record,
     Status,
-    auc_interval,
     binomial_interval,
     group_sums,
     median_difference_interval,
 )
 
-Groups = tuple[NDArray[Any], NDArray[Any]]
-"""Near-duplicate labels of the positives and of the negatives. A label on both sides is one group in the bootstrap,
-and a unit on each side in the permutation test, which needs units of one side."""
-
-HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms"})
+HIGHER_IS_EASIER = frozenset({"log_growth", "fused", "fused_norms", "log_density"})
 """Scores that rise with the ease of reproduction; all others keep the sign of their papers, and fall with it."""
 
 N_PERMUTATIONS = 9_999
 MOST_PERMUTED = 20_000
 PERMUTED_AT_ONCE = 2**20
 """Most permuted scores in memory, 8 bytes each."""
+CONTROLS_ABOVE = 5
+"""Controls expected above a threshold, below which its true-positive rate is not estimable."""
+ONE_SIDE = 0.05 / 4.0
+"""Error of each of the four bounds that make up the interval of a true-positive rate."""
 NEARLY_EQUAL = 1e-13
 """Spread, relative to the scores' size, below which a variance is rounding error."""
 
@@ -82,15 +82,17 @@ class TruePositiveRate(Record):
 
     fpr: float
     n_positive: int
+    """Near-duplicate groups, one image of each."""
     n_negative: int
     value: float | None = None
     interval_95: tuple[float, float] | None = None
+    """Of the rate at the threshold that a share ``fpr`` of all such negatives exceeds."""
     threshold: float | None = None
     achieved_fpr: float | None = None
     reason: str = ""
     """Why there is no value, if there is none."""
-    method: str = "Clopper-Pearson"
-    assumptions: str = f"{INDEPENDENT}; the threshold, set on the same controls, is taken as given"
+    method: str = "Clopper-Pearson at the order-statistic bounds of the threshold"
+    assumptions: str = f"{INDEPENDENT}; one image per near-duplicate group"
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,19 @@ def compare(
     hypothesis: str,
     groups: Groups | None = None,
     higher_is_positive: bool = True,
+    inflation: float = 1.0,
     seed: int = 0,
 ) -> Comparison:
     """Compare two groups on one score.
 
-    Effects: AUC with a bootstrap interval, Cliff's delta = 2 AUC - 1, difference of medians, true positives at 1% and
+    Effects: AUC with its interval, Cliff's delta = 2 AUC - 1, difference of medians, true positives at 1% and
     0.1% false positives. Tests: Welch's t (the paper's), Mann-Whitney U and a permutation test of the mean difference,
     all two-sided. With ``higher_is_positive`` false, AUC, delta and rates count a *lower* score as positive;
     differences and thresholds stay in the score's own units.
 
     Args:
         groups: near-duplicate labels, see ``Groups``; such groups are resampled and permuted whole.
+        inflation: factor on the error of the AUC, see :mod:`tasks.evidence.areas`.
 
     >>> round(compare(np.array([2.0, 4.0]), np.array([1.0, 3.0]), score="s", hypothesis="h").auc.value, 2)
     0.75
@@ -151,8 +155,8 @@ def compare(
     if reason := _not_computable(a, b, groups):
         return replace(head, status="not computable", reason=reason)
     sign = 1.0 if higher_is_positive else -1.0
-    area = auc_interval(sign * a, sign * b, seed, groups)
-    rates = (true_positive_rate(sign * a, sign * b, fpr) for fpr in (0.01, 0.001))
+    area = auc_interval(sign * a, sign * b, groups, inflation=inflation)
+    rates = (true_positive_rate(sign * a, sign * b, fpr, groups) for fpr in (0.01, 0.001))
     return replace(
         head,
         auc=area,
@@ -167,20 +171,46 @@ def compare(
     )
 
 
-def true_positive_rate(positives: Array, negatives: Array, fpr: float) -> TruePositiveRate:
+def true_positive_rate(
+    positives: Array, negatives: Array, fpr: float, groups: Groups | None = None
+) -> TruePositiveRate:
     """Share of positives strictly above the lowest threshold that at most ``fpr`` of the negatives exceed.
 
-    Not estimable with fewer than 1 / fpr negatives: the threshold would be the largest of them, whatever fpr is.
+    The threshold is estimated, and its error counts: of n negatives the k-th highest lies above the true threshold
+    unless fewer than k exceed that one, which is binomial (n, fpr). The lower bound of the rate is Clopper-Pearson's at
+    a threshold that is too high, the upper one at a threshold that is too low, each of the four sides with a quarter of
+    the 5%: at least 95% whatever the distributions (Bonferroni).
+
+    Not estimable with fewer than 5 / fpr negatives: no order statistic bounds the threshold from above then.
     """
+    if groups is not None:
+        positives, negatives = (_one_of_each(*pair) for pair in zip((positives, negatives), groups, strict=True))
     m, n = len(positives), len(negatives)
-    if m == 0 or n < round(1 / fpr):
-        lacking = "no positives" if m == 0 else f"{n} controls, at least {round(1 / fpr)} are needed"
+    needed = round(CONTROLS_ABOVE / fpr)
+    if m == 0 or n < needed:
+        lacking = "no positives" if m == 0 else f"{n:,} controls, at least {needed:,} are needed"
         return TruePositiveRate(fpr, m, n, reason=f"not estimable: {lacking}")
     n_allowed = int(fpr * n + 1e-9)  # 0.29 * 100 is 28.999...
-    threshold = float(np.sort(negatives)[::-1][n_allowed])
-    hits = int((positives > threshold).sum())
-    achieved = float((negatives > threshold).mean())
-    return TruePositiveRate(fpr, m, n, hits / m, binomial_interval(hits, m), threshold, achieved)
+    descending = np.sort(negatives)[::-1]
+    threshold = float(descending[n_allowed])
+    few, many = (int(stats.binom.ppf(q, n, fpr)) for q in (ONE_SIDE, 1.0 - ONE_SIDE))
+    above_highest = int((positives > descending[max(few, 1) - 1]).sum())
+    above_lowest = int((positives >= descending[min(many, n - 1)]).sum())
+    confidence = 1.0 - 2.0 * ONE_SIDE
+    return TruePositiveRate(
+        fpr,
+        m,
+        n,
+        float((positives > threshold).mean()),
+        (binomial_interval(above_highest, m, confidence)[0], binomial_interval(above_lowest, m, confidence)[1]),
+        threshold,
+        float((negatives > threshold).mean()),
+    )
+
+
+def _one_of_each(values: Array, labels: NDArray[Any]) -> Array:
+    """The first image of each near-duplicate group."""
+    return np.asarray(values[np.unique(labels, return_index=True)[1]])
 
 
 def roc(positives: Array, negatives: Array) -> tuple[Array, Array]:

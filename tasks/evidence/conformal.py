@@ -16,7 +16,7 @@ Source: Bates, Candes, Lei, Romano & Sesia 2023, *Testing for outliers with conf
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Flags(Record):
     """Benjamini-Hochberg adjusted p-values, (n,): the smallest alpha at which the image would be flagged."""
     flagged: NDArray[np.bool_]
     """(n,), adjusted <= alpha."""
+    score: str = ""
+    """Whose values these are."""
     alpha: float
     n_images: int
     n_controls: int
@@ -53,8 +55,22 @@ class Flags(Record):
     reason: str = ""
     method: str = "conformal p-values, Benjamini-Hochberg"
     assumptions: str = (
-        "an image that is not memorized is exchangeable with the controls: same source, no near duplicates"
+        "an image that the model was not trained on is exchangeable with the controls: same source, no near duplicates"
     )
+
+    def voided(self, reason: str) -> Flags:
+        """The same with no image flagged: the controls are none."""
+        if self.status != "ok":
+            return self
+        return replace(
+            self,
+            flagged=np.zeros(len(self.flagged), dtype=np.bool_),
+            n_flagged=0,
+            p_cutoff=None,
+            false_flags_if_none_memorized=None,
+            status="void",
+            reason=reason,
+        )
 
 
 def conformal_p_values(scores: Array, controls: Array) -> Array:
@@ -67,7 +83,9 @@ def conformal_p_values(scores: Array, controls: Array) -> Array:
     return np.where(np.isfinite(scores), (1.0 + at_least) / (len(controls) + 1.0), np.nan)
 
 
-def flag(scores: Array, controls: Array, *, alpha: float = 0.05, higher_is_positive: bool = True) -> Flags:
+def flag(
+    scores: Array, controls: Array, *, alpha: float = 0.05, higher_is_positive: bool = True, score: str = ""
+) -> Flags:
     """Flag the images whose score is too high (low, if not ``higher_is_positive``) for one of the controls.
 
     Raises:
@@ -89,6 +107,7 @@ def flag(scores: Array, controls: Array, *, alpha: float = 0.05, higher_is_posit
         p_values=p_values,
         adjusted=adjusted,
         flagged=flagged,
+        score=score,
         alpha=alpha,
         n_images=n_images,
         n_controls=n_controls,

@@ -57,8 +57,8 @@ def confounders(images: NDArray[np.uint8], training: NDArray[np.uint8]) -> dict[
     Args:
         training: distinct training images, shaped like ``images``; an image found among them is not its own neighbour.
     """
-    flat = (_unit_pixels(group).reshape(len(group), -1) for group in (images, training))
-    around = surroundings(*flat)
+    flat, references = (_unit_pixels(group).reshape(len(group), -1) for group in (images, training))
+    around = surroundings(flat, references)
     return {
         "nearest_distance": around.nearest_distance,
         "local_density": around.mean_distance,

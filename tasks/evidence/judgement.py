@@ -1,7 +1,7 @@
 """Does a score predict what really comes out? Each score against the counted reproductions of the training images.
 
 The counts are the truth here, and no score enters them. Only distinct training images are judged: a repeated image has
-one score and one count.
+one score and one count. Near duplicates of each other are one original: a copy of one of them counts for each.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def judge(
 
     Args:
         scores: by name; what is not finite is left out and counted.
-        hits: how often each image came out of ``n_generated`` samples.
+        hits: how often each image, or a near duplicate of it, came out of ``n_generated`` samples.
         groups: near-duplicate labels, resampled and permuted whole.
     """
     return {name: _judge(name, values, hits, n_generated, groups, seed) for name, values in scores.items()}

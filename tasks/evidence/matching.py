@@ -1,11 +1,14 @@
 """Which training image does a generated image reproduce? Exact nearest neighbours and the published decision rules.
 
-Everywhere the references must be *distinct*: of an image that occurs several times, one. A repeat would be its own
-second neighbour, and no rule could ever be met.
+Near duplicates count as one image. Beside a near twin the second nearest image is as near as the nearest, and no copy
+of either would ever meet the ratio rule; so the second distance is the one to the nearest image of *another*
+near-duplicate group. An image's surroundings are without its own group, and the caller gives one image of each other
+group. Of an image that occurs several times the references have one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +22,10 @@ BLOCK_VALUES = 2**21
 """Most pixel differences held at once, 8 bytes each."""
 REFERENCE_VALUES = 2**26
 """Most reference values held at once, 4 bytes each: 256 MiB."""
+MOST_PASSED_OVER = 256
+"""Most references of a left-out group that are found and dropped; a larger group is taken out before the search."""
+
+Labels = NDArray[np.int64]
 
 
 class References(Protocol):
@@ -33,9 +40,9 @@ class Neighbours(NamedTuple):
     """The k nearest references of each query, nearest first."""
 
     distances: NDArray[np.float64]
-    """l2, (n_queries, k)."""
+    """l2, (n_queries, k); infinite where there are fewer than k."""
     indices: NDArray[np.int64]
-    """Row of the reference, (n_queries, k)."""
+    """Row of the reference, (n_queries, k); -1 where there are fewer than k."""
 
 
 class Surroundings(NamedTuple):
@@ -47,46 +54,96 @@ class Surroundings(NamedTuple):
     """Mean l2 to the nearest others, ``N_SURROUNDING`` of them or as many as there are, (n_images,)."""
 
 
-def nearest(queries: NDArray[np.float32], references: References, k: int) -> Neighbours:
+def nearest(
+    queries: NDArray[np.float32],
+    references: References,
+    k: int,
+    *,
+    groups: Labels | None = None,
+    left_out: Labels | None = None,
+) -> Neighbours:
     """Exact l2 nearest neighbours of ``queries`` (n, d) among distinct ``references`` (m, d): min(k, m) of each.
 
     The references are gone through block by block, ``REFERENCE_VALUES`` at a time, and the k best so far are kept:
     memory is that of one block and of the queries, whatever m is. Equal distances are ordered by row.
+
+    Args:
+        groups: near-duplicate labels of the references, (m,).
+        left_out: labels of the groups that are passed over, for each query, (n, e).
     """
-    k = min(k, len(references))
-    best = Neighbours(np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.int64))
-    block = max(1, REFERENCE_VALUES // max(1, queries.shape[1]))
-    for begin in range(0, len(references), block):
-        found = _nearest_in_block(queries, references[begin : begin + block], k)
-        best = _best(best, Neighbours(found.distances, found.indices + begin), k)
+    k, best = min(k, len(references)), _nothing(len(queries), 0)
+    groups, left_out = _labels(len(queries), len(references), groups, left_out)
+    for rows in _blocks(queries, references):
+        found = _nearest_in_block(queries, references[rows], k, groups[rows], left_out)
+        best = _best(best, _moved(found, rows.start), k)
     return best
 
 
-def surroundings(images: NDArray[np.float32], references: References) -> Surroundings:
+def nearest_two_groups(
+    queries: NDArray[np.float32], references: References, groups: Labels, left_out: Labels | None = None
+) -> Neighbours:
+    """Of each query (n, d) the nearest reference, and the nearest of another near-duplicate group: (n, 2).
+
+    Exact, and block by block as :func:`nearest`. If the nearest image of all lies in group G, then of any block the
+    nearest outside G is the block's nearest, or, where that lies in G, the block's nearest of another group. So two
+    references of each block are enough, however many members the groups have.
+
+    Args:
+        groups: near-duplicate labels of the references, (m,); an image without near duplicates has a label of its own.
+        left_out: labels of the groups that are passed over, for each query, (n, e).
+    """
+    best = _nothing(len(queries), 2)
+    groups, left_out = _labels(len(queries), len(references), groups, left_out)
+    for rows in _blocks(queries, references):
+        found = _two_groups_in_block(queries, references[rows], groups[rows], left_out)
+        both = _best(best, _moved(found, rows.start), 4)
+        best = _of_two_groups(both, groups)
+    return best
+
+
+def surroundings(
+    images: NDArray[np.float32], references: References, *, groups: Labels | None = None, left_out: Labels | None = None
+) -> Surroundings:
     """Distances from each image to the *other* references: one that is identical is the image itself.
 
+    Args:
+        groups: near-duplicate labels of the references, (m,).
+        left_out: labels of the groups that are not counted as others, for each image, (n, e): its own, for a start.
+
     Raises:
-        ValueError: fewer than two references, or references that are not distinct.
+        ValueError: an image has no others, or the references are not distinct.
     """
     if len(references) < 2:
         raise ValueError("at least two distinct training images are needed to speak of an image's surroundings")
-    distances = nearest(images, references, N_SURROUNDING + 1).distances
-    _require_distinct(distances)
-    is_itself = distances[:, :1] == 0.0
-    others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
-    return Surroundings(others[:, 0], others.mean(axis=1))
+    if left_out is None:
+        distances = nearest(images, references, N_SURROUNDING + 1).distances
+        _require_distinct(distances)
+        is_itself = distances[:, :1] == 0.0
+        others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
+    else:
+        others = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out).distances
+    n_others = np.isfinite(others).sum(axis=1)
+    if not n_others.all():
+        raise ValueError("all training images are near duplicates of one image: it has no surroundings")
+    return Surroundings(others[:, 0], np.where(np.isfinite(others), others, 0.0).sum(axis=1) / n_others)
 
 
 def ratio_rule(neighbours: Neighbours, threshold: float = RATIO_THRESHOLD) -> NDArray[np.bool_]:
-    """Does each query reproduce its nearest reference: d_1 / d_2 < threshold, d_2 to the second *distinct* reference?
+    """Does each query reproduce its nearest reference: d_1 / d_2 < threshold?
+
+    Args:
+        neighbours: d_1 to the nearest reference, d_2 to the nearest one of another near-duplicate group
+            (:func:`nearest_two_groups`), or to the second *distinct* one where groups are not known.
 
     Source: Yoon et al. 2023; Gu et al., *On Memorization in Diffusion Models*, arXiv 2310.02664.
 
     Raises:
-        ValueError: fewer than two references, or references that are not distinct.
+        ValueError: fewer than two references or groups of them, or references that are not distinct.
     """
     if neighbours.distances.shape[1] < 2:
         raise ValueError("the ratio rule needs at least two distinct training images")
+    if not np.isfinite(neighbours.distances[:, 1]).all():
+        raise ValueError("the ratio rule needs training images of at least two near-duplicate groups")
     _require_distinct(neighbours.distances)
     return np.asarray(neighbours.distances[:, 0] < threshold * neighbours.distances[:, 1])
 
@@ -97,28 +154,116 @@ def adaptive_rule(
     """Does each query reproduce its nearest reference i: d_1 < factor * mean distance from i to its 50 neighbours?
 
     Args:
-        mean_distances: of each reference, (m,): ``surroundings(references, references).mean_distance``.
+        mean_distances: from each query's nearest reference to its surroundings, (n,): see :func:`surroundings`.
 
     Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
     """
-    return np.asarray(neighbours.distances[:, 0] < factor * mean_distances[neighbours.indices[:, 0]])
+    return np.asarray(neighbours.distances[:, 0] < factor * mean_distances)
 
 
-def _nearest_in_block(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> Neighbours:
-    """The neighbours of each query within one block, not yet in order.
+def _blocks(queries: NDArray[np.float32], references: References) -> Iterator[slice]:
+    block = max(1, REFERENCE_VALUES // max(1, queries.shape[1]))
+    return (slice(begin, begin + block) for begin in range(0, len(references), block))
 
-    scikit-learn finds them by |q|^2 - 2 q.r + |r|^2 in float64, without ever holding the (n, m) distances. That form
-    loses what near copies differ in, so the distances are computed again by subtraction.
+
+def _labels(n: int, m: int, groups: Labels | None, left_out: Labels | None) -> tuple[Labels, Labels]:
+    """Labels of m references, and those left out for n queries: without them, every reference counts."""
+    if left_out is not None and groups is None:
+        raise ValueError("groups can be left out only where the references' groups are given")
+    none, alone = np.empty((n, 0), dtype=np.int64), np.arange(m)
+    return alone if groups is None else groups, none if left_out is None else left_out
+
+
+def _nearest_in_block(
+    queries: NDArray[np.float32], references: NDArray[np.float32], k: int, groups: Labels, left_out: Labels
+) -> Neighbours:
+    """The k nearest of each query within one block, without its left-out groups.
+
+    Of a query that leaves out p references of the block, k + p are looked for, and k others are surely among them.
+    """
+    indices = np.full((len(queries), k), -1, dtype=np.int64)
+    n_passed = _group_sizes(groups, left_out).sum(axis=1)
+    few, many = np.flatnonzero(n_passed <= MOST_PASSED_OVER), np.flatnonzero(n_passed > MOST_PASSED_OVER)
+    if len(few):
+        found = _search(queries[few], references, k + int(n_passed[few].max()))
+        is_left_out = np.zeros(found.shape, dtype=np.bool_)
+        for labels in left_out[few].T:
+            is_left_out |= groups[found] == labels[:, None]
+        others_first = np.argsort(is_left_out, axis=1, kind="stable")[:, :k]
+        found = np.where(is_left_out, -1, found)
+        indices[few, : others_first.shape[1]] = np.take_along_axis(found, others_first, axis=1)
+    for labels in np.unique(left_out[many], axis=0):
+        rows = many[(left_out[many] == labels).all(axis=1)]
+        others = np.flatnonzero(~np.isin(groups, labels))
+        if len(others):
+            found = others[_search(queries[rows], references[others], k)]
+            indices[rows, : found.shape[1]] = found
+    return Neighbours(_distances(queries, references, indices), indices)
+
+
+def _two_groups_in_block(
+    queries: NDArray[np.float32], references: NDArray[np.float32], groups: Labels, left_out: Labels
+) -> Neighbours:
+    """Of each query the block's nearest and its nearest of another group."""
+    found = _best(_nothing(len(queries), 0), _nearest_in_block(queries, references, 2, groups, left_out), 2)
+    first = groups[found.indices[:, 0]]
+    alike = np.flatnonzero((found.indices[:, 1] >= 0) & (first == groups[found.indices[:, 1]]))
+    if len(alike):
+        passed = np.column_stack([left_out[alike], first[alike]])
+        second = _nearest_in_block(queries[alike], references, 1, groups, passed)
+        found.distances[alike, 1], found.indices[alike, 1] = second.distances[:, 0], second.indices[:, 0]
+    return found
+
+
+def _of_two_groups(ordered: Neighbours, groups: Labels) -> Neighbours:
+    """The first column, and the first after it of another group: infinite and -1 where there is none."""
+    distances, indices = ordered
+    is_other = (indices >= 0) & (groups[indices] != groups[indices[:, :1]])
+    second = np.argmax(is_other, axis=1)[:, None]
+    has_other = np.take_along_axis(is_other, second, axis=1)
+    return Neighbours(
+        np.hstack([distances[:, :1], np.where(has_other, np.take_along_axis(distances, second, axis=1), np.inf)]),
+        np.hstack([indices[:, :1], np.where(has_other, np.take_along_axis(indices, second, axis=1), -1)]),
+    )
+
+
+def _search(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Rows of the k nearest references of each query, nearest first.
+
+    scikit-learn finds them by |q|^2 - 2 q.r + |r|^2 in float64, without ever holding the (n, m) distances.
     """
     search = NearestNeighbors(n_neighbors=min(k, len(references)), algorithm="brute").fit(references)
-    indices = search.kneighbors(queries, return_distance=False)
+    return np.asarray(search.kneighbors(queries, return_distance=False), dtype=np.int64)
+
+
+def _distances(
+    queries: NDArray[np.float32], references: NDArray[np.float32], indices: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """l2 by subtraction, (n, k): the form that the search uses loses what near copies differ in. Infinite at -1."""
     distances = np.empty(indices.shape)
-    block = max(1, BLOCK_VALUES // (indices.shape[1] * references.shape[1]))
+    block = max(1, BLOCK_VALUES // max(1, indices.shape[1] * references.shape[1]))
     for begin in range(0, len(queries), block):
         rows = slice(begin, begin + block)
         differences = queries[rows, None].astype(np.float64) - references[indices[rows]]
         distances[rows] = np.linalg.norm(differences, axis=2)
-    return Neighbours(distances, indices.astype(np.int64))
+    distances[indices < 0] = np.inf
+    return distances
+
+
+def _group_sizes(groups: Labels, labels: Labels) -> NDArray[np.int64]:
+    """How many of the references are in the group of each label, of the labels' shape."""
+    known, sizes = np.unique(groups, return_counts=True)
+    at = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    return np.where(known[at] == labels, sizes[at], 0)
+
+
+def _nothing(n: int, k: int) -> Neighbours:
+    return Neighbours(np.full((n, k), np.inf), np.full((n, k), -1, dtype=np.int64))
+
+
+def _moved(found: Neighbours, begin: int) -> Neighbours:
+    """Rows of a block as rows of all references."""
+    return Neighbours(found.distances, np.where(found.indices < 0, -1, found.indices + begin))
 
 
 def _best(some: Neighbours, others: Neighbours, k: int) -> Neighbours:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.evidence.areas import Z, auc_difference
 from tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,
@@ -19,9 +20,8 @@ from tasks.evidence.statistics import (
     Array,
     Record,
     Status,
-    percentile_interval,
+    auc,
     rank_correlations,
-    resampled_auc,
     resampled_counts,
 )
 
@@ -53,7 +53,10 @@ class PredictionComparison(Record):
     """With the number of times."""
     conclusion: Conclusion | None = None
     """Of the second score, by the bounds of the interval of the difference in AUC."""
-    method: str = f"paired percentile bootstrap, {N_RESAMPLES} resamples; two intervals, not corrected for each other"
+    method: str = (
+        f"AUC: paired DeLong and MOVER; Spearman: normal, with the spread of {N_RESAMPLES} paired resamples; two "
+        "intervals, not corrected for each other"
+    )
     assumptions: str = ""
     status: Status = "ok"
     reason: str = ""
@@ -86,9 +89,8 @@ def compare_predictions(
         return PredictionComparison(**head, status="not computable", reason=reason)
     whole = np.ones((1, len(a)))
     draws = [whole, *resampled_counts(len(a), seed, None if groups is None else groups[kept])]
-    areas = [np.concatenate([resampled_auc(score, positive, counts) for counts in draws]) for score in (a, b)]
     ranks = [np.concatenate([rank_correlations(score, outcomes, counts) for counts in draws]) for score in (a, b)]
-    area = _difference(*areas)
+    area = _area_difference(a, b, positive, None if groups is None else groups[kept])
     return PredictionComparison(
         **head,
         auc=area,
@@ -97,14 +99,21 @@ def compare_predictions(
     )
 
 
+def _area_difference(a: Array, b: Array, positive: NDArray[np.bool_], groups: NDArray[Any] | None) -> Difference:
+    labels = None if groups is None else (groups[positive], groups[~positive])
+    first, second = (a[positive], a[~positive]), (b[positive], b[~positive])
+    found = auc_difference(first, second, labels)
+    areas = auc(*first), auc(*second)
+    return Difference(first=areas[0], second=areas[1], difference=found.value, interval_95=(found.low, found.high))
+
+
 def _difference(first: Array, second: Array) -> Difference:
     """Of values whose first is that of the whole sample, the others those of the resamples."""
     differences = second - first
+    value, finite = float(differences[0]), differences[1:][np.isfinite(differences[1:])]
+    half = Z * float(finite.std(ddof=1))
     return Difference(
-        first=float(first[0]),
-        second=float(second[0]),
-        difference=float(differences[0]),
-        interval_95=percentile_interval(differences[1:]),
+        first=float(first[0]), second=float(second[0]), difference=value, interval_95=(value - half, value + half)
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
-Status = Literal["ok", "not computable", "not estimable"]
+Status = Literal["ok", "not computable", "not estimable", "void"]
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 2000
@@ -64,7 +64,9 @@ class Correlation(Record):
     interval_95: tuple[float, float] | None = None
     p_value: float | None = None
     """None where near duplicates share a group: Student's t would count them as independent images."""
-    method: str = f"Spearman; percentile bootstrap, {N_RESAMPLES} resamples; p two-sided from Student's t"
+    method: str = (
+        f"Spearman; normal on Fisher's z, bootstrap error of {N_RESAMPLES} resamples; p two-sided, Student's t"
+    )
     assumptions: str = INDEPENDENT
     status: Status = "ok"
     reason: str = ""
@@ -122,34 +124,6 @@ def standardised_difference(positives: Array, negatives: Array) -> float:
     return float((np.mean(positives) - np.mean(negatives)) / s) if s > 0.0 else 0.0
 
 
-def auc_interval(
-    positives: Array, negatives: Array, seed: int, groups: tuple[NDArray[Any], NDArray[Any]] | None = None
-) -> Interval:
-    """AUC with its bootstrap interval, finite scores only.
-
-    Where one group lies wholly above the other every resample agrees and the bootstrap would claim certainty; the
-    bound then is that of min(m, n) disjoint pairs, all won: Clopper-Pearson.
-
-    Args:
-        groups: near-duplicate labels of the positives and of the negatives; what shares one is drawn together.
-    """
-    value = auc(positives, negatives)
-    if value in (0.0, 1.0):
-        n_pairs = min(map(_n_units, (positives, negatives), groups or (None, None)))
-        low, high = binomial_interval(round(value * n_pairs), n_pairs)
-        return Interval(value, low, high, f"Clopper-Pearson over {n_pairs} disjoint pairs", _assumption(groups))
-    order = np.argsort(negatives, kind="stable")
-    below = np.searchsorted(negatives[order], positives, side="left")
-    not_above = np.searchsorted(negatives[order], positives, side="right")
-
-    def areas(drawn: Array, drawn_negative: Array) -> Array:
-        cumulative = np.pad(drawn_negative[:, order].cumsum(axis=1), ((0, 0), (1, 0)))
-        wins = drawn * (cumulative[:, below] + cumulative[:, not_above])
-        return np.asarray(wins.sum(axis=1) / (2.0 * drawn.sum(axis=1) * drawn_negative.sum(axis=1)))
-
-    return _two_sample_interval(value, areas, (positives, negatives), seed, groups)
-
-
 def median_difference_interval(
     positives: Array, negatives: Array, seed: int, groups: tuple[NDArray[Any], NDArray[Any]] | None = None
 ) -> Interval:
@@ -172,20 +146,20 @@ def spearman(x: Array, y: Array, seed: int, groups: NDArray[Any] | None = None) 
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
     groups = None if groups is None else groups[kept]
-    head: dict[str, Any] = {"n": len(x), "n_excluded": int((~kept).sum()), "assumptions": _assumption(groups)}
+    head: dict[str, Any] = {"n": len(x), "n_excluded": int((~kept).sum()), "assumptions": assumption(groups)}
     if len(x) < 3 or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
         reason = f"{len(x)} pairs: at least 3 are needed" if len(x) < 3 else "all values of one of the two are equal"
         return Correlation(**head, status="not computable", reason=reason)
     result = stats.spearmanr(x, y)
     value = float(result.statistic)
-    is_alone = _n_units(x, groups) == len(x)
+    is_alone = n_units(x, groups) == len(x)
     head |= {"value": value, "p_value": float(result.pvalue) if is_alone else None}
     reason = "" if is_alone else "no p-value: near duplicates are not independent draws"
     if abs(value) > 1.0 - 1e-12:
         reasons = [*filter(None, [reason]), "no interval: in perfect order every resample agrees"]
         return Correlation(**head, reason="; ".join(reasons))
     replicates = [rank_correlations(x, y, counts) for counts in resampled_counts(len(x), seed, groups)]
-    return Correlation(**head, interval_95=percentile_interval(np.concatenate(replicates)), reason=reason)
+    return Correlation(**head, interval_95=_fisher_interval(value, np.concatenate(replicates)), reason=reason)
 
 
 def reliability_curve(scores: Array, outcomes: NDArray[np.bool_], n_bins: int = 10) -> Reliability:
@@ -212,7 +186,7 @@ def resampled_counts(
         ValueError: a group label is missing (NaN).
     """
     generator = np.random.default_rng(seed)
-    group_of = _group_numbers(n, groups)
+    group_of = group_numbers(n, groups)
     n_groups = int(group_of.max()) + 1
     stratum_of = np.zeros(n_groups, dtype=np.int64)
     if strata is not None:
@@ -233,9 +207,19 @@ def percentile_interval(replicates: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _fisher_interval(value: float, replicates: Array) -> tuple[float, float]:
+    """tanh(z -+ 1.96 s), z = artanh(value), s the spread of z over the resamples.
+
+    Unlike percentiles, which a resample's ties pull away from it, this always holds the value.
+    """
+    z = np.arctanh(np.clip(replicates[np.isfinite(replicates)], -1.0 + 1e-6, 1.0 - 1e-6))
+    half = stats.norm.ppf((1.0 + CONFIDENCE) / 2.0) * z.std(ddof=1)
+    return float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half))
+
+
 def group_sums(values: Array, groups: NDArray[Any] | None) -> tuple[Array, Array]:
     """Sum and number of the values in each near-duplicate group; without groups each value is its own."""
-    numbers = _group_numbers(len(values), groups)
+    numbers = group_numbers(len(values), groups)
     return np.bincount(numbers, weights=values).astype(np.float64), np.bincount(numbers).astype(np.float64)
 
 
@@ -254,7 +238,7 @@ def _two_sample_interval(
     low, high = percentile_interval(np.concatenate(replicates))
     unit = "images" if groups is None else "near-duplicate groups"
     method = f"percentile bootstrap over {unit}, {N_RESAMPLES} resamples"
-    return Interval(value, low, high, method, _assumption(groups))
+    return Interval(value, low, high, method, assumption(groups))
 
 
 def _medians(values: Array, counts: Array) -> Array:
@@ -266,14 +250,6 @@ def _medians(values: Array, counts: Array) -> Array:
     upper = (cumulative <= total // 2).sum(axis=1)
     padded = np.append(values[order], np.nan)
     return np.asarray((padded[lower] + padded[upper]) / 2.0)
-
-
-def resampled_auc(values: Array, is_positive: NDArray[np.bool_], counts: Array) -> Array:
-    """AUC of each resample, (b,): U / (m n) from midranks; NaN for one without positives or without negatives."""
-    positive = counts * is_positive
-    m, n = positive.sum(axis=1), (counts * ~is_positive).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(((positive * midranks(values, counts)).sum(axis=1) - m * (m + 1) / 2) / (m * n))
 
 
 def rank_correlations(x: Array, y: Array, counts: Array) -> Array:
@@ -300,7 +276,12 @@ def _draw(n_rows: int, n: int, generator: np.random.Generator) -> NDArray[np.int
     return np.bincount(draws.ravel(), minlength=n_rows * n).reshape(n_rows, n)
 
 
-def _group_numbers(n: int, groups: NDArray[Any] | None) -> NDArray[np.int64]:
+def group_numbers(n: int, groups: NDArray[Any] | None) -> NDArray[np.int64]:
+    """Number of each image's group, 0 ...; without groups each image is its own.
+
+    Raises:
+        ValueError: a group label is missing (NaN).
+    """
     if groups is None:
         return np.arange(n)
     if groups.dtype.kind == "f" and np.isnan(groups).any():
@@ -308,11 +289,13 @@ def _group_numbers(n: int, groups: NDArray[Any] | None) -> NDArray[np.int64]:
     return np.asarray(np.unique(groups, return_inverse=True)[1], dtype=np.int64)
 
 
-def _n_units(values: Array, groups: NDArray[Any] | None) -> int:
+def n_units(values: Array, groups: NDArray[Any] | None) -> int:
+    """Near-duplicate groups, or without them images."""
     return len(values) if groups is None else len(np.unique(groups))
 
 
-def _assumption(groups: object) -> str:
+def assumption(groups: object) -> str:
+    """What an interval takes the images for."""
     return INDEPENDENT if groups is None else INDEPENDENT_GROUPS
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.evidence.areas import auc_interval
 from tasks.evidence.confounders import fit_score_model
 from tasks.evidence.paired import compare_predictions
 from tasks.evidence.statistics import (
@@ -29,7 +30,6 @@ from tasks.evidence.statistics import (
     Interval,
     Record,
     Status,
-    auc_interval,
     median_difference_interval,
 )
 
@@ -155,7 +155,7 @@ def _property(
         float(np.median(a)),
         float(np.median(b)),
         median_difference_interval(a, b, seed, labels),
-        auc_interval(a, b, seed, labels),
+        auc_interval(a, b, labels),
     )
 
 

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from tasks.reporting.formats import ABSENT, code_span, is_finite, markdown_text, number, percent, setting
-from tasks.reporting.gate import Case, Measurement
+from tasks.reporting.gate import Case
+from tasks.reporting.gate_bounds import Measurement
+from tasks.reporting.gate_evidence import RULES_OF_COPIES
+from tasks.reporting.headline import GROWTH, answers, membership_score, score_title
 
 QUESTIONS = {
-    "auc": "Of random pairs, one trained and one held out: the trained image is easier to reproduce (50% is chance)",
+    "auc": "Membership: of random pairs, the training image scores higher than the held-out one (50% is chance)",
     "flag_rate": "Training images flagged: they score too high for held-out ones",
-    "memorized_share": "Generated images that are copies of a training image",
+    "memorized_share": "Reproduction: generated images that are copies of a training image",
     "odds": "Chance that a generated image is the most likely training image",
 }
+BY_GROWTH = "The same pairs by log growth instead of the {}"
 PAIRS_BY_PIXELS = "The same pairs told apart by pixels alone, without the model (blind baseline)"
 OF_NOBODY = "Nothing here says who can be recognised in an image, or what the law makes of it."
 LIMITS_OF_MODELS = ("Fine-tuning, another sampler or guidance may bring out other images.", OF_NOBODY)
 LIMITS_OF_DATA = (
-    "Measured through one model: another model, or a longer training, may memorize other images.",
+    "Measured through one model: another model, or a longer training, may reproduce other images.",
     OF_NOBODY,
 )
 
@@ -49,13 +53,13 @@ class CardInputs:
 
 
 def model_section(inputs: CardInputs) -> str:
-    """How much the model memorized."""
+    """Whether the model tells its training images apart, and whether they come out of it."""
     name, checkpoint = _name(inputs.record.get("model")), _of(inputs.record, "scoring", "checkpoint_sha256")
     return _markdown(
-        "## Memorization",
+        "## Membership and reproduction of training images",
         f"How easily the diffusion model {markdown_text(name)} (SHA-256 {code_span(checkpoint or 'unknown')}) gives "
         f"its training images back, measured with {_tool(inputs)} by whoever has weights and images (white box).",
-        f"**{markdown_text(_of(inputs.evidence, 'verdict', 'sentence') or 'No verdict.')}**",
+        _answers(inputs),
         _measured(inputs),
         _flags(inputs),
         _reproduced(inputs),
@@ -79,12 +83,12 @@ def dataset_section(inputs: CardInputs) -> str:
         "items that could not be used": summary["n_rejected"],
     }
     return _markdown(
-        "## Duplicates and memorization",
+        "## Duplicates, membership and reproduction",
         f"What {_tool(inputs)} found in {_sources(inputs, 'train')}, and what {markdown_text(_name(_model(inputs)))}, "
         "a diffusion model trained on it, gives back.",
         _table(("", "number"), [(what, number(n)) for what, n in counts.items()]),
         _by_copies(inputs),
-        f"**{markdown_text(_of(inputs.evidence, 'verdict', 'sentence') or 'No verdict.')}**",
+        _answers(inputs),
         _measured(inputs),
         _flags(inputs),
         _reproduced(inputs),
@@ -116,14 +120,31 @@ def model_metadata(inputs: CardInputs) -> str:
     return f"---\n{content.to_yaml()}\n---\n"
 
 
+def _answers(inputs: CardInputs) -> str:
+    """Both, in the report's words."""
+    found = answers(inputs.evidence)
+    told = [
+        f"**{answer.label}.** {markdown_text(answer.sentence)}" for answer in (found.membership, found.reproduction)
+    ]
+    return "\n\n".join(told)
+
+
 def _measured(inputs: CardInputs) -> str:
     measurements = {QUESTIONS[name]: m for name, m in inputs.case.measurements.items()}
-    blind = _of(inputs.evidence, "blind_baseline", "auc") or {}
-    low, high = blind.get("interval_95") or (None, None)
-    n = _of(inputs.evidence, "blind_baseline", "n_holdout")
-    measurements[PAIRS_BY_PIXELS] = Measurement(blind.get("value"), low, high, n)
+    measurements[PAIRS_BY_PIXELS] = _interval(_of(inputs.evidence, "blind_baseline"), "n_holdout")
+    if (score := membership_score(inputs.evidence)) != GROWTH and not inputs.case.measurements["auc"].problem():
+        measurements[BY_GROWTH.format(score_title(score))] = _interval(
+            _of(inputs.evidence, "comparisons", "train_vs_holdout", GROWTH), "n_negative"
+        )
     rows = [(question, *_cells(measurement)) for question, measurement in measurements.items()]
     return _table(("question", "measured", "95% interval", "images"), rows)
+
+
+def _interval(content: Mapping[str, Any] | None, n: str) -> Measurement:
+    """The ``auc`` of a comparison."""
+    area = _of(content or {}, "auc") or {}
+    low, high = area.get("interval_95") or (None, None)
+    return Measurement(area.get("value"), low, high, (content or {}).get(n))
 
 
 def _cells(measurement: Measurement) -> tuple[str, str, str]:
@@ -139,29 +160,42 @@ def _share(value: Any) -> str:
 
 
 def _flags(inputs: CardInputs) -> str:
+    """Nothing where they do not count: the table says why."""
     flags = inputs.evidence.get("conformal") or {}
-    if flags.get("status") != "ok":
+    if inputs.case.measurements["flag_rate"].problem():
         return ""
     expected = flags.get("false_flags_if_none_memorized")
     return (
         f"{number(flags['n_flagged'])} of {number(flags['n_images'])} training images are flagged. Averaged over "
         f"draws of the controls, at most {setting(100 * flags['alpha'])}% of the flagged images are false; in a run "
         "that flags anything the share may be larger."
-        + ("" if expected is None else f" False flags expected if no image were memorized: {number(expected, 1)}.")
+        + ("" if expected is None else f" Flags expected by chance alone: {number(expected, 1)}.")
     )
 
 
 def _reproduced(inputs: CardInputs) -> str:
+    """What came out by the believed rule, the rule's own false copies, and the other rule's count."""
     found = inputs.evidence.get("reproductions")
-    if not found:
-        return "No images were generated and held against the training images, so nothing was counted as reproduced."
+    answer = _of(inputs.evidence, "verdict", "reproduction") or {}
+    if not found or answer.get("rule") not in RULES_OF_COPIES:
+        return "This run counted no generated images, so it says nothing about what comes out."
     how = _of(inputs.record, "extraction", "parameters") or {}
     sampler = f" ({markdown_text(how['sampler'])}, {setting(how['steps'])} steps)" if how else ""
-    return (
-        f"{number(found['ratio']['n_reproduced_training_images'])} of {number(found['n_training_images'])} distinct "
-        f"training images came out among {number(found['n_samples'])} generated ones{sampler}; what counts as a copy: "
-        f"{markdown_text(found['ratio']['rule'])}, {number(found['ratio']['threshold'])}."
+    rule, other = answer["rule"], next(name for name in RULES_OF_COPIES if name != answer["rule"])
+    counted, beside = found.get(rule) or {}, found.get(other) or {}
+    false = _of(counted, "false_copies", "pooled")
+    measured = (
+        "not measured" if not false else f"{number(false['k'])} of {number(false['n'])} ({_share(false['share'])})"
     )
+    lines = [
+        f"{number(counted.get('n_reproduced_training_images'))} of {number(found.get('n_training_images'))} distinct "
+        f"training images came out among {number(found.get('n_samples'))} generated ones{sampler}; what counts as a "
+        f"copy: {markdown_text(counted.get('rule'))}, {number(counted.get('threshold'))}.",
+        f"The rule's false copies, where there can be no copy: {measured}.",
+        f"By the {other} rule, {number(beside.get('n_copies'))} are copies.",
+        markdown_text(found.get("why_believed") or ""),
+    ]
+    return " ".join(filter(None, lines))
 
 
 def _by_copies(inputs: CardInputs) -> str:
@@ -177,9 +211,10 @@ def _rejects(inputs: CardInputs) -> str:
 def _score(inputs: CardInputs) -> str:
     how = _of(inputs.record, "scoring", "parameters") or {}
     timestep = _of(inputs.evidence, "calibration", "timestep")
-    timestep = how.get("timestep") if timestep is None else f"{timestep}, chosen on images of which none is compared"
+    timestep = how.get("timestep") if timestep is None else f"{timestep}, chosen by cross-fitting"
     return (
-        f"Score: log volume growth along K = {setting(how.get('axes'))} axes in N = {setting(how.get('steps'))} steps, "
+        f"Score: log volume growth along K = {setting(how.get('axes'))} axes in N = {setting(how.get('steps'))} steps "
+        f"(one axis: growth in its direction), "
         f"estimator {markdown_text(how.get('estimator'))}, from timestep {timestep} (Hasegawa & Yasuda, "
         "[arXiv 2503.19429](https://arxiv.org/abs/2503.19429))."
     )

@@ -1,4 +1,8 @@
-"""``compare.html``: what changed from one run to another, and whether their numbers may be compared at all."""
+"""``compare.html``: what differs between two runs, whether their numbers may be compared, and what made the difference.
+
+Of a quantity "changed" is said only where the 95% interval of its difference (MOVER) leaves out 0. A difference between
+two runs of one checkpoint is never said to be one of the model: their inputs differ.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ import pyarrow.compute as pc
 
 from tasks.reporting.formats import number, setting
 from tasks.reporting.gallery import Exhibit
-from tasks.reporting.headline import KeyNumber, Verdict, key_numbers, verdict
+from tasks.reporting.gate_bounds import Measurement, difference
+from tasks.reporting.gate_evidence import calibration_identity
+from tasks.reporting.headline import KeyNumber, Verdict, answers, key_numbers
 from tasks.reporting.page import place, render
 from tasks.reporting.queries import Query, definition
 from tasks.reporting.ranking import SortableTable, sortable_table
@@ -63,17 +69,42 @@ class Pair:
     after: KeyNumber
 
     @property
+    def difference(self) -> Measurement:
+        """After less before, the two taken as independent."""
+        return difference(_measured(self.after), _measured(self.before))
+
+    @property
+    def is_changed(self) -> bool:
+        """The interval of the difference leaves out 0."""
+        found = self.difference
+        return not found.problem() and not found.bounds[1] <= 0.0 <= found.bounds[2]
+
+    @property
     def change(self) -> str:
-        """In words; intervals that overlap are no proof that nothing changed."""
-        a, b = self.before, self.after
-        if a.estimate is None or b.estimate is None or a.low is None or b.low is None:
+        """In words."""
+        if self.before.label != self.after.label:
+            return "Measured by another score in either run: not compared."
+        found = self.difference
+        if found.problem():
             return "Not measured in both."
-        assert a.high is not None
-        assert b.high is not None
-        apart = "do not overlap" if a.high < b.low or b.high < a.low else "overlap"
-        change = number(b.estimate - a.estimate, 3)
-        moved = "no change" if change.strip("−") == "0.000" else change if change.startswith("−") else f"+{change}"
-        return f"{moved}; the intervals {apart}."
+        shown, low, high = (number(bound, 3) for bound in found.bounds)
+        moved = "no change" if shown.strip("−") == "0.000" else shown if shown.startswith("−") else f"+{shown}"
+        verb = "changed" if self.is_changed else "no change is shown"
+        return f"{moved}, 95% interval of the difference {low} to {high}: {verb}."
+
+
+def _measured(item: KeyNumber) -> Measurement:
+    return Measurement(item.estimate, item.low, item.high)
+
+
+def paired(before: ComparedRun, after: ComparedRun) -> dict[str, Pair]:
+    """The key numbers of both runs by name; one that a run lacks is not measured there."""
+    a, b = ({item.name: item for item in key_numbers(run.evidence)} for run in (before, after))
+    lacking = {
+        name: KeyNumber(name, item.label, "not measured", "", "This run does not have it.")
+        for name, item in {**b, **a}.items()
+    }
+    return {name: Pair(a.get(name, lacking[name]), b.get(name, lacking[name])) for name in {**a, **b}}
 
 
 @dataclass(frozen=True)
@@ -111,8 +142,9 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
         )
     warnings = incomparable(before, after)
     is_comparable = not parameter_differences(before, after)
-    pairs = [Pair(*pair) for pair in zip(key_numbers(before.evidence), key_numbers(after.evidence), strict=True)]
-    flags = changed_flags(trend)
+    pairs = paired(before, after)
+    flags = changed_flags(trend) if not void_flags(before, after) else ChangedFlags([], [], 0)
+    found = {"A": answers(before.evidence), "B": answers(after.evidence)}
     counts = _counts(before, after, trend, flags)
     album = Album(after.pictures, {})
     previous, now = (trend[name].to_numpy().astype(np.float64) for name in ("previous_percentile", "percentile"))
@@ -120,12 +152,12 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
     return render(
         "compare.html.j2",
         runs={"A": _described(before), "B": _described(after)},
-        verdicts={"A": verdict(before.evidence), "B": verdict(after.evidence)},
-        sentence=_sentence(verdict(before.evidence), verdict(after.evidence), pairs[0], flags),
+        answers=found,
+        sentence=_sentence(before, after, pairs, flags),
         alone=_alone(counts["in A alone"], counts["in B alone"]),
         warnings=warnings,
         is_redacted=redact,
-        pairs=pairs,
+        pairs=list(pairs.values()),
         shift=shift,
         counts=counts,
         new=_exhibits(flags.new, album),
@@ -138,7 +170,7 @@ def render_comparison(before: ComparedRun, after: ComparedRun, trend: pa.Table, 
         ]
         + [
             Query("comparisons", "intervals and tests of each run.", "jq .comparisons RUN/evidence.json"),
-            Query("generated", "generated copies of each run.", "jq .generated RUN/evidence.json"),
+            Query("verdict", "both answers of each run.", "jq .verdict RUN/evidence.json"),
             Query("run", "inputs, parameters, versions and hashes of each run.", "jq . RUN/run.json"),
         ],
     )
@@ -161,12 +193,55 @@ def incomparable(before: ComparedRun, after: ComparedRun) -> list[str]:
         )
     if before.identity.get("held-out images") != after.identity.get("held-out images"):
         found.append("The held-out images differ: AUCs and flags are against other controls.")
-    how = [(run.evidence.get("generated") or {}) for run in (before, after)]
-    if all(how) and any(how[0].get(key) != how[1].get(key) for key in ("rule", "sampler")):
+    if _differ(before, after, "sampling parameters") or _differ(before, after, "rule of copies"):
         found.append("Copies were generated or counted in another way: their shares do not compare.")
+    if _differ(before, after, "membership score"):
+        found.append("Membership rests on another score in either run: their AUCs do not compare.")
+    if void := void_flags(before, after):
+        found.append(f"Flags are not compared: {void}.")
     if not set(before.ranking["content_hash"].to_pylist()) & set(after.ranking["content_hash"].to_pylist()):
         found.append("The runs have no training image in common.")
     return found
+
+
+def void_flags(before: ComparedRun, after: ComparedRun) -> str:
+    """Which run's flags do not count, since its comparison is void; empty: neither."""
+    names = [
+        name
+        for name, run in (("A", before), ("B", after))
+        if (run.evidence.get("conformal") or {}).get("status") == "void"
+        or ((run.evidence.get("verdict") or {}).get("membership") or {}).get("is_void")
+    ]
+    return f"the comparison with held-out images is void in {' and '.join(names)}" if names else ""
+
+
+def different_inputs(before: ComparedRun, after: ComparedRun) -> list[str]:
+    """What the two runs were given differently, the model aside."""
+    of_growth = [f"{name} ({a} in A, {b} in B)" for name, (a, b) in parameter_differences(before, after).items()]
+    contents = [{(row["content_hash"], row["copies"]) for row in _trained(run)} for run in (before, after)]
+    found = ["training images"] if contents[0] != contents[1] else []
+    found += [name for name in ("held-out images",) if before.identity.get(name) != after.identity.get(name)]
+    names = ("membership score", "sampling parameters", "rule of copies")
+    found += of_growth + [name for name in names if _differ(before, after, name)]
+    if not of_growth and calibration_identity(before.evidence) != calibration_identity(after.evidence):
+        found.append("timesteps that calibration chose in its folds")
+    return found
+
+
+def is_same_model(before: ComparedRun, after: ComparedRun) -> bool:
+    """Both scored a checkpoint of one hash."""
+    a, b = ((run.record.get("scoring") or {}).get("checkpoint_sha256") for run in (before, after))
+    return a is not None and a == b
+
+
+def _trained(run: ComparedRun) -> list[dict[str, Any]]:
+    return list(run.ranking.select(["content_hash", "copies"]).to_pylist())
+
+
+def _differ(before: ComparedRun, after: ComparedRun, title: str) -> bool:
+    """Known in both runs, and not the same."""
+    a, b = before.identity.get(title), after.identity.get(title)
+    return a is not None and b is not None and a != b
 
 
 def _counts(before: ComparedRun, after: ComparedRun, trend: pa.Table, flags: ChangedFlags) -> dict[str, int]:
@@ -205,13 +280,42 @@ def _described(run: ComparedRun) -> dict[str, str]:
     }
 
 
-def _sentence(before: Verdict, after: Verdict, auc: Pair, flags: ChangedFlags) -> str:
-    verdicts = f"{after.label} in both" if before.level == after.level else f"{before.label} in A, {after.label} in B"
-    change = ""
-    if auc.before.estimate is not None and auc.after.estimate is not None:
-        change = f" Trained against held out, the AUC went from {auc.before.value} to {auc.after.value}: {auc.change}"
-    changed = f"newly flagged {number(len(flags.new))}, no longer flagged {number(len(flags.gone))}"
-    return f"{verdicts}.{change} Of the images tested in both runs ({number(flags.n_tested)}): {changed}."
+def _sentence(before: ComparedRun, after: ComparedRun, pairs: Mapping[str, Pair], flags: ChangedFlags) -> str:
+    """Each question by itself, what made the difference if there is one, then the flags."""
+    a, b = answers(before.evidence), answers(after.evidence)
+    told = [
+        _question(a.membership, b.membership, "AUC", pairs["membership"]),
+        _question(a.reproduction, b.reproduction, "Share of copies", pairs["copies"]),
+    ]
+    levels_differ = (a.membership.level, a.reproduction.level) != (b.membership.level, b.reproduction.level)
+    told.append(_cause(before, after, levels_differ, any(pair.is_changed for pair in pairs.values())))
+    if not void_flags(before, after):
+        changed = f"newly flagged {number(len(flags.new))}, no longer flagged {number(len(flags.gone))}"
+        told.append(f"Of the images tested in both runs ({number(flags.n_tested)}): {changed}.")
+    return " ".join(filter(None, told))
+
+
+def _question(before: Verdict, after: Verdict, what: str, pair: Pair) -> str:
+    same = before.level == after.level
+    levels = f"{before.label} in both." if same else f"{before.label} in A, {after.label.lower()} in B."
+    if pair.before.estimate is None or pair.after.estimate is None:
+        return levels
+    return f"{levels} {what}: {pair.before.value} in A, {pair.after.value} in B; {pair.change}"
+
+
+def _cause(before: ComparedRun, after: ComparedRun, levels_differ: bool, is_changed: bool) -> str:
+    """What the two runs differ in: the model, what it was given, both or neither."""
+    inputs = ", ".join(different_inputs(before, after))
+    if is_same_model(before, after):
+        if inputs:
+            return f"The model is the same (equal checkpoint hash). The inputs differ, not the model: {inputs}."
+        unexplained = "What differs comes from the software, the hardware or chance."
+        return f"The model and its inputs are the same. {unexplained if levels_differ or is_changed else ''}".strip()
+    if inputs:
+        return f"The model differs, and so do its inputs: {inputs}. A change may come from either."
+    if levels_differ and not is_changed:
+        return "The answers differ, but no number is shown to have changed: every difference's interval holds 0."
+    return ""
 
 
 def _alone(n_before: int, n_after: int) -> str:

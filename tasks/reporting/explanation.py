@@ -63,16 +63,16 @@ def sentence(facts: Mapping[str, Any]) -> str:
     standing = facts["standing"]
     if "reason" in standing:
         return f"This image has no rank: {standing['reason']}."
-    aside = " It was set aside for calibration: not tested." if standing["is_calibration"] else ""
     n, share = number(standing["n_training_images"]), number(standing["percentile"], 1)
     if standing["rank"] is None:
-        return f"Held out: it would be number {number(standing['rank_if_trained'])} beside {n} training images.{aside}"
+        return f"Held out: it would be number {number(standing['rank_if_trained'])} beside {n} training images."
     flagged = {
         True: " It stands out from the held-out images.",
         False: " It does not stand out from the held-out images.",
     }
-    rank = f"Number {number(standing['rank'])} of {n} training images by log growth, above {share}% of the others."
-    return rank + flagged.get(standing["is_flagged"], aside)
+    score = {"fused": "calibrated log odds of membership"}.get(standing["ranked_by"], "log growth")
+    rank = f"Number {number(standing['rank'])} of {n} training images by {score}, above {share}% of the others."
+    return rank + flagged.get(standing["is_flagged"], "")
 
 
 def _itself(facts: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> Framed:

@@ -112,7 +112,7 @@ def _methods_note(known: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     n_hits = max((one["spearman_with_hits"]["n"] for one in judged.values()), default=None)
     over = f"{number(n_copies)} training images" + (f", with hits over {number(n_hits)}" if judged else "")
     fitted = [name for name in ("fused", "fused_norms", "dime") if name in known]
-    how = f" {', '.join(fitted)} were fitted on the images that calibration set aside." if fitted else ""
+    how = f" {', '.join(fitted)}: each image is scored by a fit that it had no part in." if fitted else ""
     return (
         "AUC and true-positive rate (TPR, at a false-positive rate of 1%): trained against held out, n. Each score is "
         f"read in its own direction: above 0 it rates easier what occurs, or came out, more often. Correlations with "

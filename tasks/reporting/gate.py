@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
+from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from tasks.reporting.formats import number, percent
 from tasks.reporting.gate_bounds import ERROR, Measurement, difference, widened
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
+from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.formats import number, percent
 from tasks.reporting.gate import Case

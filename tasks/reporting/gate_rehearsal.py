@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
-from tasks.evidence.blind import blind_baseline
+from tasks.evidence.blind import BlindBaseline, blind_baseline
 from tasks.evidence.comparison import compare
 from tasks.evidence.conformal import flag
-from tasks.evidence.statistics import binomial_interval
+from tasks.evidence.membership import Grounds, HeldOut, answer
+from tasks.evidence.reproduction import CONTROLS, Counts, of_rule
+from tasks.evidence.reproduction import answer as answer_reproduction
+from tasks.evidence.statistics import Interval, binomial_interval
 from tasks.reporting.gate import Limits, Outcome
 from tasks.reporting.gate_bounds import Measurement, difference
 from tasks.reporting.gate_evidence import ODDS
@@ -61,7 +63,7 @@ class Rehearsal:
 @cache
 def _blind() -> Evidence:
     noise = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
-    return blind_baseline(noise[:100], noise[100:]).as_dict()
+    return {**blind_baseline(noise[:100], noise[100:]).as_dict(), "void": False}
 
 
 @cache
@@ -97,89 +99,58 @@ def _evidence(shift: float, n_copies: int, n: int = N_IMAGES, n_train: int = 0, 
 
 def counted(rule: str, n_copies: int, n_samples: int, n_false: int = 0, n_control: int = 1_000) -> Evidence:
     """Copies by one rule, as ``reproductions`` holds them, beside the rule's false copies of ``n_control`` controls."""
-    (low, high), (least, most) = binomial_interval(n_copies, n_samples), binomial_interval(n_false, n_control)
-    share, false = n_copies / n_samples, n_false / n_control
-    controls = {"n": n_control, "k": n_false, "share": false, "interval_95": [least, most]}
-    excess = difference(Measurement(share, low, high), Measurement(false, least, most))
-    bounds = [float(bound) / (1.0 - false) for bound in excess.bounds]
     return {
         "rule": rule,
         "threshold": 1 / 3,
-        "n_copies": n_copies,
-        "share": share,
-        "interval_95": [low, high],
         "n_reproduced_training_images": min(n_copies, 10),
         "n_reproduced_originals": min(n_copies, 10),
         "n_reproduced_per_1000_samples": min(n_copies, 10) * 1_000.0 / n_samples,
-        "false_copies": {
-            "held_out": controls,
-            "left_out_training": None,
-            "generated_against_held_out": None,
-            "pooled": controls,
-        },
-        "excess": {"value": bounds[0], "interval_95": bounds[1:]},
+        **of_rule(Counts(n_copies, n_samples), {**dict.fromkeys(CONTROLS), "held_out": Counts(n_false, n_control)}),
     }
 
 
 def verdict(comparison: Evidence, blind: Evidence | None, reproductions: Evidence | None) -> Evidence:
-    """Both answers of a made-up run, by the bounds of its intervals; a run's own come from ``tasks/evidence``.
+    """Both answers, from a made-up comparison by the rules of every run.
 
     Args:
-        comparison: trained against held out by the score that membership rests on.
+        comparison: trained against held out by the score that membership rests on, which stands for a directed one too.
+        blind: with ``void``, as if pixels told the two sets apart.
     """
-    answers = {"membership": _membership(comparison, blind), "reproduction": _reproduction(reproductions)}
-    return {"sentence": " ".join(answer["sentence"] for answer in answers.values()), **answers}
+    membership = answer(_grounds(comparison, blind)).as_dict()
+    reproduction = answer_reproduction(reproductions)
+    sentence = f"{membership['sentence']} {reproduction['sentence']}"
+    return {"sentence": sentence, "membership": membership, "reproduction": reproduction}
 
 
-def _membership(comparison: Evidence, blind: Evidence | None) -> Evidence:
-    auc, sizes = comparison["auc"], (comparison["n_positive"], comparison["n_negative"])
-    is_void, level, reason = False, "not_shown", "The interval of the AUC holds 0.5."
-    if auc is None or min(sizes) < MINIMUM_CONTROLS:
-        level, reason = "inconclusive", f"Too few images: {sizes[0]} and {sizes[1]}, {MINIMUM_CONTROLS} are needed."
-    elif blind is not None and blind["void"]:
-        is_void, level, reason = True, "inconclusive", "Pixels alone tell trained from held-out images."
-    elif auc["interval_95"][1] < 0.5:
-        is_void, level, reason = True, "inconclusive", "The AUC lies below 0.5: are the splits exchanged?"
-    elif auc["interval_95"][0] > 0.5:
-        level, reason = "shown", "The interval of the AUC lies above 0.5."
-    return {
-        "level": level,
-        "sentence": f"Membership: {reason}",
-        "reason": reason,
-        "score": comparison["score"],
-        "auc": auc and {key: auc[key] for key in ("value", "interval_95")},
-        "blind_auc": blind and blind.get("auc"),
-        "above_blind": None,
-        "p_value": None,
-        "is_void": is_void,
-        "least_auc": None,
-        "n_train": sizes[0],
-        "n_holdout": sizes[1],
-        "stability": None,
-    }
+def _grounds(comparison: Evidence, blind: Evidence | None) -> Grounds:
+    area, sizes = _interval(comparison["auc"]), (comparison["n_positive"], comparison["n_negative"])
+    pixels = _interval(blind["auc"]) if blind else None
+    known = None
+    if blind and pixels:
+        p_value = 0.001 if blind["void"] else 0.5
+        known = BlindBaseline(n_train=100, n_holdout=100, auc=pixels, p_value=p_value, scores=np.zeros(200))
+    above = None
+    if area and pixels:
+        sides = (Measurement(one.value, one.low, one.high) for one in (area, pixels))
+        value, low, high = difference(*sides).bounds
+        above = Interval(value, low, high, "difference of two AUCs (MOVER)")
+    return Grounds(
+        score=comparison["score"],
+        auc=area,
+        directed={"Growth": area} if area else {},
+        n_groups=sizes,
+        held_out=HeldOut(sizes[1], 0),
+        blind=known,
+        above_blind=above,
+        p_value=0.005 if area and area.low > 0.5 else 0.5,
+    )
 
 
-def _reproduction(reproductions: Evidence | None) -> Evidence:
-    names = ("n_samples", "n_copies", "share", "interval_95", "n_originals", "false_copies")
-    if reproductions is None:
-        why = "This run generated no images."
-        known: Evidence = {"rule": None, **dict.fromkeys(names)}
-        return {"level": "not_asked", "sentence": why, "reason": why, **known, "least_share": None}
-    rule = reproductions["believed"]
-    found = reproductions[rule]
-    level = "counted" if found["excess"]["interval_95"][0] > 0.0 else "none_counted"
-    reason = f"{found['n_copies']} of {reproductions['n_samples']} generated images are copies by the {rule} rule."
-    return {
-        "level": level,
-        "sentence": reason,
-        "reason": reason,
-        "rule": rule,
-        "n_samples": reproductions["n_samples"],
-        **{key: found[key] for key in ("n_copies", "share", "interval_95")},
-        "n_originals": found["n_reproduced_originals"],
-        "false_copies": found["false_copies"]["pooled"],
-        "least_share": None,
-    }
+def _interval(found: Evidence | None) -> Interval | None:
+    if not found:
+        return None
+    low, high = found["interval_95"]
+    return Interval(found["value"], low, high, str(found.get("method", "")))
 
 
 def _odds_row(n_copies: int) -> Evidence:

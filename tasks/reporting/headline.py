@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
+from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from tasks.reporting.formats import is_finite, number, percent
 
 MEMBERSHIP_LABELS = {

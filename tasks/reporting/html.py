@@ -129,7 +129,7 @@ def _frame(inputs: ReportInputs, album: Album, redact: bool) -> dict[str, Any]:
 
 def plots(tables: Mapping[str, pa.Table], images: pa.Table) -> list[Plot]:
     """The plots of scores that have something to show, in the order of the page."""
-    compared = images.filter(pc.field("is_compared" if "is_compared" in images.column_names else "is_usable"))
+    compared = images.filter(pc.field("is_compared"))
     is_train, is_control = compared["split"].to_numpy() == "train", compared["is_control"].to_numpy()
     copies = compared["copies"].to_numpy().astype(np.int64)
     growth, eps_norm = (compared[name].to_numpy().astype(np.float64) for name in ("log_growth", "eps_norm"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evidence.assessment import MINIMUM_CONTROLS
+from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from tasks.reporting.formats import is_finite
 from tasks.reporting.headline import answers
 

@@ -27,8 +27,9 @@ RELATIONS = (
 """Marts that the page quotes, in its order."""
 QUESTIONS = {
     "compared_scores": (
-        "the scores that comparisons, curves and tests are made of: usable, and of images in one split alone.",
-        "SELECT split, copies, near_duplicate_group, log_growth, eps_norm, fused FROM images WHERE is_compared",
+        "the scores that comparisons, curves and tests are made of: usable, and in one split only.",
+        "SELECT split, is_control, copies, near_duplicate_group, log_growth, fused, eps_norm "
+        "FROM images WHERE is_compared",
     ),
     "odds": ("how probable it is that the model generates an image (latentprint odds).", "FROM odds"),
 }

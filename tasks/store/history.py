@@ -30,7 +30,7 @@ from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500
-BESIDE_GROWTH = ("baselines", "reversibility", "second_timestep")
+BESIDE_GROWTH = ("baselines", "reversibility", "density", "density_probes", "second_timestep")
 """Scoring parameters that growth does not depend on."""
 
 
@@ -145,8 +145,6 @@ def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{run.evidence}: cannot be read as JSON: run 'latentprint report' again") from error
     scoring, timestep = record.get("scoring") or {}, scored_timestep(run)
-    auc = evidence.get("comparisons", {}).get("train_vs_holdout", {}).get("log_growth", {}).get("auc") or {}
-    low, high = auc.get("interval_95") or (None, None)
     return {
         "run": name,
         "position": position,
@@ -155,10 +153,29 @@ def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
         "parameters": digest(scoring["parameters"]) if "parameters" in scoring else None,
         "timestep": timestep,
         "computed": digest(growth_parameters(scoring["parameters"], timestep)) if "parameters" in scoring else None,
-        "level": evidence.get("verdict", {}).get("level"),
+        **_answers(evidence),
+    }
+
+
+def _answers(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Both answers as evidence.json has them; what rests on a void comparison is no number."""
+    verdict = evidence.get("verdict") or {}
+    membership, reproduction = verdict.get("membership") or {}, verdict.get("reproduction") or {}
+    is_void, flags = membership.get("is_void") is not False, evidence.get("conformal") or {}
+    auc = {} if is_void else membership.get("auc") or {}
+    low, high = auc.get("interval_95") or (None, None)
+    share_low, share_high = reproduction.get("interval_95") or (None, None)
+    return {
+        "membership": membership.get("level"),
+        "reproduction": reproduction.get("level"),
+        "score": membership.get("score"),
         "auc": auc.get("value"),
         "auc_low": low,
         "auc_high": high,
+        "n_flagged": None if is_void or flags.get("status") != "ok" else flags.get("n_flagged"),
+        "share_of_copies": reproduction.get("share"),
+        "share_low": share_low,
+        "share_high": share_high,
     }
 
 

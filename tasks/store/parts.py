@@ -26,7 +26,8 @@ def write_part(
         columns: all of one length: those of the schema, null where missing, and any of ``OPTIONAL_SCORES``.
         provenance: what the rows were made from; stored as canonical JSON in the file's metadata.
     """
-    fields = [*table_schema, *(field for field in OPTIONAL_SCORES if field.name in columns)]
+    optional = (field for field in OPTIONAL_SCORES if field.name in columns and field.name not in table_schema.names)
+    fields = [*table_schema, *optional]
     schema = pa.schema(fields, metadata={PROVENANCE: _canonical(provenance)})
     nulls = [None] * max(map(len, columns.values()))
     table = pa.table({name: columns.get(name, nulls) for name in schema.names}, schema=schema)

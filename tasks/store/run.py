@@ -4,8 +4,8 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
     report.html
     verdict.json, junit.xml, where the gate decided
     summary.html, report-redacted.html, summary-redacted.html, compare.html, where those were asked for
-    calibration.json, calibration.parquet, where the timestep was calibrated
-    samples/  matches/  reproductions/  extraction.json, where images were generated
+    calibration.json, calibration.parquet, where there are controls to calibrate against
+    samples/  matches/  reproductions/  false-copies/  extraction.json, where images were generated
     validity/, some images scored again, unless that was turned off
     sweep/  sweep.html, where parameters were studied
     matches-before/  cleaned.json, where the model was trained on a cleaned set
@@ -81,13 +81,22 @@ class RunDirectory:
 
     @property
     def calibration_images(self) -> Path:
-        """The images that it was calibrated on."""
+        """The images that it was calibrated on, and their scores from each timestep."""
         return self.path / "calibration.parquet"
 
     @property
-    def calibrating(self) -> Path:
-        """Names the shard that is being calibrated on; left behind only by a worker that dies of it."""
-        return self.path / ".calibrating.tmp"
+    def calibration_parts(self) -> Path:
+        """The same shard by shard, there while it is being measured."""
+        return self.path / "calibration"
+
+    @property
+    def calibration_plan(self) -> Path:
+        """Which images are to be measured, and their folds."""
+        return self.calibration_parts / "plan.parquet"
+
+    def calibration_part(self, shard: str) -> Path:
+        """What was measured of the calibration images of a shard."""
+        return self.calibration_parts / f"part-{Path(shard).stem}.parquet"
 
     @property
     def sweep(self) -> Path:
@@ -146,6 +155,11 @@ class RunDirectory:
     @property
     def reproductions(self) -> Path:
         return self.path / "reproductions"
+
+    @property
+    def false_copies(self) -> Path:
+        """Images that cannot be copies, matched by the same rules: a part a kind of control."""
+        return self.path / "false-copies"
 
     @property
     def extraction(self) -> Path:

@@ -34,14 +34,14 @@ class Sample:
         self._last = {"train": "", "holdout": ""} | {row["split"]: row["last"] for row in last}
 
     def scores(self) -> pa.Table:
-        """Usable images that nothing was calibrated on: the columns of ``images``, then all other scores."""
+        """Usable images: the columns of ``images``, ``is_compared`` and ``fold`` among them, then all other scores."""
         columns = {name: self.warehouse.rows(f"DESCRIBE {name}", name)["column_name"] for name in ("images", "scores")}
         known = columns["images"].to_pylist()
         further = "".join(f', "{name}"' for name in columns["scores"].to_pylist() if name not in known)
         query = f"""
             SELECT images.*{further}
             FROM images INNER JOIN scores USING (split, content_hash)
-            WHERE is_usable AND NOT is_calibration AND ({_IS_SAMPLED})
+            WHERE is_usable AND ({_IS_SAMPLED})
             ORDER BY split, content_hash
         """  # noqa: S608  # names of our own columns
         return self.warehouse.rows(query, "scores", self._last)
@@ -56,8 +56,11 @@ class Sample:
         return [(str(row["shard"]), int(row["shard_index"])) for row in rows]
 
     def hits(self) -> pa.Table:
-        """sample_id, hits and n_generated of the training images."""
-        query = "SELECT sample_id, hits, n_generated FROM reproductions WHERE content_hash <= $last ORDER BY sample_id"
+        """sample_id, hits, hits of its near-duplicate group and n_generated of the training images."""
+        query = """
+            SELECT sample_id, hits, coalesce(hits_group, hits) AS hits_group, n_generated FROM reproductions
+            WHERE content_hash <= $last ORDER BY sample_id
+        """
         return self.warehouse.rows(query, "reproductions", {"last": self._last["train"]})
 
     def images(self, sample_ids: Sequence[str] = (), groups: Sequence[int] = ()) -> pa.Table:

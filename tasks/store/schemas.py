@@ -73,7 +73,7 @@ SCORES = pa.schema(
         _field(
             "log_growth",
             pa.float64(),
-            "log volume growth, image -> latent, of n_axes axes over n_steps steps "
+            "log volume growth, image -> latent, of n_axes axes over n_steps steps; one axis: growth in its direction "
             "(tasks/diffusion/growth.py, Hasegawa & Yasuda 2025); higher: more easily reproduced",
             "nats",
         ),
@@ -84,7 +84,12 @@ SCORES = pa.schema(
             "nats",
             nullable=True,
         ),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("estimator", pa.string(), "edge | volume | jvp | trace | exact"),
@@ -111,8 +116,9 @@ SCORES = pa.schema(
         _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
         _score(
             "dime",
-            "cos(phi) neighbour_eps_norm^2 + sin(phi) crowding, phi calibrated (Do & Alabi 2026); lower: member",
-            "l2 squared",
+            "cos(phi) neighbour_eps_norm^2 + sin(phi) crowding, phi calibrated (Do & Alabi 2026), from the midpoint of "
+            "training and held-out images, over their standard deviation; lower: member",
+            "standard deviations",
         ),
         _score(
             "fused",
@@ -156,16 +162,59 @@ OPTIONAL_SCORES = pa.schema(
             "(tasks/evidence/calibration.py); higher: member",
             "nats",
         ),
+        _score(
+            "log_density",
+            "log p(x) = log N(z; 0, I) + log |det dz/dx| of the state at the schedule's first timestep, per unit of "
+            "pixel values -1 ... 1; in latent space of the latent code (tasks/diffusion/density.py, Grathwohl et al. "
+            "2019); "
+            "higher: more easily reproduced",
+            "nats",
+        ),
+        _score("log_density_se", "standard error of log_density over its probes; 0 for the exact trace", "nats"),
         _score("reversibility_rms", "image -> latent -> image, root mean square error", "pixel values -1 ... 1"),
         _score("latent_norm", "|z| / sqrt(d) of the latent; 1 for a draw from N(0, I)", "1"),
         _score("latent_skewness", "of the latent's values; 0 for a draw from N(0, I)", "1"),
         _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
     ]
 )
-"""Columns that ``scores`` has where they were asked for (--baselines, --second-timestep, --reversibility)."""
+"""Columns that ``scores`` has if asked for (--baselines, --second-timestep, --density, --reversibility)."""
 
-CALIBRATION = pa.schema([_SPLIT, _CONTENT_HASH])
-"""Images that the timestep and the combined scores were chosen on, and which no comparison may use."""
+CALIBRATION = pa.schema(
+    [
+        _SAMPLE_ID,
+        _CONTENT_HASH,
+        _SPLIT,
+        _field(
+            "fold",
+            pa.int32(),
+            "its calibrated scores are fitted on the other folds (evidence/calibration.py); near duplicates share it",
+            "identifier",
+        ),
+        _field(
+            "near_duplicate_group",
+            pa.int64(),
+            "group of near duplicates, as in the manifest; null: alone",
+            "identifier",
+            nullable=True,
+        ),
+        _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
+        _field("timestep", pa.int32(), "that the row is about", "training timesteps"),
+        _score("log_growth", "log volume growth from this timestep; null: not measured here, or not finite", "nats"),
+        _score("eps_norm", "l2 norm of the noise predicted at the image; lower: more easily reproduced", "l2"),
+        _score("sima", "|eps(x, t)|_4^4 of the same pass; lower: member", "l4 to the fourth"),
+        _score("tangent_norm", "|J q|, root mean square over axes", "1"),
+        _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
+        _score("neighbour_eps_norm", "l2 norm of the noise delta away along an axis, mean over axes", "l2"),
+        _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx", "1"),
+        _score(
+            "loss",
+            "|eps(alpha x + sigma z, t) - z|^2 of one draw z; null at other timesteps than the positive control's; "
+            "lower: member",
+            "l2 squared",
+        ),
+    ]
+)
+"""A row a calibration image and timestep: what timesteps and combined scores were chosen on, fold by fold."""
 
 FLAGS = pa.schema(
     [
@@ -195,7 +244,21 @@ _EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: p
 _NEAREST = (
     _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
     _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
-    _field("second_distance", pa.float64(), "distance to the second nearest distinct one", _DISTANCE_UNIT),
+    _field(
+        "second_distance",
+        pa.float64(),
+        "distance to the nearest training image of another near-duplicate group",
+        _DISTANCE_UNIT,
+    ),
+)
+
+_RULES = (
+    _field("is_copy", pa.bool_(), "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3"),
+    _field(
+        "is_copy_adaptive",
+        pa.bool_(),
+        "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
+    ),
 )
 
 MATCHES = pa.schema(
@@ -207,22 +270,38 @@ MATCHES = pa.schema(
         _field(
             "surrounding_distance",
             pa.float64(),
-            "mean distance from the nearest training image to its own 50 nearest training images",
+            "mean distance from the nearest training image to its 50 nearest of other groups, one image of each group",
             _DISTANCE_UNIT,
         ),
-        _field(
-            "is_copy",
-            pa.bool_(),
-            "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3",
-        ),
-        _field(
-            "is_copy_adaptive",
-            pa.bool_(),
-            "adaptive rule (Carlini et al. 2023): nearest_distance / surrounding_distance is below 1/2",
-        ),
+        *_RULES,
         _EMBEDDING,
     ]
 )
+
+FALSE_COPIES = pa.schema(
+    [
+        _field("control", pa.string(), "held_out | left_out_training | generated_against_held_out"),
+        _field("query", pa.string(), "the image that cannot be a copy: its sample_id, or key of the generated image"),
+        _CONTENT_HASH,
+        _field("nearest_sample_id", pa.string(), "sample_id of the nearest image that it was matched to"),
+        _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
+        _field(
+            "second_distance",
+            pa.float64(),
+            "distance to the nearest such image of another near-duplicate group",
+            _DISTANCE_UNIT,
+        ),
+        _field(
+            "surrounding_distance",
+            pa.float64(),
+            "mean distance from the nearest image to its 50 nearest of other groups, one image of each group",
+            _DISTANCE_UNIT,
+        ),
+        *_RULES,
+        _EMBEDDING,
+    ]
+)
+"""Images that cannot be copies, by the rules that tell copies: how often these fire by mistake."""
 
 REPRODUCTIONS = pa.schema(
     [
@@ -234,15 +313,23 @@ REPRODUCTIONS = pa.schema(
         _field("hits", pa.int64(), "generated images that reproduce this training image, by the ratio rule", "images"),
         _field("rate_low", pa.float64(), "of hits / n_generated, 95% Clopper-Pearson interval, lower bound", "1"),
         _field("rate_high", pa.float64(), "its upper bound", "1"),
-        _field("hits_adaptive", pa.int64(), "the same by the adaptive rule, factor 1/2", "images"),
+        _field(
+            "hits_group",
+            pa.int64(),
+            "generated images that reproduce it or a near duplicate of it, by the ratio rule",
+            "images",
+        ),
+        _field("hits_adaptive", pa.int64(), "hits by the adaptive rule, factor 1/2", "images"),
         _field("rate_adaptive_low", pa.float64(), "of hits_adaptive / n_generated, 95% interval, lower bound", "1"),
         _field("rate_adaptive_high", pa.float64(), "its upper bound", "1"),
+        _field("hits_group_adaptive", pa.int64(), "hits_group by the adaptive rule", "images"),
         _field("nearest_generated", pa.string(), "key of the generated image that is nearest to this training image"),
         _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
         _field(
             "nearest_ratio",
             pa.float64(),
-            "that distance over its distance to the nearest other training image; below 1/3: a copy of this one",
+            "that distance over its distance to the nearest training image of another near-duplicate group; "
+            "below 1/3: a copy of this one or of a near duplicate of it",
             "1",
         ),
         _EMBEDDING,
@@ -255,7 +342,12 @@ SWEEP = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
@@ -277,7 +369,12 @@ VALIDITY = pa.schema(
         _CONTENT_HASH,
         _SPLIT,
         _field("setting", pa.string(), "what was changed: other_seed | other_delta | exact_tangents | half_step"),
-        _field("n_axes", pa.int32(), "axes K of the growing volume", "axes"),
+        _field(
+            "n_axes",
+            pa.int32(),
+            "axes K that were followed; 1: growth along one axis, a directional derivative",
+            "axes",
+        ),
         _field("n_steps", pa.int32(), "ODE steps N", "steps"),
         _field("timestep", pa.int32(), "timestep of the first ODE step", "training timesteps"),
         _field("stride", pa.int32(), "timesteps that one ODE step covers", "training timesteps"),
@@ -321,11 +418,37 @@ RUNS = pa.schema(
             nullable=True,
         ),
         _field(
-            "level", pa.string(), "verdict: memorized | not_shown | inconclusive; null: no evidence yet", nullable=True
+            "membership",
+            pa.string(),
+            "shown | not_shown | inconclusive: can one tell what was trained on? null: no evidence yet",
+            nullable=True,
         ),
-        _field("auc", pa.float64(), "trained against held out by log growth; 0.5 is chance", "of 1", nullable=True),
+        _field(
+            "reproduction",
+            pa.string(),
+            "counted | none_counted | not_asked | inconclusive: do copies come out? null: no evidence yet",
+            nullable=True,
+        ),
+        _field("score", pa.string(), "score that membership rests on", nullable=True),
+        _field(
+            "auc",
+            pa.float64(),
+            "trained against held out by that score; 0.5 is chance; null: not measured, or void",
+            "of 1",
+            nullable=True,
+        ),
         _field("auc_low", pa.float64(), "lower bound of its 95% interval", "of 1", nullable=True),
         _field("auc_high", pa.float64(), "upper bound of its 95% interval", "of 1", nullable=True),
+        _field("n_flagged", pa.int64(), "training images flagged; null: not tested, or void", "images", nullable=True),
+        _field(
+            "share_of_copies",
+            pa.float64(),
+            "generated images of this run that copy a training image; null: not counted",
+            "of 1",
+            nullable=True,
+        ),
+        _field("share_low", pa.float64(), "lower bound of its 95% interval", "of 1", nullable=True),
+        _field("share_high", pa.float64(), "upper bound of its 95% interval", "of 1", nullable=True),
     ]
 )
 """Of a warehouse over many runs, whose every relation has a column ``run``."""
@@ -337,9 +460,17 @@ ODDS = pa.schema(
         _field("rank", pa.int64(), "its rank by log_growth; 1 is the most easily reproduced", "ordinal"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
         _field(
+            "label",
+            pa.int32(),
+            "class that the samples are of, the image's own; null: the model knows no classes",
+            "identifier",
+            nullable=True,
+        ),
+        _field(
             "log_probability",
             pa.float64(),
-            "log of the probability that a sample reproduces this image (tasks/diffusion/odds.py); null: none arrived",
+            "log of the probability that a sample of that class reproduces this image (tasks/diffusion/odds.py, "
+            "tasks/odds.py); null: none arrived",
             "nats",
             nullable=True,
         ),
@@ -370,11 +501,11 @@ ODDS = pa.schema(
         _field("steps", pa.int32(), "DDIM steps of the sampler", "steps"),
         _field("seed", pa.int64(), "seed of latents and chains", "number"),
         _field("n_repeats", pa.int32(), "independent repeats that estimate and interval come from", "repeats"),
-        _field("n_prior", pa.int32(), "plain samples in each of them, shared by the images of a run", "images"),
+        _field("n_prior", pa.int32(), "plain samples in each of them, shared by the images of a class", "images"),
         _field(
             "n_evaluations_prior",
             pa.int64(),
-            "network evaluations spent on all plain samples, once a run",
+            "network evaluations spent on all plain samples, once per class",
             "evaluations",
         ),
     ]
@@ -423,6 +554,7 @@ CURATION = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "calibration": CALIBRATION,
+    "false_copies": FALSE_COPIES,
     "flags": FLAGS,
     "manifest": MANIFEST,
     "matches": MATCHES,

@@ -52,6 +52,7 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     """
     tables = {
         "calibration": [run.calibration_images],
+        "false_copies": sorted(run.false_copies.glob("part-*.parquet")),
         "flags": [run.flags],
         "manifest": [run.manifest],
         "matches": sorted(run.matches.glob("part-*.parquet")),
@@ -92,7 +93,11 @@ def _mount(
     variable = f"{prefix}{name}_files"
     connection.execute(f"SET VARIABLE {variable} = $1", [patterns])
     options = "union_by_name = true, hive_partitioning = false"
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet(getvariable('{variable}'), {options})")
+    query = f"FROM read_parquet(getvariable('{variable}'), {options})"
+    if not set(schema.names) <= set(connection.sql(query).columns):  # of an earlier version: null in what it lacks
+        connection.register(f"{prefix}{name}_columns", schema.empty_table())
+        query += f" UNION ALL BY NAME FROM {prefix}{name}_columns"
+    connection.execute(f"CREATE VIEW {name} AS {query}")
     return [*paths, *patterns]
 
 

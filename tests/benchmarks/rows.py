@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.analyse import MOST_IMAGES, image_scores
-from tasks.calibrating import calibration_rows
 from tasks.datasets.duplicates import SIGNATURE_BYTES
 from tasks.datasets.shards import SPLIT_MANIFEST, join_manifests
 from tasks.evidence.assessment import assess
+from tasks.folds import calibration_rows
 from tasks.report import MOST_ROWS
 from tasks.scoring import distinct_rows
 from tasks.store.checksums import add_checksums, damaged_files

@@ -174,8 +174,9 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def memorization_ceiling(schedule: ContinuousVP, start: int, n_steps: int) -> float:
-    """Nats an axis grows at an isolated training point, where J = I / sigma, in Euler steps from ``start``."""
+def reference_growth(schedule: ContinuousVP, start: int, n_steps: int) -> float:
+    """Nats per axis at an isolated training point with the ideal J = I / sigma, in Euler steps from ``start``: the
+    reference value, no bound. A network steeper than that exceeds it."""
     timesteps = range(start, start + n_steps)
     steps = [schedule.step(t, t + 1) for t in timesteps]
     return math.fsum(math.log(step.a + step.b / schedule.sigma(t)) for t, step in zip(timesteps, steps, strict=True))

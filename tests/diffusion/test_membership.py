@@ -12,6 +12,7 @@ from torch import Tensor
 from tasks.diffusion.membership import BASELINES, dime, flipd, loss, pia, pian, secmi, sima
 from tasks.diffusion.names import EVALUATIONS
 from tasks.diffusion.noise import gaussian, generator_for, rademacher
+from tasks.diffusion.schedule import ContinuousVP, DiscreteVP
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import (
     FiniteData,
@@ -39,6 +40,53 @@ def optimal_eps(data: GaussianData, x: Tensor, timestep: int) -> Tensor:
 
 def noised(x: Tensor, noise: Tensor, timestep: int) -> Tensor:
     return SCHEDULE.alpha(timestep) * x + SCHEDULE.sigma(timestep) * noise
+
+
+def same_noise(n_timesteps: int) -> DiscreteVP:
+    """One continuous noise, sampled at (t + 1) / T."""
+    grid = ContinuousVP(n_timesteps=n_timesteps)
+    return DiscreteVP(tuple(grid.alpha(t) ** 2 for t in range(n_timesteps)))
+
+
+@pytest.mark.parametrize("n_timesteps", [250, 1000, 4000])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("loss", 100), ("sima", 20), ("pia", 200), ("pian", 200), ("secmi", 110), ("dime_2", 20), ("flipd", 50)],
+)
+def test_a_papers_timestep_is_the_same_noise_level_on_any_number_of_timesteps(
+    name: str, at: int, n_timesteps: int
+) -> None:
+    schedule, seen = same_noise(n_timesteps), set()
+    data = isotropic_gaussian(schedule, 6)
+
+    def watched(x: Tensor, conditioning: float) -> Tensor:
+        seen.add(int(conditioning))
+        return data(x, conditioning)
+
+    BASELINES[name](watched, X, schedule, generators())
+    used = max(seen)
+    half_a_timestep = (schedule.sigma(used + 1) - schedule.sigma(used - 1)) / 4
+    tolerance = 1e-12 if n_timesteps >= 1000 else half_a_timestep
+    assert schedule.sigma(used) == pytest.approx(same_noise(1000).sigma(at), abs=tolerance)
+
+
+@pytest.mark.parametrize("n_timesteps", [250, 4000])
+def test_scores_are_those_of_a_thousand_timesteps_on_any_number(n_timesteps: int) -> None:
+    def scores(of: int, **timestep: int) -> Tensor:
+        schedule = same_noise(of)
+        data = isotropic_gaussian(schedule, 6)
+        return torch.stack([score(data, X, schedule, generators(), **timestep) for score in (loss, flipd)])
+
+    torch.testing.assert_close(scores(n_timesteps), scores(1000), rtol=1e-9 if n_timesteps > 1000 else 0.06, atol=0.0)
+    raw = scores(n_timesteps, timestep=100)[0]
+    assert float((raw / scores(1000)[0] - 1.0).abs().min()) > 0.25  # which it was, at the timestep as it stands
+
+
+def test_dimes_default_reach_is_a_tenth_of_sigma_a_pixel() -> None:
+    data, sigma = isotropic_gaussian(SCHEDULE, 6), SCHEDULE.sigma(20)
+    neighbour = optimal_eps(data, X + 0.1 * sigma * rademacher(generators(), (1, 2, 3)), 20)
+    lengths = neighbour.square().flatten(1).sum(1)
+    torch.testing.assert_close(dime(data, X, SCHEDULE, generators(), phi=0.0), lengths, rtol=1e-9, atol=0.0)
 
 
 def test_loss_is_the_squared_error_of_the_noise() -> None:

@@ -67,6 +67,17 @@ def test_a_path_ends_in_the_sample_and_passes_the_predictions_before_it() -> Non
     assert torch.equal(ddim_path(DATA, latent, SCHEDULE, 9, 9)[:, [0, 4, 8]], path)
 
 
+def test_clipping_shows_pixels_and_unclipped_samples_are_what_the_model_predicts() -> None:
+    """Data far outside of [-1, 1], as latent codes are; the path is the same, so that only what is shown differs."""
+    data, latent = FiniteData(SCHEDULE, 3.0 * draw(1, 6, 4)), draw(2, 20, 1, 2, 2)
+    codes = sample_ddim(data, latent, SCHEDULE, 50, clip=False)
+    assert float(torch.cdist(codes.flatten(1), data.points).min(1).values.max()) < 0.03
+    assert float(codes.abs().max()) > 3.0
+    torch.testing.assert_close(sample_ddim(data, latent, SCHEDULE, 50), codes.clamp(-1.0, 1.0))
+    paths = (ddim_path(data, latent, SCHEDULE, 50, 3, clip=clip) for clip in (True, False))
+    torch.testing.assert_close(next(paths), next(paths).clamp(-1.0, 1.0))
+
+
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_samples_of_a_finite_set_are_its_points(stochastic: bool) -> None:
     latents = draw(3, 40, 1, 2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,12 +13,15 @@ from tasks.diffusion.schedule import (
     ContinuousVP,
     DiscreteVP,
     FlowMatching,
+    Schedule,
     ascending_timesteps,
     last_with_signal,
+    noise_spaced_timesteps,
     posterior_variance,
     reverse_mean_step,
     spaced_timesteps,
     steps_along,
+    timestep_of_paper,
 )
 from tests.diffusion.oracles import draw, linear_ddpm, rectified_flow
 
@@ -120,3 +124,44 @@ def test_timesteps_end_where_the_schedule_does() -> None:
         linear_ddpm().alpha(-1)
     assert spaced_timesteps(linear_ddpm(), 9) == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     assert list(steps_along(linear_ddpm(), [0, 10, 30])) == [linear_ddpm().step(0, 10), linear_ddpm().step(10, 30)]
+
+
+@pytest.mark.parametrize(
+    "schedule", [linear_ddpm(), ContinuousVP(), rectified_flow()], ids=["ddim", "continuous", "flow"]
+)
+def test_timesteps_spaced_by_noise_change_it_by_one_factor(schedule: Schedule) -> None:
+    timesteps = noise_spaced_timesteps(schedule, 40)
+    assert len(timesteps) == 41
+    assert (timesteps[0], timesteps[-1]) == (0, last_with_signal(schedule))
+    levels = [math.log(schedule.sigma(t) / schedule.alpha(t)) for t in timesteps]
+    whole = (levels[-1] - levels[0]) / 40
+    strides = [
+        (b - a, there - here)
+        for (a, b), (here, there) in zip(itertools.pairwise(levels), itertools.pairwise(timesteps), strict=True)
+    ]
+    assert all(change > 0.0 for change, _ in strides)
+    assert all(change == pytest.approx(whole, rel=0.5) for change, stride in strides if stride > 1)
+    largest_of_even = max(
+        math.log(schedule.sigma(b) / schedule.alpha(b)) - math.log(schedule.sigma(a) / schedule.alpha(a))
+        for a, b in itertools.pairwise(spaced_timesteps(schedule, 40))
+    )
+    assert largest_of_even > 2 * max(change for change, _ in strides)
+
+
+def test_as_many_timesteps_as_there_are_leave_none_out_and_more_are_refused() -> None:
+    assert noise_spaced_timesteps(linear_ddpm(), 999) == list(range(1000))
+    assert noise_spaced_timesteps(rectified_flow(), 998) == list(range(999))  # at the last there is no signal
+    with pytest.raises(ValueError, match="1001 timesteps are needed, 1000 hold signal"):
+        noise_spaced_timesteps(linear_ddpm(), 1000)
+
+
+def test_a_first_timestep_without_noise_has_no_density_and_is_passed_over() -> None:
+    clean = DiscreteVP((1.0, *linear_ddpm().alphas_cumprod))
+    assert noise_spaced_timesteps(clean, 20)[0] == 1
+
+
+@pytest.mark.parametrize(("n_timesteps", "expected"), [(1000, 200), (4000, 803), (250, 49), (100, 19), (1, 0)])
+def test_a_papers_timestep_keeps_its_share(n_timesteps: int, expected: int) -> None:
+    assert timestep_of_paper(rectified_flow(n_timesteps), 200) == expected
+    assert timestep_of_paper(rectified_flow(n_timesteps), 0) == (3 if n_timesteps == 4000 else 0)
+    assert timestep_of_paper(rectified_flow(n_timesteps), 999) == n_timesteps - 1

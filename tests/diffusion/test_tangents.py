@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 
 from tasks.datasets.shards import read_shard
+from tasks.diffusion import tangents
 from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.denoiser import Denoiser
+from tasks.diffusion.denoiser import Denoiser, EpsModel
 from tasks.diffusion.growth import log_growth
+from tasks.diffusion.names import Precision
 from tasks.diffusion.noise import generator_for
 from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.tangents import difference_quotients, exact_tangents, precision_bits, require_resolvable
+from tasks.diffusion.tangents import (
+    difference_quotients,
+    exact_tangents,
+    precision_bits,
+    require_resolvable,
+    set_precision,
+)
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
 
@@ -76,6 +84,44 @@ def test_tangents_are_the_same_with_and_without_gradients_and_in_any_cut() -> No
         results.append((eps, tangents))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "expected"),
+    [
+        (None, [(3, 4)]),
+        (8, [(2, 4), (1, 4)]),
+        (5, [(1, 4), (1, 4), (1, 4)]),
+        (2, [(1, 2)] * 6),
+        (3, [(1, 3), (1, 1)] * 3),
+    ],
+)
+def test_no_call_pushes_more_tangents_forward_than_allowed(
+    max_batch: int | None, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, calls, push_forward = FiniteData(linear_ddpm(), 0.05 * draw(4, 6, 128)), [], tangents._push_forward
+
+    def watched(eps_model: EpsModel, x: Tensor, conditioning: float, directions: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append((len(x), directions.shape[1]))
+        return push_forward(eps_model, x, conditioning, directions)
+
+    monkeypatch.setattr(tangents, "_push_forward", watched)
+    exact_tangents(data, X, 200.0, DIRECTIONS, max_batch=max_batch)
+    assert calls == expected
+
+
+@pytest.mark.parametrize(("max_batch", "expected"), [(None, [15]), (15, [15]), (4, [4, 4, 4, 3])])
+def test_no_call_evaluates_more_images_than_allowed(max_batch: int | None, expected: list[int]) -> None:
+    data, sizes = FiniteData(linear_ddpm(), 0.05 * draw(4, 6, 128)), []
+
+    def watched(x: Tensor, conditioning: float) -> Tensor:
+        sizes.append(len(x))
+        return data(x, conditioning)
+
+    eps, quotients = difference_quotients(watched, X, 200.0, DIRECTIONS, delta=1e-4, max_batch=max_batch)
+    assert sizes == expected
+    whole = difference_quotients(data, X, 200.0, DIRECTIONS, delta=1e-4)
+    torch.testing.assert_close((eps, quotients), whole, rtol=1e-6, atol=1e-6)
 
 
 def test_an_image_shown_repeatedly_has_the_same_tangents() -> None:
@@ -141,6 +187,26 @@ def test_a_gpus_convolutions_count_as_what_they_are_computed_in(policy: str, bit
         convolutions.fp32_precision = before
     assert precision_bits(unet(), torch.device("cpu")) == 24
     assert precision_bits(lambda x, t: x, torch.device("cpu")) == 53
+
+
+@pytest.mark.parametrize(("precision", "on_cuda"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
+def test_a_precision_sets_what_stands_in_for_float32(precision: Precision, on_cuda: str) -> None:
+    policies = {
+        torch.backends.cudnn.conv: on_cuda,
+        torch.backends.cuda.matmul: on_cuda,
+        torch.backends.mkldnn.conv: "ieee",
+        torch.backends.mkldnn.matmul: "ieee",
+    }
+    before = [policy.fp32_precision for policy in policies]
+    try:
+        for policy, expected in policies.items():  # from a state in which each of them has to change
+            policy.fp32_precision = "ieee" if expected == "tf32" else "tf32"
+        set_precision(precision)
+        assert [policy.fp32_precision for policy in policies] == list(policies.values())
+        assert precision_bits(unet(), torch.device("cuda")) == (11 if on_cuda == "tf32" else 24)
+    finally:
+        for policy, value in zip(policies, before, strict=True):
+            policy.fp32_precision = value
 
 
 # What precision does to the ranking of real images

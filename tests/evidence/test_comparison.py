@@ -113,32 +113,57 @@ def test_lower_scores_can_be_the_positives() -> None:
 
 
 def test_thresholds_keep_the_scores_own_unit() -> None:
-    controls = np.arange(200.0)
-    low = compare(np.array([-1.0, 1.5]), controls, score="s", hypothesis="h", higher_is_positive=False).tpr[0]
-    assert (low.threshold, low.achieved_fpr, low.value) == (2.0, 0.01, 1.0)
+    controls = np.arange(1_000.0)
+    low = compare(np.array([-1.0, 5.5]), controls, score="s", hypothesis="h", higher_is_positive=False).tpr[0]
+    assert (low.threshold, low.achieved_fpr, low.value) == (10.0, 0.01, 1.0)
 
 
 def test_true_positive_rate_stays_within_its_false_positive_rate() -> None:
-    negatives = np.arange(200.0)
-    rate = true_positive_rate(np.array([100.0, 198.0, 198.5, 500.0]), negatives, 0.01)
-    assert (rate.threshold, rate.achieved_fpr, rate.value) == (197.0, 0.01, 0.75)
-    assert rate.interval_95 == pytest.approx(binomial_interval(3, 4))
+    rate = true_positive_rate(np.array([100.0, 988.0, 990.5, 5000.0]), np.arange(1_000.0), 0.01)
+    assert (rate.threshold, rate.achieved_fpr, rate.value) == (989.0, 0.01, 0.5)
+
+
+def test_interval_of_a_true_positive_rate_counts_the_error_of_its_threshold() -> None:
+    """Of 1,000 controls, 4 to 18 exceed the true threshold but for 1.25% on either side: it lies between the 19th and
+    the 4th highest, 981 and 996."""
+    positives = np.array([100.0, 985.0, 990.5, 5000.0])
+    rate = true_positive_rate(positives, np.arange(1_000.0), 0.01)
+    assert stats.binom.cdf(3, 1_000, 0.01) <= 0.0125 < stats.binom.cdf(4, 1_000, 0.01)
+    assert stats.binom.sf(18, 1_000, 0.01) <= 0.0125 < stats.binom.sf(17, 1_000, 0.01)
+    low, high = binomial_interval(1, 4, 0.975)[0], binomial_interval(3, 4, 0.975)[1]
+    assert rate.interval_95 == pytest.approx((low, high))
+
+
+def test_true_positive_rate_covers_the_truth_where_an_exact_interval_at_the_threshold_does_not() -> None:
+    generator = np.random.default_rng(0)
+    truth, covered, covered_before = stats.norm.sf(stats.norm.isf(0.01) - 2), 0, 0
+    for _ in range(200):
+        rate = true_positive_rate(generator.normal(2, 1, 1_000), generator.normal(size=1_000), 0.01)
+        assert rate.interval_95 is not None
+        covered += rate.interval_95[0] <= truth <= rate.interval_95[1]
+        low, high = binomial_interval(round(1_000 * (rate.value or 0.0)), 1_000)
+        covered_before += low <= truth <= high
+    assert covered >= 190
+    assert covered_before < 150
+
+
+def test_near_duplicates_count_once_in_a_true_positive_rate() -> None:
+    positives, negatives = np.repeat(np.arange(50.0) + 950, 4), np.repeat(np.arange(1_000.0), 3)
+    groups = np.repeat(np.arange(50), 4), 50 + np.repeat(np.arange(1_000), 3)
+    alone = true_positive_rate(np.arange(50.0) + 950, np.arange(1_000.0), 0.01)
+    assert true_positive_rate(positives, negatives, 0.01, groups) == alone
 
 
 def test_ties_at_the_threshold_are_not_false_positives() -> None:
-    rate = true_positive_rate(np.array([1.0, 2.0]), np.repeat([0.0, 1.0], [50, 50]), 0.01)
+    rate = true_positive_rate(np.array([1.0, 2.0]), np.repeat([0.0, 1.0], [250, 250]), 0.01)
     assert (rate.threshold, rate.achieved_fpr, rate.value) == (1.0, 0.0, 0.5)
 
 
-def test_allowed_false_positives_are_counted_without_rounding_error() -> None:
-    assert true_positive_rate(np.array([1.0]), np.arange(100.0), 0.29).achieved_fpr == pytest.approx(0.29)
-
-
-@pytest.mark.parametrize(("n", "fpr", "needed"), [(999, 0.001, 1000), (99, 0.01, 100)])
-def test_rates_finer_than_the_controls_are_not_estimable(n: int, fpr: float, needed: int) -> None:
+@pytest.mark.parametrize(("n", "fpr", "needed"), [(4_999, 0.001, "5,000"), (499, 0.01, "500")])
+def test_rates_finer_than_the_controls_are_not_estimable(n: int, fpr: float, needed: str) -> None:
     rate = true_positive_rate(np.arange(10.0), np.arange(float(n)), fpr)
     assert rate.value is None
-    assert rate.reason == f"not estimable: {n} controls, at least {needed} are needed"
+    assert rate.reason == f"not estimable: {n:,} controls, at least {needed} are needed"
     assert true_positive_rate(np.arange(10.0), np.arange(n + 1.0), fpr).value == 0.0
 
 
@@ -193,12 +218,12 @@ def test_excluded_scores_take_their_group_labels_with_them() -> None:
 
 def test_every_statistic_states_n_and_assumptions_as_json() -> None:
     generator = np.random.default_rng(2)
-    result = compare(generator.normal(1, 1, 30), generator.normal(size=120), score="s", hypothesis="h").as_dict()
+    result = compare(generator.normal(1, 1, 30), generator.normal(size=600), score="s", hypothesis="h").as_dict()
     result = json.loads(json.dumps(result, allow_nan=False))
     statistics = [value for value in result.values() if isinstance(value, dict)]
     assert len(statistics) == 6
     for statistic in (*statistics, *result["tpr"]):
-        assert (statistic["n_positive"], statistic["n_negative"]) == (30, 120)
+        assert (statistic["n_positive"], statistic["n_negative"]) == (30, 600)
         assert statistic["assumptions"]
 
 

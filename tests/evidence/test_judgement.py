@@ -83,6 +83,18 @@ def test_what_cannot_be_judged_says_why_and_what_is_not_finite_is_counted() -> N
     assert record["reliability"]["bins"][0]["n"] >= 1
 
 
+def test_a_copy_of_one_near_twin_counts_for_both() -> None:
+    """As ``hits_group`` has it: of twins with 6 and 0 copies neither is an image that did not come out."""
+    groups, hits, hits_group = np.array([0, 0, 1, 2, 3]), np.array([6, 0, 0, 1, 0]), np.array([6, 6, 0, 1, 0])
+    growth = np.array([3.0, 3.0, 1.0, 2.0, 0.0])
+    by_image, by_group = (judge({"log_growth": growth}, h, 64, groups)["log_growth"] for h in (hits, hits_group))
+    assert by_group.at_least_once.auc is not None
+    assert by_image.at_least_once.auc is not None
+    assert by_group.at_least_once.auc.value == 1.0
+    assert by_image.at_least_once.auc.value == (2.5 + 2) / 6
+    assert (by_group.often.n_positive, by_image.often.n_positive) == (2, 1)
+
+
 def test_near_duplicates_are_drawn_together() -> None:
     generator = np.random.default_rng(5)
     groups = np.repeat(np.arange(20), 10)

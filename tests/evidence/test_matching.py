@@ -9,7 +9,14 @@ import pytest
 
 from tasks.evidence import matching
 from tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from tasks.evidence.matching import Neighbours, adaptive_rule, nearest, ratio_rule, surroundings
+from tasks.evidence.matching import (
+    Neighbours,
+    adaptive_rule,
+    nearest,
+    nearest_two_groups,
+    ratio_rule,
+    surroundings,
+)
 
 
 @pytest.mark.parametrize("k", [1, 3, 31, 50])
@@ -102,8 +109,9 @@ def test_adaptive_rule_measures_by_the_surroundings_of_the_reference() -> None:
     neighbours = Neighbours(
         np.array([[1.0, 9.0], [1.0, 9.0], [0.9, 9.0], [2.0, 9.0]]), np.array([[0, 1], [1, 0], [0, 1], [1, 0]])
     )
-    assert adaptive_rule(neighbours, np.array([2.0, 4.01])).tolist() == [False, True, True, True]
-    assert adaptive_rule(neighbours, np.array([2.0, 4.01]), factor=0.4).tolist() == [False, True, False, False]
+    spacing = np.array([2.0, 4.01])[neighbours.indices[:, 0]]
+    assert adaptive_rule(neighbours, spacing).tolist() == [False, True, True, True]
+    assert adaptive_rule(neighbours, spacing, factor=0.4).tolist() == [False, True, False, False]
 
 
 def test_rules_find_planted_copies_and_nothing_else() -> None:
@@ -113,7 +121,7 @@ def test_rules_find_planted_copies_and_nothing_else() -> None:
     samples = np.concatenate([copies, generator.normal(size=(50, 64)).astype(np.float32)])
     neighbours = nearest(samples, training, k=2)
     spacing = surroundings(training, training).mean_distance
-    for reproduced in (ratio_rule(neighbours), adaptive_rule(neighbours, spacing)):
+    for reproduced in (ratio_rule(neighbours), adaptive_rule(neighbours, spacing[neighbours.indices[:, 0]])):
         assert np.flatnonzero(reproduced).tolist() == [0, 1, 2]
     assert neighbours.indices[:3, 0].tolist() == [3, 8, 8]
 
@@ -126,3 +134,114 @@ def test_references_that_are_not_distinct_are_refused() -> None:
         surroundings(repeated, repeated)
     with pytest.raises(ValueError, match="at least two"):
         surroundings(repeated, repeated[:1])
+
+
+def grouped(seed: int, sizes: list[int], d: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Images in tight clusters of these sizes, in mixed order, with their clusters' labels."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(100 + 7 * np.arange(len(sizes)), sizes))
+    centres = dict(zip(100 + 7 * np.arange(len(sizes)), generator.normal(size=(len(sizes), d)), strict=True))
+    images = np.stack([centres[label] for label in labels]) + 0.05 * generator.normal(size=(len(labels), d))
+    return images.astype(np.float32), labels.astype(np.int64)
+
+
+SIZES = [40, 3, 1, 1, 25, 2, 1, 8]
+
+
+@pytest.mark.parametrize("most_passed_over", [0, 2, 30, 256])
+@pytest.mark.parametrize("n_per_block", [1, 2, 7, 40, 80, 81, 200])
+def test_the_second_distance_is_to_another_group_whatever_the_blocks(
+    monkeypatch: pytest.MonkeyPatch, n_per_block: int, most_passed_over: int
+) -> None:
+    references, groups = grouped(0, SIZES)
+    queries = grouped(0, SIZES)[0][::3] + np.float32(0.02)
+    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
+    monkeypatch.setattr(matching, "BLOCK_VALUES", 50)
+    monkeypatch.setattr(matching, "MOST_PASSED_OVER", most_passed_over)
+    found = nearest_two_groups(queries, references, groups)
+    n_inside = 0
+    for i, query in enumerate(queries.astype(np.float64)):
+        distances = np.linalg.norm(references.astype(np.float64) - query, axis=1)
+        closest = int(np.argmin(distances))
+        is_other = groups != groups[closest]
+        assert found.indices[i].tolist() == [closest, int(np.flatnonzero(is_other)[np.argmin(distances[is_other])])]
+        np.testing.assert_allclose(found.distances[i], [distances[closest], distances[is_other].min()], rtol=1e-12)
+        n_inside += int(groups[np.argsort(distances)[1]] == groups[closest])
+    assert n_inside > 20, "of most queries the second nearest of all must be of the same group"
+
+
+@pytest.mark.parametrize("n_per_block", [3, 81])
+@pytest.mark.parametrize("most_passed_over", [0, 256])
+def test_left_out_groups_are_neither_nearest_nor_second(
+    monkeypatch: pytest.MonkeyPatch, n_per_block: int, most_passed_over: int
+) -> None:
+    references, groups = grouped(1, SIZES)
+    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
+    monkeypatch.setattr(matching, "MOST_PASSED_OVER", most_passed_over)
+    two = nearest_two_groups(references, references, groups, groups[:, None])
+    around = surroundings(references, references, groups=groups, left_out=groups[:, None])
+    for i, image in enumerate(references.astype(np.float64)):
+        distances = np.linalg.norm(references.astype(np.float64) - image, axis=1)
+        outside = np.flatnonzero(groups != groups[i])
+        closest = int(outside[np.argmin(distances[outside])])
+        others = np.flatnonzero((groups != groups[i]) & (groups != groups[closest]))
+        assert two.indices[i].tolist() == [closest, int(others[np.argmin(distances[others])])]
+        assert around.nearest_distance[i] == pytest.approx(distances[closest], rel=1e-12)
+        assert around.mean_distance[i] == pytest.approx(np.sort(distances[outside])[:50].mean(), rel=1e-12)
+
+
+def test_copies_of_images_with_near_twins_are_found_as_without_them() -> None:
+    """The found case: repeats changed by one grey level in 8 pixels made the ratio rule blind for their copies."""
+    generator = np.random.default_rng(6)
+    originals = generator.integers(0, 256, (60, 784)).astype(np.float32)
+    twins = np.repeat(originals[:10], 15, axis=0)
+    for twin in twins:
+        twin[generator.choice(784, 8, replace=False)] += 1.0
+    samples = np.concatenate([originals[:10], originals[40:50], generator.integers(0, 256, (20, 784))])
+    samples = (samples + generator.normal(0, 5, samples.shape)).astype(np.float32)
+    training, groups = np.concatenate([originals, twins]), np.concatenate([np.arange(60), np.repeat(np.arange(10), 15)])
+    without_twins = nearest(samples, originals, k=2)
+    assert np.flatnonzero(ratio_rule(without_twins)).tolist() == list(range(20))
+    assert np.flatnonzero(ratio_rule(nearest(samples, training, k=2))).tolist() == list(range(10, 20))
+    found = nearest_two_groups(samples, training, groups)
+    assert np.flatnonzero(ratio_rule(found)).tolist() == list(range(20))
+    assert groups[found.indices[:20, 0]].tolist() == [*range(10), *range(40, 50)]
+    around = surroundings(training[found.indices[:, 0]], training, groups=groups, left_out=groups[found.indices[:, :1]])
+    assert np.flatnonzero(adaptive_rule(found, around.mean_distance)).tolist() == list(range(20))
+
+
+def test_twins_of_an_image_are_not_its_surroundings() -> None:
+    line = np.array([[0.0], [0.1], [0.2], [3.0], [5.0]], dtype=np.float32)
+    groups = np.array([9, 9, 9, 4, 2])
+    around = surroundings(line, line, groups=groups, left_out=groups[:, None])
+    assert around.mean_distance.tolist() == pytest.approx(
+        [4.0, 3.9, 3.8, (3.0 + 2.9 + 2.8 + 2.0) / 4, (5.0 + 4.9 + 4.8 + 2.0) / 4]
+    )
+    assert around.nearest_distance.tolist() == pytest.approx([3.0, 2.9, 2.8, 2.0, 2.0])
+
+
+def test_memory_stays_flat_where_a_group_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(100, 156, (20_000, 1, 16, 16)).astype(np.uint8)
+    pixels[-1] = 255
+    groups = np.array([1] * 19_999 + [2])
+    references = Embedded(pixels, EMBEDDINGS["pixel"])
+    monkeypatch.setattr(matching, "REFERENCE_VALUES", 500 * 256)
+    tracemalloc.start()
+    found = nearest_two_groups(references[[11, 19_999, 3]], references, groups)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.indices[[0, 2]].tolist() == [[11, 19_999], [3, 19_999]]
+    assert peak < 5e6 < pixels.size * 4
+
+
+def test_one_group_is_refused() -> None:
+    line = np.array([[0.0], [0.1], [0.2]], dtype=np.float32)
+    same = np.array([5, 5, 5])
+    found = nearest_two_groups(line, line, same)
+    assert found.indices.tolist() == [[0, -1], [1, -1], [2, -1]]
+    with pytest.raises(ValueError, match="at least two near-duplicate groups"):
+        ratio_rule(found)
+    with pytest.raises(ValueError, match="no surroundings"):
+        surroundings(line, line, groups=same, left_out=same[:, None])
+    with pytest.raises(ValueError, match="only where the references' groups are given"):
+        nearest(line, line, 1, left_out=same[:, None])

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tasks.evidence.areas import auc_interval
 from tasks.evidence.paired import compare_predictions
-from tasks.evidence.statistics import auc, auc_interval, rank_correlations, resampled_auc, resampled_counts
-
-
-def test_auc_of_a_resample_is_that_of_the_images_drawn_out() -> None:
-    generator = np.random.default_rng(0)
-    values, is_positive = generator.integers(0, 6, 30).astype(float), np.arange(30) % 3 == 0
-    counts = np.concatenate(list(resampled_counts(30, seed=1)))[:20]
-    for drawn, found in zip(counts.astype(int), resampled_auc(values, is_positive, counts), strict=True):
-        rows = np.repeat(np.arange(30), drawn)
-        expected = auc(values[rows][is_positive[rows]], values[rows][~is_positive[rows]])
-        assert found == pytest.approx(expected)
+from tasks.evidence.statistics import auc, rank_correlations
 
 
 def test_values_of_the_whole_sample_are_the_plain_ones() -> None:
@@ -75,7 +66,7 @@ def test_pairing_sees_a_difference_that_two_intervals_hide() -> None:
     outcomes = (truth > 0).astype(float)
     first, second = truth + 2.0 * hard, truth + 1.7 * hard
     paired = compare_predictions(first, second, outcomes).auc
-    apart = [auc_interval(score[outcomes > 0], score[outcomes < 1], seed=0) for score in (first, second)]
+    apart = [auc_interval(score[outcomes > 0], score[outcomes < 1]) for score in (first, second)]
     assert apart[0].high > apart[1].low
     assert paired is not None
     assert 0.0 < paired.interval_95[0] < 0.05

@@ -13,7 +13,6 @@ from tasks.evidence.statistics import (
     N_RESAMPLES,
     Array,
     auc,
-    auc_interval,
     binomial_interval,
     median_difference_interval,
     reliability_curve,
@@ -95,41 +94,8 @@ def test_bootstrap_intervals_are_those_of_resamples_drawn_out(is_grouped: bool) 
     counts = all_counts(40, 4, labels if is_grouped else None, n_positive=16)
     resamples = [(drawn_out(a, c[:16]), drawn_out(b, c[16:])) for c in counts]
     resamples = [(x, y) for x, y in resamples if len(x) and len(y)]
-    areas = np.percentile([auc(x, y) for x, y in resamples], [2.5, 97.5])
     medians = np.percentile([np.median(x) - np.median(y) for x, y in resamples], [2.5, 97.5])
-    assert auc_interval(a, b, 4, groups)[:3] == pytest.approx((auc(a, b), *areas))
     assert median_difference_interval(a, b, 4, groups)[:3] == pytest.approx((np.median(a) - np.median(b), *medians))
-
-
-def test_auc_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(0)
-    truth, covered = stats.norm.cdf(1 / np.sqrt(2)), 0
-    for seed in range(200):
-        interval = auc_interval(generator.normal(1, 1, 60), generator.normal(0, 1, 60), seed)
-        covered += interval.low <= truth <= interval.high
-    low, high = binomial_interval(covered, 200)
-    assert low <= 0.95 <= high
-
-
-def test_whole_groups_of_near_duplicates_widen_the_interval() -> None:
-    generator = np.random.default_rng(1)
-    positives, negatives = np.repeat(generator.normal(1, 1, 10), 10), generator.normal(0, 1, 100)
-    groups = np.repeat(np.arange(10), 10), 10 + np.arange(100)
-    alone, grouped = (auc_interval(positives, negatives, 0, g) for g in (None, groups))
-    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
-    assert "groups" in grouped.method
-    assert "groups" in grouped.assumptions
-
-
-def test_perfect_separation_is_not_certainty() -> None:
-    above, below = (
-        auc_interval(np.arange(3.0) + 9, np.arange(5.0), 0),
-        auc_interval(np.arange(3.0) - 9, np.arange(5.0), 0),
-    )
-    assert above[:3] == pytest.approx((1.0, 0.025 ** (1 / 3), 1.0))
-    assert below[:3] == pytest.approx((0.0, 0.0, 1 - 0.025 ** (1 / 3)))
-    grouped = auc_interval(np.arange(4.0) + 9, np.arange(5.0), 0, (np.array([0, 0, 1, 1]), np.arange(5) + 2))
-    assert grouped.low == pytest.approx(0.025**0.5)
 
 
 def test_spearman_matches_a_worked_example() -> None:
@@ -146,7 +112,20 @@ def test_spearman_interval_is_that_of_resamples_drawn_out() -> None:
     y = x + whole_numbers(generator, 9, 40)
     groups = np.arange(40) // 2
     values = [stats.spearmanr(drawn_out(x, c), drawn_out(y, c)).statistic for c in all_counts(40, 6, groups)]
-    assert spearman(x, y, 6, groups).interval_95 == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+    value, half = np.arctanh(stats.spearmanr(x, y).statistic), 1.959964 * np.arctanh(values).std(ddof=1)
+    assert spearman(x, y, 6, groups).interval_95 == pytest.approx((np.tanh(value - half), np.tanh(value + half)))
+
+
+def test_spearman_interval_holds_its_own_estimate_where_most_values_are_tied() -> None:
+    """Counts of hits, nearly all 0: percentiles of the resamples gave 0.3018 to 0.574 about an estimate of 0.3015."""
+    generator = np.random.default_rng(0)
+    for seed in range(20):
+        hits = np.where(generator.random(60) < 0.05, generator.integers(1, 200, 60), 0).astype(np.float64)
+        hits[0] = 1.0
+        found = spearman(generator.normal(size=60) + 0.5 * (hits > 0), hits, seed)
+        assert found.value is not None
+        assert found.interval_95 is not None
+        assert found.interval_95[0] < found.value < found.interval_95[1]
 
 
 def test_spearman_of_near_duplicates_claims_no_p_value_and_its_interval_is_that_of_their_groups() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from flows.audit import audit
 from flows.score import score
 from flows.shard import shard
 from tasks import calibrating, scoring
+from tasks.analyse import weigh_evidence
+from tasks.datasets.shards import read_positions
 from tasks.diffusion.checkpoint import checkpoint_sha256
-from tasks.measuring import Columns
+from tasks.evidence.calibration import Calibration, crossfit
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.scoring import ScoreJob, scored_batches
+from tasks.scoring import ScoreJob
+from tasks.store.features import read_calibration_images
 from tasks.store.run import RunDirectory, RunError
 from tasks.verify import verify_run
 
@@ -123,37 +127,53 @@ def test_another_parameter_needs_another_directory(prefect: None, audited: Path,
         score(audited, str(checkpoint), ScoreParameters(timestep=30), ONE_THREAD)
 
 
-def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
+def test_every_image_is_compared_and_scored_by_a_calibration_that_it_had_no_part_in(
     prefect: None, checkpoint: Path, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run, (train, holdout) = tmp_path / "calibrated", map(str, digit_files)
     parameters = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2, second_timestep="auto")
-    audit(str(checkpoint), train, run, holdout, parameters, ONE_THREAD, SMALL_SHARDS)
+    shard(run, train, holdout, SMALL_SHARDS)
+    score(run, str(checkpoint), parameters, ONE_THREAD)
+    weigh_evidence.fn(run)
 
-    calibration = json.loads((run / "calibration.json").read_text())["calibration"]
-    chosen = pq.read_table(run / "calibration.parquet").to_pylist()
-    scores = pq.read_table(run / "scores").to_pylist()
+    known = json.loads((run / "calibration.json").read_text())["calibration"]
+    calibration = Calibration.model_validate(known)
+    images = read_calibration_images(RunDirectory(run))
+    assert images is not None
+    scores = {row["content_hash"]: row for row in pq.read_table(run / "scores").to_pylist()}
     found = json.loads((run / "evidence.json").read_text())
     evidence = found["comparisons"]["train_vs_holdout"]
     best = itemgetter("auc", "d_a")
-    n_chosen = {split: sum(row["split"] == split for row in chosen) for split in ("train", "holdout")}
-    assert (
-        n_chosen
-        == {"train": calibration["n_train"], "holdout": calibration["n_control"]}
-        == {"train": 30, "holdout": 20}
-    )
-    assert {row["timestep"] for row in scores} == {calibration["timestep"]}
-    assert calibration["timestep"] == max(calibration["choices"], key=best)["timestep"]
+    assert (images.is_train.sum(), (~images.is_train).sum()) == (calibration.n_train, calibration.n_control) == (60, 40)
+    assert [sorted(np.bincount(images.folds[side])) for side in (images.is_train, ~images.is_train)] == [
+        [12] * 5,
+        [8] * 5,
+    ]
+    assert np.bincount(images.folds[images.copies > 1]).tolist() == [2] * 5
+    assert {row["timestep"] for row in scores.values()} == {calibration.timestep}
+    assert calibration.timestep == max(known["choices"], key=best)["timestep"]
+    assert list(images.by_timestep) == [choice.timestep for choice in calibration.choices]
+    refitted = crossfit(images.by_timestep, images.is_train, images.folds, second=True)
+    for name in ("fused", "dime", "fused_norms"):
+        stored = [scores[content_hash][name] for content_hash in images.content_hashes]
+        np.testing.assert_allclose(stored, refitted.scores[name], rtol=1e-9)
+        of_all = calibration.scores_from(images.by_timestep)[name]
+        assert (np.array(stored) != of_all).all()
+    growth = [scores[content_hash]["log_growth"] for content_hash in images.content_hashes]
+    np.testing.assert_allclose(growth, images.by_timestep[calibration.timestep]["log_growth"], rtol=1e-4, atol=1e-6)
+    assert list(images.losses) == [50, 100, 200, 400]
+    flags = pq.read_table(run / "flags.parquet")
+    assert sorted(flags["content_hash"].to_pylist()) == sorted(images.content_hashes[images.is_train])
     for name in ("log_growth", "eps_norm", "fused", "fused_norms", "dime", "loss"):
-        assert (evidence[name]["n_positive"], evidence[name]["n_negative"]) == (60 - 30, 40 - 20)
+        assert (evidence[name]["n_positive"], evidence[name]["n_negative"]) == (60, 40)
     taken = {"log_growth": 2 * 2, "eps_norm": 1, "fused": 2 * 2, "fused_norms": 2, "dime": 2 * 2, "sima": 1, "loss": 1}
     assert {name: method["evaluations"] for name, method in found["methods"].items()} == taken
-    assert {method["spearman_with_copies"]["n"] for method in found["methods"].values()} == {60 - 30}
-    second = max(calibration["second"]["choices"], key=best)["timestep"]
-    assert {row["second_timestep"] for row in scores} == {calibration["second"]["timestep"]} == {second}
+    assert {method["spearman_with_copies"]["n"] for method in found["methods"].values()} == {60}
+    second = max(known["second"]["choices"], key=best)["timestep"]
+    assert {row["second_timestep"] for row in scores.values()} == {known["second"]["timestep"]} == {second}
     # 2 repeats of base pass and neighbour, the second timestep, the loss, five steps to the latent and five back
-    assert {row["n_evaluations"] for row in scores} == {2 * 2 + 1 + 1 + 2 * 5}
-    assert all(row["log_growth_se"] > 0 and row["reversibility_rms"] > 0 for row in scores)
+    assert {row["n_evaluations"] for row in scores.values()} == {2 * 2 + 1 + 1 + 2 * 5}
+    assert all(row["log_growth_se"] > 0 and row["reversibility_rms"] > 0 for row in scores.values())
 
     before = part_bytes(run)
     next((run / "scores").glob("part-*")).unlink()
@@ -167,7 +187,7 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     shard(other, str(tmp_path / "fewer.npy"), holdout)
     score(other, str(checkpoint), parameters, ONE_THREAD, run)
     assert json.loads((other / "run.json").read_text())["reused"]["n_images"] == 50 + 40
-    assert json.loads((other / "calibration.json").read_text())["calibration"] == calibration
+    assert json.loads((other / "calibration.json").read_text())["calibration"] == known
     for name in ("log_growth", "fused_norms"):
         assert scores_by_content(other, name).items() <= scores_by_content(run, name).items()
     without = ScoreParameters(baselines=("loss",), reversibility=5, repeats=2)
@@ -178,22 +198,40 @@ def test_calibration_images_are_chosen_apart_and_left_out_of_every_comparison(
     assert not (third / "calibration.json").exists()
 
 
-def test_calibration_spends_nothing_on_what_is_not_calibrated(
+def test_calibration_reads_each_image_once_and_spends_nothing_on_what_is_not_calibrated(
     prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard(tmp_path / "run", *map(str, digit_files))
-    spent: list[int] = []
+    """60 + 40 images: two evaluations from each of eight timesteps, and four losses."""
+    shard(tmp_path / "run", *map(str, digit_files), SMALL_SHARDS)
+    read: list[tuple[str, int]] = []
 
-    def watched(*arguments: Any) -> Iterator[Columns]:
-        for batch in scored_batches(*arguments):
-            spent.extend(batch["n_evaluations"])
-            yield batch
+    def watched(path: Path, wanted: Any) -> Iterator[tuple[int, np.ndarray]]:
+        for index, pixels in read_positions(path, wanted):
+            read.append((path.name, index))
+            yield index, pixels
 
-    monkeypatch.setattr(scoring, "scored_batches", watched)
+    monkeypatch.setattr(scoring, "read_positions", watched)
     parameters = ScoreParameters(baselines=("secmi",), reversibility=5)
     job = ScoreJob(tmp_path / "run", "", checkpoint, checkpoint_sha256(checkpoint), parameters, batch_size=64)
-    assert calibrating.calibrate_run(job, "cpu") is not None
-    assert spent == [2] * (8 * (30 + 20))
+    model = scoring.loaded_model(checkpoint, job.checkpoint_sha256, "cpu", "fp32")
+    spent = model.denoiser.n_evaluations
+    planned = calibrating.plan_calibration(job)
+    assert len(planned) > 4
+    assert sum(calibrating.calibrate_shard(replace(job, shard=name), "cpu") for name in planned) == 100
+    assert calibrating.fit_calibration(job, list(planned)) is not None
+    assert len(read) == len(set(read)) == 100
+    assert model.denoiser.n_evaluations - spent == 100 * (8 * 2 + 4)
+
+
+def test_a_given_timestep_is_the_only_one_that_is_calibrated(audited: Path) -> None:
+    """--timestep 20: the combined scores are fitted there, fold by fold; the losses are those of the control."""
+    known = json.loads((audited / "calibration.json").read_text())["calibration"]
+    assert [choice["timestep"] for choice in known["choices"]] == [known["timestep"]] == [20]
+    assert [fold["timestep"] for fold in known["folds"]] == [20] * 5
+    images = read_calibration_images(RunDirectory(audited))
+    assert images is not None
+    assert (list(images.by_timestep), list(images.losses)) == ([20], [50, 100, 200, 400])
+    assert None not in pq.read_table(audited / "scores")["fused"].to_pylist()
 
 
 def test_a_directory_in_use_is_refused(audited: Path, latentprint: object) -> None:

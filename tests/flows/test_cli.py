@@ -116,6 +116,12 @@ def test_help_of_each_option_is_its_description_with_the_unit() -> None:
     assert "edge|volume|jvp|trace|exact" in answer
 
 
+def test_square_brackets_survive_in_the_help_of_the_gate() -> None:
+    answer = " ".join(CliRunner().invoke(cli.app, ["gate", "--help"], env={"COLUMNS": "400"}).output.split())
+    assert answer.count("[of 1].") == 3
+    assert "TOML: [[waiver]] with rule, reason, owner, expires." in answer
+
+
 def test_json_and_only_json_on_standard_output(
     latentprint: object, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from flows.audit import audit
 from flows.curate import curate
 from flows.report import report
 from flows.train import train
+from tasks.curate import choose_images
 from tasks.datasets.decoding import Picture
 from tasks.datasets.modification import modified
 from tasks.datasets.sources import SourceError, open_source
@@ -30,10 +31,12 @@ from tasks.parameters import (
     ShardParameters,
     TrainParameters,
 )
+from tasks.store.files import write_json
 from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
 from tasks.train import load_weights
 from tests.conftest import Latentprint
+from tests.store.runs import write_flags, write_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 SCORING, SAMPLES = ScoreParameters(timestep=20), ExtractParameters(samples=48, steps=4)
@@ -152,6 +155,22 @@ def test_nothing_left_is_one_line(audited: Path, tmp_path: Path, latentprint: La
     complaint = "no image would be left to train on; choose fewer with --images"
     assert done.stderr == f"latentprint: {audited}: {complaint}\n"
     assert not (tmp_path / "set" / "curation.json").exists()
+
+
+@pytest.mark.parametrize("where", ["conformal", "membership"])
+def test_the_flags_of_a_void_comparison_choose_no_images(where: str, tmp_path: Path) -> None:
+    """Case 5: 209 of 250 stood out beside "inconclusive", and curation took them."""
+    run = write_run(tmp_path / "run")
+    write_flags(run, {("train/a", "A"): 0.04})
+    asked = CurateParameters(action="drop")
+    assert choose_images.fn(run.path, asked.query)["sample_id"].to_pylist() == ["train/a"]
+    why = "Pixels alone tell them apart."
+    void = {"conformal": {"conformal": {"status": "void", "reason": why}}}
+    void["membership"] = {"verdict": {"membership": {"is_void": True, "reason": why}}}
+    write_json(run.evidence, void[where])
+    with pytest.raises(RunError, match=r"do not count \(Pixels alone tell them apart\): name the images with --images"):
+        choose_images.fn(run.path, asked.query)
+    assert choose_images.fn(run.path, "FROM ranking")["sample_id"].to_pylist() == ["train/a", "train/b", "train/c"]
 
 
 def test_images_without_weight_are_never_drawn() -> None:

@@ -100,11 +100,11 @@ def test_a_healthy_run_is_counted_timed_and_measured(
 @pytest.mark.parametrize(
     ("options", "holdout", "an_image", "calibrating"),
     [
-        ((), True, 2, 60 * 8 * 2),  # half of 80 and of 40 images, from eight timesteps
-        (("--second-timestep", "auto"), True, 3, 60 * 8 * 2),
-        (("--second-timestep", "auto", "--baselines", "loss,sima"), True, 5, 60 * 8 * 2),
-        (("--steps", "990"), True, 2, 60 * 3 * 2),  # of a thousand timesteps, these leave room for 0, 5 and 9
-        (("--timestep", "20"), True, 2, 0),
+        ((), True, 2, 120 * (8 * 2 + 4)),  # 80 and 40 images, from eight timesteps, and four losses
+        (("--second-timestep", "auto"), True, 3, 120 * (8 * 2 + 4)),
+        (("--second-timestep", "auto", "--baselines", "loss,sima"), True, 5, 120 * (8 * 2 + 4)),
+        (("--steps", "990"), True, 2, 120 * (3 * 2 + 4)),  # of a thousand timesteps, these leave room for 0, 5 and 9
+        (("--timestep", "20"), True, 2, 120 * (2 + 4)),
         (("--second-timestep", "auto"), False, 2, 0),  # nothing to calibrate against
     ],
 )

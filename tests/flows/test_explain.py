@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -26,7 +24,6 @@ from tasks.parameters import ComputeParameters, ExtractParameters, OddsParameter
 from tasks.reporting.explanation import render_explanation, sentence
 from tasks.store.dictionary import SQL, describe_columns
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import CALIBRATION
 from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 from tests.reporting.synthetic import HOSTILE
@@ -65,54 +62,40 @@ def scores(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def of_split(scores: dict[str, dict[str, Any]], split: str) -> np.ndarray:
-    return np.array([row["log_growth"] for row in scores.values() if row["split"] == split])
+    return np.array([row["fused"] for row in scores.values() if row["split"] == split])
 
 
-@pytest.mark.parametrize("number", [12, 33, 59])
+@pytest.mark.parametrize("number", [2, 12, 33, 59])
 def test_rank_percentile_and_flag_are_those_of_plain_counts(
     run: Path, scores: dict[str, dict[str, Any]], number: int
 ) -> None:
+    """By the calibrated score, which each of the 60 + 100 images has from the folds without it."""
     name = f"train/{number:03d}.png"
     facts = explain(run, name)
-    growth, trained, controls = scores[name]["log_growth"], of_split(scores, "train"), of_split(scores, "holdout")
-    assert len(trained) == 60
+    odds, trained, controls = scores[name]["fused"], of_split(scores, "train"), of_split(scores, "holdout")
+    assert (len(trained), len(controls)) == (60, 100)
     standing = facts["standing"]
-    assert standing["rank"] == 1 + (trained > growth).sum()
-    assert standing["percentile"] == pytest.approx(100 * (trained < growth).sum() / 59)
-    assert standing["p_value"] == pytest.approx((1 + (controls >= growth).sum()) / 101)
+    assert (standing["ranked_by"], standing["ease"]) == ("fused", odds)
+    assert standing["fold"] in range(5)
+    assert standing["rank"] == 1 + (trained > odds).sum()
+    assert standing["percentile"] == pytest.approx(100 * (trained < odds).sum() / 59)
+    assert standing["p_value"] == pytest.approx((1 + (controls >= odds).sum()) / 101)
     flags = flag(trained, controls)
-    assert standing["q_value"] == pytest.approx(flags.adjusted[list(trained).index(growth)])
+    assert standing["q_value"] == pytest.approx(flags.adjusted[list(trained).index(odds)])
     assert facts["scores"] == {
         key: value for key, value in scores[name].items() if key in facts["scores"] and value is not None
     }
     assert {"log_growth", "eps_norm", "sima", "crowding", "n_evaluations"} <= set(facts["scores"])
+    assert "calibrated log odds of membership" in sentence(facts)
 
 
 def test_a_held_out_image_is_held_against_the_other_controls(run: Path, scores: dict[str, dict[str, Any]]) -> None:
     name = next(name for name, row in scores.items() if row["split"] == "holdout")
     standing = explain(run, name)["standing"]
-    growth, controls = scores[name]["log_growth"], of_split(scores, "holdout")
-    assert standing["p_value"] == pytest.approx((controls >= growth).sum() / 100)  # itself is the 1 that is added
-    assert standing["rank_if_trained"] == 1 + (of_split(scores, "train") > growth).sum()
+    odds, controls = scores[name]["fused"], of_split(scores, "holdout")
+    assert standing["p_value"] == pytest.approx((controls >= odds).sum() / 100)  # itself is the 1 that is added
+    assert standing["rank_if_trained"] == 1 + (of_split(scores, "train") > odds).sum()
     assert (standing["rank"], standing["q_value"]) == (None, None)
-
-
-def test_an_image_that_calibration_set_aside_is_not_tested(
-    run: Path, scores: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    held_out = next(name for name, row in scores.items() if row["split"] == "holdout")
-    aside = [{key: scores[name][key] for key in CALIBRATION.names} for name in ("train/012.png", held_out)]
-    pq.write_table(pa.Table.from_pylist(aside, CALIBRATION), tmp_path / "run" / "calibration.parquet")
-    for name in ("train/012.png", held_out):
-        explanation = explain_image(RunDirectory(tmp_path / "run"), name)
-        assert explanation.facts["standing"]["p_value"] is None
-        page = Page(render_explanation(explanation.facts, explanation.pictures, explanation.generated))
-        assert "It was set aside for calibration: not tested." in page.text
-        assert any("no p-value: calibration: not tested" in line for line in in_words(explanation.facts))
-    other = explain(tmp_path / "run", "train/033.png")
-    assert other["standing"]["n_controls"] == 99
-    assert "calibration" not in sentence(other)
 
 
 def test_neighbours_are_those_of_a_plain_loop_and_never_the_image_itself(run: Path, digits: np.ndarray) -> None:

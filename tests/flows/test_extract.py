@@ -32,13 +32,25 @@ from flows.shard import shard
 from tasks.checks import ParametersError
 from tasks.datasets.decoding import Picture
 from tasks.datasets.shards import members_of, read_shard, write_tar
-from tasks.diffusion.checkpoint import CheckpointError, load_denoiser
-from tasks.extraction import SampleJob, is_valid_tar, read_generated, sample_jobs, sample_key, sample_pixels
+from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
+from tasks.evidence.matching import nearest, ratio_rule
+from tasks.evidence.reproduction import answer
+from tasks.extraction import (
+    SampleJob,
+    generate_shard,
+    is_valid_tar,
+    read_generated,
+    sample_jobs,
+    sample_key,
+    sample_pixels,
+)
+from tasks.false_copies import measure_false_copies
 from tasks.measuring import measure
 from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 from tasks.progress import Progress
+from tasks.references import HeldOutImages, TrainingImages
 from tasks.reporting.queries import statements
-from tasks.reproductions import TrainingImages, count_reproductions, match_samples, summarise
+from tasks.reproductions import count_reproductions, match_samples, summarise
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.warehouse import Warehouse
 from tests.diffusion.test_sampling import network_of_a_gaussian, spread_of_samples
@@ -353,7 +365,7 @@ def test_matches_and_hits_are_those_of_a_plain_double_loop(
         bounds = (row["rate_adaptive_low"], row["rate_adaptive_high"])
         assert bounds == pytest.approx(clopper_pearson(row["hits_adaptive"], 40), abs=1e-9)
 
-    summary = summarise(RunDirectory(tmp_path))
+    summary = summarise(RunDirectory(tmp_path), "pixel")
     for rule, counted in (("ratio", hits), ("adaptive", hits_adaptive)):
         assert summary[rule]["n_copies"] == sum(counted.values())
         assert summary[rule]["interval_95"] == pytest.approx(clopper_pearson(sum(counted.values()), 40), abs=1e-9)
@@ -379,8 +391,203 @@ def clopper_pearson(k: int, n: int) -> tuple[float, float]:
 def test_one_training_image_is_too_few(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", digits[:1])
     shard(tmp_path / "run", str(tmp_path / "one.npy"))
-    with pytest.raises(RunError, match="1 distinct training images: matching needs two"):
+    says = "matching needs at least two distinct training images; this run has one"
+    with pytest.raises(RunError, match=says):
         len(TrainingImages(RunDirectory(tmp_path / "run"), "pixel").rows)
+
+
+def test_near_duplicates_of_one_image_are_too_few(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "twins.npy", with_twins(np.stack([digits[0]] * 5)))
+    shard(tmp_path / "run", str(tmp_path / "twins.npy"))
+    training = TrainingImages(RunDirectory(tmp_path / "run"), "pixel")
+    assert (training.rows.num_rows, training.n_groups) == (5, 1)
+    with pytest.raises(RunError, match="at least two near-duplicate groups of training images; this run has one, of 5"):
+        match_samples([], training, Progress("matching", 0, "samples"), tmp_path / "matches")
+
+
+def with_twins(images: np.ndarray) -> np.ndarray:
+    """The images, each repeat of an earlier one changed by one grey level in 8 pixels."""
+    generator, seen = np.random.default_rng(0), set[bytes]()
+    changed = images.copy()
+    for image in changed:
+        content = image.tobytes()
+        if content in seen:
+            at = generator.choice(image.size, 8, replace=False)
+            image.ravel()[at] = np.where(image.ravel()[at] < 255, image.ravel()[at] + 1, 254)
+        seen.add(content)
+    return changed
+
+
+def counted_anew(run: Path, jobs: list[SampleJob]) -> dict[str, Any]:
+    """Match, count, measure false copies: what ``extract`` does after generating."""
+    training = TrainingImages(RunDirectory(run), "pixel")
+    match_samples(jobs, training, Progress("matching", 0, "samples"), RunDirectory(run).matches)
+    count_reproductions(jobs, training, Progress("counting", 0, "images"))
+    measure_false_copies(jobs, training, Progress("false copies", 0, "images"))
+    return summarise(RunDirectory(run), "pixel")
+
+
+def test_copies_do_not_vanish_beside_near_duplicates(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
+    """The same samples, with exact repeats and with repeats changed by one grey level in 8 pixels."""
+    train = np.concatenate([digits[:60], *[digits[:10]] * 5])
+    np.save(tmp_path / "holdout.npy", digits[100:160])
+    found = {}
+    for name, images in (("repeats", train), ("twins", with_twins(train))):
+        np.save(tmp_path / f"{name}.npy", images)
+        shard(tmp_path / name, str(tmp_path / f"{name}.npy"), str(tmp_path / "holdout.npy"))
+        found[name] = counted_anew(tmp_path / name, planted(tmp_path / name, digits))
+    repeats, twins = found["repeats"], found["twins"]
+    assert (repeats["n_training_images"], twins["n_training_images"]) == (60, 110)
+    assert repeats["n_training_groups"] == twins["n_training_groups"] == 60
+    for rule in ("ratio", "adaptive"):
+        for number in ("n_copies", "n_reproduced_originals"):
+            assert twins[rule][number] == repeats[rule][number] > 3, (rule, number)
+        assert twins[rule]["n_reproduced_training_images"] > twins[rule]["n_reproduced_originals"]
+        assert twins[rule]["n_reproduced_per_1000_samples"] == repeats[rule]["n_reproduced_per_1000_samples"]
+    flat = (generated(tmp_path / "twins").reshape(40, -1), with_twins(train).reshape(len(train), -1))
+    second_of_all = ratio_rule(nearest(*(x.astype(np.float32) for x in flat), k=2))
+    assert second_of_all.sum() < repeats["ratio"]["n_copies"] / 2
+    assert answer(twins)["level"] == answer(repeats)["level"] == "counted"
+    rows = pq.read_table(tmp_path / "twins" / "reproductions").to_pylist()
+    groups = TrainingImages(RunDirectory(tmp_path / "twins"), "pixel").groups
+    for i, row in enumerate(rows):
+        alike = [other for other, group in zip(rows, groups, strict=True) if group == groups[i]]
+        assert row["hits_group"] == sum(other["hits"] for other in alike)
+        assert row["hits_group_adaptive"] == sum(other["hits_adaptive"] for other in alike)
+    assert sum(row["hits"] for row in rows) == repeats["ratio"]["n_copies"]
+    of_copied = [row for row, group in zip(rows, groups, strict=True) if group == groups[3]]
+    assert len(of_copied) == 6
+    assert all(row["nearest_ratio"] < 1 / 3 for row in of_copied), "the nearest ratio too is over another group"
+    with Warehouse(RunDirectory(tmp_path / "twins")) as warehouse:
+        (copies,) = warehouse.table("generated_copies").to_pylist()
+    assert copies["n_originals"] == twins["ratio"]["n_reproduced_originals"] < copies["n_reproduced"]
+    assert copies["n_copies_adaptive"] == twins["adaptive"]["n_copies"]
+
+
+def test_the_bundled_model_s_copies_do_not_vanish_beside_near_duplicates(
+    prefect: None, demo_model: Path, tmp_path: Path
+) -> None:
+    shard(tmp_path / "repeats", str(demo_model.parent / "train.tar"))
+    tars = sorted((tmp_path / "repeats" / "shards").glob("train-*.tar"))
+    np.save(tmp_path / "twins.npy", with_twins(np.stack([image for tar in tars for image in read_shard(tar)])))
+    shard(tmp_path / "twins", str(tmp_path / "twins.npy"))
+    parameters = ExtractParameters(samples=32, steps=15, samples_per_tar=32)
+    found = {}
+    for name in ("repeats", "twins"):
+        jobs = sample_jobs(tmp_path / name, demo_model, checkpoint_sha256(demo_model), parameters, 0)
+        if name == "twins":
+            shutil.copytree(tmp_path / "repeats" / "samples", tmp_path / name / "samples")
+        generate_shard(jobs[0], "cpu")
+        found[name] = counted_anew(tmp_path / name, jobs)["ratio"]["n_copies"]
+    assert found["repeats"] >= 10
+    assert found["twins"] >= found["repeats"] - 1  # flat images have no signature, so their twins are not grouped
+
+
+def test_false_copies_are_those_of_a_plain_double_loop(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
+    train = with_twins(np.concatenate([digits[:60], digits[:10], digits[:10]]))
+    near_training = with_twins(np.stack([digits[5]] * 2))[1:]
+    held_out = with_twins(np.concatenate([digits[100:130], digits[100:104], digits[7:8], near_training]))
+    for name, images in (("train", train), ("holdout", held_out)):
+        np.save(tmp_path / f"{name}.npy", images)
+    shard(tmp_path / "run", str(tmp_path / "train.npy"), str(tmp_path / "holdout.npy"))
+    summary = counted_anew(tmp_path / "run", planted(tmp_path / "run", digits))
+    table = pq.read_table(tmp_path / "run" / "false-copies").to_pylist()
+    training = TrainingImages(RunDirectory(tmp_path / "run"), "pixel")
+    held = HeldOutImages(RunDirectory(tmp_path / "run"), "pixel")
+    assert (training.n_groups, held.n_groups, held.rows.num_rows) == (60, 30, 34)
+
+    def pictures(images: TrainingImages | HeldOutImages) -> dict[str, np.ndarray]:
+        return dict(zip(images.rows["sample_id"].to_pylist(), images.pixels(), strict=True))
+
+    tars = sorted((tmp_path / "run" / "samples").glob("*.tar"))
+    of_samples = {key: pixels for tar in tars for key, _, pixels in read_generated(tar)}
+    queries = {**pictures(training), **pictures(held), **of_samples}
+    group_of = dict(zip(training.rows["sample_id"].to_pylist(), training.groups.tolist(), strict=True))
+    n_queries = {"held_out": 30, "left_out_training": 60, "generated_against_held_out": 40}
+    for control, expected in n_queries.items():
+        references = held if control == "generated_against_held_out" else training
+        rows = [row for row in table if row["control"] == control]
+        ids, images = list(pictures(references)), np.stack(list(pictures(references).values()))
+        distances = double_loop(np.stack([queries[row["query"]] for row in rows]), images)
+        for row, to_all in zip(rows, distances, strict=True):
+            own = group_of.get(row["query"]) if control == "left_out_training" else None
+            to_others = np.where(references.groups == own, np.inf, to_all) if own is not None else to_all
+            closest = int(np.argmin(to_others))
+            second = to_others[references.groups != references.groups[closest]].min()
+            assert to_others[ids.index(row["nearest_sample_id"])] == pytest.approx(to_others[closest], rel=1e-6)
+            measured = (row["nearest_distance"], row["second_distance"])
+            assert measured == pytest.approx((to_others[closest], second), rel=1e-6)
+            assert row["is_copy"] == (to_others[closest] < second / 3)
+            assert row["is_copy_adaptive"] == (row["nearest_distance"] < row["surrounding_distance"] / 2)
+        assert len({row["query"] for row in rows}) == expected
+        for rule, column in (("ratio", "is_copy"), ("adaptive", "is_copy_adaptive")):
+            k = sum(row[column] for row in rows)
+            known = summary[rule]["false_copies"][control]
+            assert (known["n"], known["k"]) == (expected, k)
+            assert known["interval_95"] == pytest.approx(list(clopper_pearson(k, expected)), abs=1e-9)
+    for rule in ("ratio", "adaptive"):
+        known = summary[rule]["false_copies"]
+        assert known["pooled"]["n"] == 130
+        assert known["pooled"]["k"] == sum(known[control]["k"] for control in n_queries)
+    share, f = summary["ratio"]["share"], summary["ratio"]["false_copies"]["pooled"]["share"]
+    assert summary["ratio"]["excess"]["value"] == pytest.approx((share - f) / (1 - f))
+    assert summary["adaptive"]["false_copies"]["pooled"]["interval_95"][1] > 0.5  # maybe most digits: no excess
+    assert summary["adaptive"]["excess"] is None
+
+
+def test_without_held_out_images_left_out_training_images_are_the_control(
+    prefect: None, digits: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "train.npy", digits[:60])
+    shard(tmp_path / "run", str(tmp_path / "train.npy"))
+    summary = counted_anew(tmp_path / "run", planted(tmp_path / "run", digits))
+    known = summary["ratio"]["false_copies"]
+    assert known["held_out"] is known["generated_against_held_out"] is None
+    assert known["pooled"] == known["left_out_training"]
+    assert known["pooled"]["n"] == 60
+    assert answer(summary)["level"] == "counted"
+
+
+def test_matches_of_other_groups_or_of_another_holdout_are_not_kept(
+    prefect: None, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shard(run, str(digit_files[0]), str(digit_files[1]))
+    jobs, folders = planted(run, digits), ("matches", "reproductions", "false-copies")
+    counted_anew(run, jobs)
+    before = file_bytes(run, *folders)
+    times = {path: (run / path).stat().st_mtime_ns for path in before}
+    counted_anew(run, jobs)
+    assert {path: (run / path).stat().st_mtime_ns for path in before} == times
+
+    manifest = pq.read_table(run / "manifest.parquet")
+    names = manifest["sample_id"].to_pylist()
+    closest = pq.read_table(run / "matches").to_pylist()[0]["nearest_sample_id"]
+    copied = manifest["content_hash"].to_pylist()[names.index(closest)]
+    is_one = [
+        row["split"] == "train" and (row["content_hash"] == copied or i % 2 == 0)
+        for i, row in enumerate(manifest.to_pylist())
+    ]
+    grouped = manifest.set_column(
+        manifest.schema.get_field_index("near_duplicate_group"),
+        manifest.schema.field("near_duplicate_group"),
+        [[0 if one else None for one in is_one]],
+    )
+    pq.write_table(grouped, run / "manifest.parquet")
+    counted_anew(run, jobs)
+    now = file_bytes(run, *folders)
+    assert now.keys() == before.keys()
+    assert [path for path in now if now[path] == before[path]] == []
+
+    is_kept = [row["split"] == "train" or i % 2 == 0 for i, row in enumerate(manifest.to_pylist())]
+    pq.write_table(grouped.filter(is_kept), run / "manifest.parquet")
+    counted_anew(run, jobs)
+    control = "false-copies/part-held-out.parquet"
+    assert file_bytes(run, *folders)[control] != now[control]
+
+    pq.write_table(grouped.filter([row["split"] == "train" for row in manifest.to_pylist()]), run / "manifest.parquet")
+    counted_anew(run, jobs)
+    assert list(file_bytes(run, "false-copies")) == ["false-copies/part-left-out-training.parquet"]
 
 
 def test_sigkill_while_generating_then_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:

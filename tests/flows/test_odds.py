@@ -5,20 +5,32 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor
 
 from flows.audit import audit
 from flows.odds import odds
-from tasks.diffusion.odds import N_REPEATS
+from tasks import odds as module
+from tasks.checks import ParametersError
+from tasks.datasets.sources import SourceError
+from tasks.diffusion.checkpoint import LoadedModel, _Network, load_denoiser
+from tasks.diffusion.denoiser import Denoiser
+from tasks.diffusion.noise import generator_for
+from tasks.diffusion.odds import N_REPEATS, along_path, draw_prior, estimate_odds, ratio_margin
+from tasks.odds import Sampler
 from tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
-from tasks.reproductions import TrainingImages
+from tasks.references import TrainingImages
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import ODDS
 from tests.conftest import Latentprint
+from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
+from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save
 
 FEW = OddsParameters(top=2, steps=3, prior=24, chains=4, chain_length=3, levels=3)
 
@@ -72,3 +84,97 @@ def test_the_command_prints_json_and_refuses_what_cannot_be(audited: Path, laten
     refused = latentprint("odds", "--run", audited, "--chains", 24, "--prior", 24, "--device", "cpu")
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1] == "latentprint: --chains 24: fewer than --prior 24 are needed"
+
+
+# Class-conditional and latent models
+
+
+def audited_with(checkpoint: Path, images: np.ndarray, labels: np.ndarray, folder: Path) -> Path:
+    np.savez(folder / "train.npz", images=images, labels=labels)
+    one_thread = ComputeParameters(devices=("cpu",), threads=1)
+    audit(str(checkpoint), str(folder / "train.npz"), folder / "run", None, ScoreParameters(timestep=20), one_thread)
+    return folder / "run"
+
+
+def test_odds_of_a_class_conditional_checkpoint_are_those_of_each_images_own_class(
+    prefect: None, digits: np.ndarray, tmp_path: Path
+) -> None:
+    checkpoint = save(tmp_path / "model", unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
+    labels = np.arange(12) % 3
+    run = audited_with(checkpoint, digits[:12], labels, tmp_path)
+    rows = odds(run, FEW.model_copy(update={"top": 5}))
+    own = {f"{i:08d}": int(label) for i, label in enumerate(labels)}
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["label"] for row in rows] == [own[row["sample_id"].rpartition("/")[2]] for row in rows]
+    assert len({row["label"] for row in rows}) > 1
+    assert all(f"samples of class {row['label']} (95%" in row["one_in"] for row in rows)
+    # the first class's plain samples, and each image's chains, are of that class
+    first = rows[0]
+    sampler = Sampler(load_denoiser(str(checkpoint), "cpu"), FEW.steps, first["label"])
+    generator = generator_for(FEW.seed, f"odds, prior of class {first['label']}")
+    prior = draw_prior(sampler, (1, 8, 8), FEW.prior, generator, lambda: sampler.n_evaluations)
+    training = TrainingImages(RunDirectory(run), "pixel")
+    names = training.rows["content_hash"].to_pylist()
+    pictures = torch.from_numpy(np.stack(list(training.pixels()))).float() / 127.5 - 1.0
+    found = module._row(sampler, prior, pictures, names.index(first["content_hash"]), first, FEW)
+    assert found["log_probability_high"] == pytest.approx(first["log_probability_high"])
+    assert pq.read_table(RunDirectory(run).odds).schema.equals(ODDS, check_metadata=True)
+
+
+def test_odds_of_a_class_are_not_those_of_all_classes() -> None:
+    """Class 0 knows two images, class 1 a third: the first comes out in half of the samples of its class."""
+    schedule, images = linear_ddpm(), (0.7 * draw(6, 3, 1, 2, 2)).clamp(-1, 1)
+    of_class = [FiniteData(schedule, images[:2].flatten(1)), FiniteData(schedule, images[2:].flatten(1))]
+
+    def network(x: Tensor, t: Tensor, class_labels: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=of_class[int(class_labels[0])](x, float(t[0])))
+
+    conditional = _Network(network)
+    denoiser = Denoiser(conditional, schedule, dtype=torch.float64)
+    model = LoadedModel(denoiser, schedule, (1, 2, 2), 2, torch.device("cpu"), network=conditional)
+    level = along_path(ratio_margin(images[0], images[1:]))
+
+    def probability(label: int) -> float:
+        sampler = Sampler(model, 20, label)
+        arguments = dict(generator=generator_for(0, "odds"), counter=lambda: sampler.n_evaluations)
+        prior = draw_prior(sampler, (1, 2, 2), 64, **arguments)
+        return math.exp(estimate_odds(sampler, level, prior, n_chains=8, max_levels=2, **arguments).log_probability)
+
+    assert probability(0) == pytest.approx(0.5, abs=0.1)
+    assert probability(1) == 0.0
+
+
+def test_a_class_that_the_model_does_not_know_is_one_line(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "model", unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
+    model = load_denoiser(str(checkpoint), "cpu")
+    with pytest.raises(SourceError, match=r"train/7: label 3; this class-conditional model needs 0 \.\.\. 2"):
+        module.class_of({"sample_id": "train/7", "label": "3"}, model)
+
+
+def test_samples_of_a_latent_checkpoint_are_decoded_before_they_are_matched(
+    prefect: None, digits: np.ndarray, tmp_path: Path
+) -> None:
+    checkpoint = save(
+        tmp_path / "model",
+        unet=lambda: plain_unet(2),
+        scheduler=DDIMScheduler,
+        vae=lambda: autoencoder_of(AutoencoderKL),
+    )
+    model = load_denoiser(str(checkpoint), "cpu")
+    sampler = Sampler(model, 3)
+    paths = sampler(draw(1, 2, 2, 8, 8).float())
+    assert paths.shape == (2, 3, 1, 16, 16)
+    with torch.inference_mode():
+        codes = module.ddim_path(model.denoiser, draw(1, 2, 2, 8, 8).float(), model.schedule, 3, 5, clip=False)
+        torch.testing.assert_close(paths[:, -1], model.decode(codes[:, -1]))
+        assert float(codes.abs().max()) > 1.0  # codes are no pixels, and are not cut off like them
+    images = np.kron(digits[:6], np.ones((2, 2), np.uint8)).astype(np.uint8)
+    run = audited_with(checkpoint, images, np.zeros(6, int), tmp_path)
+    rows = odds(run, FEW)
+    assert [row["label"] for row in rows] == [None, None]
+    assert all(row["n_evaluations_prior"] == 3 * 24 * (1 + N_REPEATS) for row in rows)
+
+
+def test_more_plain_samples_than_memory_holds_are_refused(audited: Path) -> None:
+    with pytest.raises(ParametersError, match=r"--prior 1000000000: plain samples would take .* lower --prior"):
+        odds(audited, FEW.model_copy(update={"prior": 10**9}))

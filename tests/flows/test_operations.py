@@ -19,18 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import flows.score
 import tasks.score
 from flows import cli
 from flows.score import score
 from flows.shard import shard
-from tasks.calibrating import calibrate_run
+from tasks.calibrating import calibrate_shard
 from tasks.datasets.sources import SourceError
-from tasks.device_worker import WorkerDied
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.score import ShardsFailed
+from tasks.score import CalibrationFailed, ShardsFailed
 from tasks.scoring import ScoreJob, loaded_model, score_shard
+from tasks.store.features import read_calibration_images
 from tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint
 
@@ -106,30 +105,43 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
 
 
-class PoisonedImages(ScoreJob):
-    """Kills whoever looks for the images of the poison shard."""
-
-    @property
-    def directory(self) -> RunDirectory:
-        if self.shard == POISON:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().directory
+def calibrate_or_die(job: ScoreJob, device: str) -> int:
+    """Of the poison shard every worker dies."""
+    if job.shard == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return calibrate_shard(job, device)
 
 
-def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_the_run_can_go_on(
+def calibrate_and_note(job: ScoreJob, device: str) -> int:
+    """Leaves a file behind for each shard of which images were measured."""
+    n = calibrate_shard(job, device)
+    if n:
+        (job.run / f"measured-{job.shard}").touch()
+    return n
+
+
+def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_what_others_measured_is_kept(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    manifest = pq.read_table(sharded.manifest).to_pylist()
+    with_images = {row["shard"] for row in manifest if row["occurrence"] == 0}
+    says = rf"^calibrating on {POISON} \(the worker process of cpu was killed.* every score depends on it"
     with monkeypatch.context() as patch:
-        patch.setattr(flows.score, "ScoreJob", PoisonedImages)
-        says = rf"^calibrating on {POISON} kills its worker \(the worker process of cpu was killed.* --timestep N"
-        with pytest.raises(WorkerDied, match=says):
+        patch.setattr(tasks.score, "calibrate_shard", calibrate_or_die)
+        with pytest.raises(CalibrationFailed, match=says) as failure:
             score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert set(failure.value.reasons) == {POISON}
     assert scored_shards(sharded) == set()
-    job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(), 0)
-    calibration = calibrate_run(job, "cpu")
-    assert calibration is not None
-    assert (calibration.n_train, calibration.n_control) == (30, 20)
-    assert not sharded.calibrating.exists()
+    measured = {part.name for part in sharded.calibration_parts.glob("part-*")}
+    assert measured == {sharded.calibration_part(name).name for name in with_images - {POISON}}
+    monkeypatch.setattr(tasks.score, "calibrate_shard", calibrate_and_note)
+    score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
+    assert [path.name for path in sharded.path.glob("measured-*")] == [f"measured-{POISON}"]
+    assert scored_shards(sharded) == {row["shard"] for row in manifest}
+    assert not sharded.calibration_parts.exists()
+    images = read_calibration_images(sharded)
+    assert images is not None
+    assert (images.is_train.sum(), (~images.is_train).sum()) == (60, 40)
 
 
 def exchange_checkpoint(job: ScoreJob, device: str) -> int:
@@ -217,16 +229,22 @@ def test_a_clock_that_goes_backwards_changes_nothing(
 def test_failed_shards_end_in_one_line_with_the_command_that_resumes(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Before the calibration, on which every score depends, and after it."""
     path = sharded.shards / POISON
-    path.write_bytes(path.read_bytes()[:3000])
+    whole = path.read_bytes()
     arguments = ["score", "--run", str(sharded.path), "--model", str(checkpoint), "--timestep", "20", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["latentprint", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith(f"latentprint: 1 shards could not be scored, the others were: {POISON} (")
-    assert last.endswith(f"resume with: latentprint {' '.join(arguments)}")
+    for says in (f"calibrating on {POISON} (", f"1 shards could not be scored, the others were: {POISON} ("):
+        path.write_bytes(whole[:3000])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith(f"latentprint: {says}")
+        assert last.endswith(f"resume with: latentprint {' '.join(arguments)}")
+        path.write_bytes(whole)
+        score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
+        sharded.part(POISON).unlink()
 
 
 def test_two_runs_into_one_directory_the_second_refuses(

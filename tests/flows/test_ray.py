@@ -17,10 +17,9 @@ import flows.score
 import tasks.score
 from flows.score import score
 from flows.shard import shard
-from tasks.device_worker import WorkerDied
 from tasks.devices import DeviceError
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.score import ShardsFailed
+from tasks.score import CalibrationFailed, ShardsFailed
 from tasks.scoring import ScoreJob
 from tasks.store.run import RunDirectory
 
@@ -43,21 +42,12 @@ class PoisonedJob(ScoreJob):
         return super().provenance()
 
 
-class PoisonedImages(ScoreJob):
-    """Kills whoever looks for the images of the poison shard."""
-
-    @property
-    def directory(self) -> RunDirectory:
-        if self.shard == POISON:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().directory
-
-
-class PoisonedRun(ScoreJob):
-    """Kills whoever begins to calibrate."""
+class PoisonedCalibration(ScoreJob):
+    """Kills whoever calibrates on the poison shard."""
 
     def origin(self) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if self.shard == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().origin()
 
 
@@ -146,19 +136,13 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert part_bytes(sharded) == local
 
 
-@pytest.mark.parametrize(
-    ("job", "says"),
-    [
-        (PoisonedRun, "^calibrate: The worker died"),
-        (PoisonedImages, rf"^calibrating on {POISON} kills its worker \(calibrate: The worker died.* --timestep N"),
-    ],
-)
-def test_a_calibration_that_kills_its_workers_ends_the_run_and_names_the_shard(
-    job: type[ScoreJob], says: str, cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_shard_that_kills_whoever_calibrates_on_it_is_named(
+    cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.score, "ScoreJob", job)
-    with pytest.raises(WorkerDied, match=says):
+    monkeypatch.setattr(flows.score, "ScoreJob", PoisonedCalibration)
+    with pytest.raises(CalibrationFailed, match=rf"^calibrating on {POISON} \(its worker died") as failure:
         score(sharded, str(checkpoint), QUICK, RAY)
+    assert set(failure.value.reasons) == {POISON}
     assert not part_bytes(sharded)
 
 

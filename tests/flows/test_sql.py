@@ -155,7 +155,8 @@ def test_relations_columns_questions_and_keywords_are_completed(warehouse: Wareh
     def completions(text: str) -> list[str | None]:
         return [shell.complete(text, i) for i in range(3)]
 
-    assert completions("rank") == ["rank", "ranking", None]
+    assert completions("ranki") == ["ranking", None, None]
+    assert completions("rank") == ["rank", "ranked_by", "ranking"]
     assert completions("scores_by_s") == ["scores_by_split", None, None]
     assert completions("most_rep") == ["most_reproducible", None, None]
     assert completions("SELE") == ["SELECT", None, None]

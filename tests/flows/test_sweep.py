@@ -15,6 +15,8 @@ from tasks.checks import ParametersError
 from tasks.evidence.statistics import auc
 from tasks.parameters import ComputeParameters, ScoreParameters, SweepParameters
 from tasks.sweep import write_sweep_page
+from tasks.sweeping import with_timesteps
+from tests.diffusion.oracles import rectified_flow
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 STUDY = SweepParameters(
@@ -54,6 +56,16 @@ def test_every_setting_is_scored_on_the_same_images_and_summed_up(scored: Path) 
     assert page.count("<svg") >= 6
     best = max(setting["auc"] for setting in result["settings"])
     assert f"The highest AUC, trained against held out, is {best:.3f}, with" in page
+
+
+@pytest.mark.parametrize(
+    ("n_timesteps", "expected"),
+    [(1000, (0, 5, 20, 50, 100, 200)), (4000, (3, 23, 83, 203, 403, 803)), (250, (0, 4, 12, 24, 49)), (10, (0, 1))],
+)
+def test_timesteps_that_are_not_named_are_shares_of_the_schedule(n_timesteps: int, expected: tuple[int, ...]) -> None:
+    schedule = rectified_flow(n_timesteps)
+    assert with_timesteps(SweepParameters(), schedule).timesteps == expected
+    assert with_timesteps(SweepParameters(timesteps=(7,)), schedule).timesteps == (7,)
 
 
 def test_settings_that_are_there_are_kept_and_new_ones_added(scored: Path) -> None:

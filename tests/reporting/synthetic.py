@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.analyse import flag_table, image_scores
-from tasks.evidence.assessment import ImageScores, assess
+from tasks.evidence.assessment import ImageScores, assess, flag_trained
 from tasks.evidence.methods import methods
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.gallery import wanted_pictures
@@ -21,7 +21,7 @@ from tasks.reporting.gate_rehearsal import counted as counted_by
 from tasks.reporting.gate_rehearsal import verdict
 from tasks.reporting.html import ReportInputs
 from tasks.store.dictionary import SQL
-from tasks.store.schemas import MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
+from tasks.store.schemas import MANIFEST, MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
 from tasks.store.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
@@ -49,8 +49,8 @@ class Images:
     eps_norm: NDArray[np.float64]
     near_duplicate_groups: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Number -> images."""
-    calibration: Sequence[int] = ()
-    """Images that were set aside."""
+    fused: NDArray[np.float64] | None = None
+    """Log odds of membership; None: not calibrated."""
 
     def table(self) -> pa.Table:
         """The columns of sql/staging/images.sql."""
@@ -71,14 +71,13 @@ class Images:
                 "log_growth_se": pa.nulls(n, pa.float64()),
                 "eps_norm": self.eps_norm,
                 "dime": pa.nulls(n, pa.float64()),
-                "fused": pa.nulls(n, pa.float64()),
+                "fused": pa.nulls(n, pa.float64()) if self.fused is None else pa.array(self.fused),
                 "n_evaluations": pa.array([2] * n, pa.int64()),
                 "status": ["ok" if ok else "nonfinite" for ok in usable],
                 "is_control": [split == "holdout" for split in self.splits],
-                "is_calibration": [i in self.calibration for i in range(n)],
-                "is_usable": usable,
                 "is_compared": usable,
-                "fold": pa.nulls(n, pa.int32()),
+                "fold": pa.array([None if self.fused is None else i % 5 for i in range(n)], pa.int32()),
+                "is_usable": usable,
             }
         )
 
@@ -148,16 +147,17 @@ class Run:
     def evidence(self) -> dict[str, Any]:
         """evidence.json, without what needs pixels."""
         by_method = methods(self.scores(), {"log_growth": 2, "eps_norm": 1})
-        found = assess(self.scores(), self.generated)
-        reproductions = self.counted()
-        if "membership" not in found["verdict"]:
-            growth = found["comparisons"]["train_vs_holdout"]["log_growth"]
-            found["verdict"] = verdict(growth, found["blind_baseline"], reproductions)
+        found, reproductions = assess(self.scores(), None), self.counted()
+        growth = found["comparisons"]["train_vs_holdout"]["log_growth"]
+        blind = {"auc": {"value": 0.5, "interval_95": [0.45, 0.55]}, "void": False}
+        found["verdict"] = verdict(growth, blind, reproductions)  # without pixels it is inconclusive
+        found["conformal"] = flag_trained(self.scores()).as_dict()
         return {
             "run_id": self.record()["run_id"],
             **found,
             "methods": {name: method.as_dict() for name, method in by_method.items()},
             "reproductions": reproductions,
+            "generated": self.generated,
             **self.answered,
         }
 
@@ -185,6 +185,7 @@ class Run:
                     **{name: row[name] for name in ("sample_id", "content_hash")},
                     **dict(n_generated=self.n_generated, rule="ratio", threshold=1 / 3, embedding="pixel"),
                     **dict(hits=hits, rate_low=low, rate_high=high),
+                    **dict(hits_group=hits, hits_group_adaptive=hits),
                     **dict(hits_adaptive=hits, rate_adaptive_low=low, rate_adaptive_high=high),
                     **dict(nearest_generated=f"{i:09d}", nearest_distance=2.0, nearest_ratio=0.2 if hits else 0.8),
                 }
@@ -245,7 +246,8 @@ def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = 
         connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
         connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
         connection.register("matches", MATCHES.empty_table())
-        connection.register("flags", flag_table(images.filter(pc.field("is_usable") & ~pc.field("is_calibration"))))
+        connection.register("manifest", MANIFEST.empty_table())
+        connection.register("flags", flag_table(images.filter(pc.field("is_usable"))))
         connection.register("sweep", SWEEP.empty_table())
         return {
             name: connection.sql((SQL / "marts" / f"{name}.sql").read_text(encoding="utf-8")).to_arrow_table()

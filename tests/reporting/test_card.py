@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from flows.card import card
+from tasks.reporting.formats import markdown_text
 from tasks.reporting.gate_rehearsal import REHEARSALS
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
@@ -33,21 +35,46 @@ def audited(path: Path, evidence: dict[str, Any], model: str = "models/ddpm", so
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 1,000 generated images 560 are copies: 52.9% to 59.1%, exactly."""
-    evidence = {key: value for key, value in BAD.evidence().items() if key != "reproductions"}
-    counted = {"n_samples": 1000, "n_training_images": 3, "ratio": {"rule": "a | b", "threshold": 1 / 3}}
-    counted["ratio"] |= {"share": 0.56, "interval_95": [0.5286, 0.5911], "n_reproduced_training_images": 2}
-    return audited(tmp_path_factory.mktemp("card") / "run", {**evidence, "reproductions": counted})
+    """Of 1,000 generated images 560 are copies: 52.9% to 59.1%, exactly; of 3 training images 2 came out."""
+    evidence = json.loads(json.dumps(BAD.evidence()))
+    evidence["reproductions"] |= {"n_training_images": 3}
+    evidence["reproductions"]["ratio"] |= {"rule": "a | b", "n_reproduced_training_images": 2}
+    return audited(tmp_path_factory.mktemp("card") / "run", evidence)
+
+
+COPIES = "Reproduction: generated images that are copies of a training image"
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 def test_each_number_has_its_interval(bad: Path, kind: Any) -> None:
     text = card(bad, kind)
-    assert "| Generated images that are copies of a training image | 56.0% | 52.9% to 59.1% | 1,000 |" in text
+    assert f"| {COPIES} | 56.0% | 52.9% to 59.1% | 1,000 |" in text
     assert "2 of 3 distinct training images came out among 1,000 generated ones" in text
+    assert "false copies, where there can be no copy: 0 of 1,000 (0.0%). By the adaptive rule, 560 are copies." in text
     measured = [line for line in text.splitlines() if line.count("|") == 5 and "%" in line.split("|")[2]]
     assert len(measured) == 4
     assert all(re.search(r"\| \d+\.\d% to \d+\.\d% \| [\d,]+ \|$", line) for line in measured)
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_both_answers_are_there_and_no_auc_is_called_memorized(bad: Path, kind: Any) -> None:
+    text, verdict = card(bad, kind), BAD.evidence()["verdict"]
+    assert f"**Membership shown.** {markdown_text(verdict['membership']['sentence'])}" in text
+    assert f"**Copies counted.** {markdown_text(verdict['reproduction']['sentence'])}" in text
+    assert "memoriz" not in text.lower()
+
+
+def test_the_trainers_count_is_no_number_of_the_card_and_void_flags_are_none(tmp_path: Path) -> None:
+    """Cases 5 and 15: "209 of 250 stand out", and 56.1% by the trainer's own record."""
+    evidence = json.loads(json.dumps({**BAD.evidence(), "reproductions": None}))
+    evidence["generated"] = {"share_of_copies": 0.561, "interval_95": [0.54, 0.58], "n_copies": 2298, "n_samples": 4096}
+    evidence["verdict"]["membership"] |= {"is_void": True, "level": "inconclusive", "reason": "Pixels do."}
+    evidence["verdict"]["reproduction"] |= {"level": "not_asked", "rule": None}
+    text = card(audited(tmp_path / "run", evidence), "model")
+    assert "56.1" not in text
+    assert f"| {COPIES} | not measured (copies: this run generated no images" in text
+    assert "training images are flagged." not in text
+    assert text.count("void: Pixels do.") == 2
 
 
 def test_flags_are_told_with_their_rate_and_with_how_many_there_would_be_if_none_were_memorized(bad: Path) -> None:
@@ -56,7 +83,7 @@ def test_flags_are_told_with_their_rate_and_with_how_many_there_would_be_if_none
     text = card(bad, "model")
     assert "at most 5% of the flagged images are false; in a run that flags anything the share may be larger" in text
     expected = flags["n_images"] * flags["p_cutoff"]
-    assert f"False flags expected if no image were memorized: {expected:.1f}." in text
+    assert f"Flags expected by chance alone: {expected:.1f}." in text
 
 
 def test_a_data_set_card_counts_what_is_in_it(bad: Path) -> None:
@@ -73,7 +100,7 @@ def test_what_was_not_measured_has_a_reason_and_no_number(tmp_path: Path, kind: 
     else:
         assert text.count("not measured") >= 4
         assert "100.0%" not in text
-        assert "so nothing was counted as reproduced" in text
+        assert "so it says nothing about what comes out" in text
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
@@ -101,7 +128,8 @@ def test_metadata_is_yaml_that_a_hub_reads(bad: Path) -> None:
     metrics = {m["type"]: m for result in entry["results"] for m in result["metrics"]}
     assert entry["name"] == "ddpm"
     assert metrics["latentprint_memorized_share"]["value"] == 0.56
-    assert metrics["latentprint_memorized_share"]["args"] == {"interval_95": [0.5286, 0.5911], "n": 1000}
+    bounds = pytest.approx([0.5286, 0.5911], abs=5e-5)
+    assert metrics["latentprint_memorized_share"]["args"] == {"interval_95": bounds, "n": 1000}
 
 
 def test_a_card_needs_a_run_with_evidence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tasks.reporting.compare import ComparedRun, changed_flags, incomparable, render_comparison
+from tasks.reporting.compare import (
+    ComparedRun,
+    changed_flags,
+    different_inputs,
+    incomparable,
+    paired,
+    render_comparison,
+)
 from tasks.reporting.html import ReportInputs
 from tasks.reporting.thumbnails import data_uri
 from tests.reporting.synthetic import HOSTILE, Run, blob
@@ -74,10 +82,21 @@ def test_headline_numbers_stand_side_by_side(inputs: ReportInputs, later: Report
     page = Page(render_comparison(compared("first", inputs), compared("second", later), trend))
     a, b = (run.evidence["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["value"] for run in (inputs, later))
     assert {f"{a:.3f}", f"{b:.3f}"} <= set(page.texts)
-    change = f"{b - a:.3f}".replace("-", "−")
-    assert f"{change}; the intervals overlap." in page.text
+    (lows, highs), d = _bounds(inputs, later), b - a
+    low, high = d - math.hypot(b - lows[1], highs[0] - a), d + math.hypot(highs[1] - b, a - lows[0])
+    assert low < 0.0 < high
+    shown = [f"{x:.3f}".replace("-", "−") for x in (d, low, high)]
+    change = "{}, 95% interval of the difference {} to {}: no change is shown.".format(*shown)
+    assert change in page.text
     assert "Compare with care" not in page.text
     assert page.count("figure") == 1
+
+
+def _bounds(*runs: ReportInputs) -> tuple[list[float], list[float]]:
+    """Lower bounds, upper bounds of the runs' AUCs."""
+    areas = (run.evidence["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["interval_95"] for run in runs)
+    lows, highs = zip(*areas, strict=True)
+    return list(lows), list(highs)
 
 
 def test_flags_that_came_and_went_are_those_of_a_plain_comparison(
@@ -174,9 +193,12 @@ def test_other_controls_and_other_ways_of_counting_are_warned_of(inputs: ReportI
     assert incomparable(before, before) == []
     (controls,) = incomparable(before, replace(before, identity={"held-out images": "e"}))
     assert "other controls" in controls
-    counted = {**inputs.evidence["generated"], "sampler": "ancestral"}
-    (copies,) = incomparable(before, replace(before, evidence={**inputs.evidence, "generated": counted}))
-    assert "shares do not compare" in copies
+    for title in ("sampling parameters", "rule of copies"):
+        runs = [replace(before, identity={**IDENTITY, title: how}) for how in ("ddim", "ancestral")]
+        (copies,) = incomparable(*runs)
+        assert "shares do not compare" in copies
+    scores = [replace(before, identity={**IDENTITY, "membership score": name}) for name in ("fused", "log_growth")]
+    assert incomparable(*scores) == ["Membership rests on another score in either run: their AUCs do not compare."]
     (nothing,) = incomparable(before, replace(before, ranking=before.ranking.slice(0, 0)))
     assert "no training image in common" in nothing
 
@@ -184,7 +206,7 @@ def test_other_controls_and_other_ways_of_counting_are_warned_of(inputs: ReportI
 def test_runs_without_anything_in_common_still_make_a_page(inputs: ReportInputs, trend: pa.Table) -> None:
     empty = ComparedRun("A", {}, {}, {}, inputs.tables["ranking"].slice(0, 0), inputs.tables["flagged"].slice(0, 0))
     page = Page(render_comparison(empty, replace(empty, name=HOSTILE[0]), trend.slice(0, 0)))
-    assert "inconclusive in both." in page.text
+    assert "Membership inconclusive in both. Copies inconclusive in both." in page.text
     assert any(HOSTILE[0] in text for text in page.texts)
     assert page.count("figure") == 0
 
@@ -207,3 +229,77 @@ def test_what_differs_is_listed_and_the_rest_counted(inputs: ReportInputs, trend
     begin = page.texts.index("software: torch")
     assert page.texts[begin : begin + 3] == ["software: torch", "2.13.0", "9.9"]
     assert "further entries are the same." in page.text
+
+
+def answered(run: ComparedRun, sha256: str = "same", **membership: Any) -> ComparedRun:
+    """The run with another membership and checkpoint."""
+    verdict = run.evidence["verdict"]
+    changed = {**verdict, "membership": {**verdict["membership"], **membership}}
+    scoring = {**run.record["scoring"], "checkpoint_sha256": sha256}
+    return replace(run, evidence={**run.evidence, "verdict": changed}, record={**run.record, "scoring": scoring})
+
+
+def area(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": value, "interval_95": [low, high]}
+
+
+def calibrated(run: ComparedRun, folds: list[int]) -> ComparedRun:
+    chosen = {"timestep": 20, "folds": [{"timestep": timestep} for timestep in folds]}
+    return replace(run, evidence={**run.evidence, "calibration": chosen})
+
+
+def opening(before: ComparedRun, after: ComparedRun, trend: pa.Table) -> str:
+    text = Page(render_comparison(before, after, trend)).text
+    return text[: text.index("Images that moved")]
+
+
+def test_another_calibration_of_one_checkpoint_is_no_change_of_the_model(inputs: ReportInputs, trend: pa.Table) -> None:
+    """Case 14: --timestep auto gave another verdict on bit-equal scores, and the page called that a change."""
+    before = calibrated(answered(compared("A", inputs), level="shown", auc=area(0.9, 0.85, 0.94)), [20] * 5)
+    after = calibrated(answered(compared("B", inputs), level="not_shown", auc=area(0.5, 0.45, 0.55)), [20] * 4 + [50])
+    text = opening(before, after, trend)
+    assert "Membership shown in A, membership not shown in B." in text
+    assert (
+        "The model is the same (equal checkpoint hash). The inputs differ, not the model: timesteps that calibration "
+        "chose in its folds."
+    ) in text
+    other = opening(before, answered(after, "other"), trend)
+    assert "The model differs, and so do its inputs: timesteps that calibration chose in its folds." in other
+    assert "equal checkpoint hash" not in other
+
+
+def test_each_input_that_differs_is_named(inputs: ReportInputs) -> None:
+    before = compared("A", inputs)
+    assert different_inputs(before, before) == []
+    fewer = replace(before, ranking=before.ranking.slice(1))
+    assert different_inputs(before, fewer) == ["training images"]
+    assert different_inputs(before, replace(before, identity={"held-out images": "e"})) == ["held-out images"]
+    assert different_inputs(before, with_parameters(before, timestep=30)) == ["timestep (20 in A, 30 in B)"]
+
+
+@pytest.mark.parametrize(("value", "is_changed"), [(0.60, False), (0.75, True)])
+def test_changed_is_said_by_the_interval_of_the_difference_alone(
+    value: float, is_changed: bool, inputs: ReportInputs, trend: pa.Table
+) -> None:
+    """From 0.55 +- 0.05: to 0.60 +- 0.05 the difference is 0.05 +- 0.071, to 0.75 it is 0.20 +- 0.071."""
+    before = answered(compared("A", inputs), "one", level="not_shown", auc=area(0.55, 0.5, 0.6))
+    after = answered(compared("B", inputs), "two", level="shown", auc=area(value, value - 0.05, value + 0.05))
+    runs = [replace(run, evidence={**run.evidence, "comparisons": {}}) for run in (before, after)]
+    pair = paired(*runs)["membership"]
+    assert pair.is_changed == is_changed
+    assert pair.change.endswith("changed." if is_changed else "no change is shown.")
+    assert ("no number is shown to have changed" in opening(*runs, trend)) == (not is_changed)
+
+
+def test_flags_of_a_void_run_neither_came_nor_went(inputs: ReportInputs, later: ReportInputs, trend: pa.Table) -> None:
+    """Case 5."""
+    before, after = compared("A", inputs), answered(compared("B", later), is_void=True, level="inconclusive")
+    text = opening(before, after, trend)
+    assert "Flags are not compared: the comparison with held-out images is void in B." in text
+    assert "newly flagged" not in text
+
+
+def test_the_two_answers_are_compared_apart(inputs: ReportInputs, extracted: ReportInputs, trend: pa.Table) -> None:
+    text = opening(compared("A", inputs), compared("B", extracted), trend)
+    assert "Membership shown in both." in text
+    assert "Copies not asked for in A, copies counted in B." in text

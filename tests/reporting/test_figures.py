@@ -87,14 +87,14 @@ def test_thinning_keeps_extremes_median_and_order() -> None:
 
 
 def test_roc_of_separated_groups_and_of_swapped_ones() -> None:
-    low, high = np.linspace(0, 1, 200), np.linspace(2, 3, 200)
+    low, high = np.linspace(0, 1, 600), np.linspace(2, 3, 600)
     right = roc_curves("a", "t", {"s": (high, low)}, "p", "n")
     wrong = roc_curves("b", "t", {"s": (low, high)}, "p", "n")
     assert right is not None
     assert wrong is not None
     assert [row[1].split(" ")[0] for row in right.table.rows] == ["not"] + ["100.0%"] * 5
     assert [row[1].split(" ")[0] for row in wrong.table.rows] == ["not"] + ["0.0%"] * 5
-    assert "200 n images" in right.caption
+    assert "600 n images" in right.caption
 
 
 @pytest.mark.parametrize("name", ["roc-holdout", "roc-repeated"])

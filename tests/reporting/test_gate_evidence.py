@@ -43,8 +43,9 @@ def test_a_blind_baseline_that_is_void_or_unknown_decides_nothing(void: bool | N
 
 def test_too_few_controls_never_pass() -> None:
     few = measurements(REHEARSED["twenty-controls"].evidence())
-    assert few["flag_rate"].reason == "flag rate: Too few images: 20 and 20, 30 are needed."
-    assert few["auc"].reason == "AUC: Too few images: 20 and 20, 30 are needed."
+    why = "There are too few images: 20 distinct training images and 20 held-out images, and 30 of each are needed."
+    assert few["flag_rate"].reason == f"flag rate: void: {why}"
+    assert few["auc"].reason == f"AUC: void: {why}"
     for found in (measurements(CLEAN, min_controls=500)[name] for name in ("auc", "flag_rate")):
         assert "400 training images (near duplicates as one), at least 500 are needed" in found.reason
 

@@ -90,7 +90,7 @@ def test_numbers_of_the_first_page_are_those_of_independent_computations(inputs:
     assert f"{roc_auc_score(is_train, images.log_growth):.3f}" in shown
 
 
-def test_statistics_tables_hold_the_papers_test_and_an_exact_rate(inputs: ReportInputs, page: Page) -> None:
+def test_statistics_tables_hold_the_papers_test_and_say_what_is_not_estimable(inputs: ReportInputs, page: Page) -> None:
     images = planted()
     is_train = np.array(images.splits) == "train"
     trained, held_out = images.log_growth[is_train], images.log_growth[~is_train]
@@ -99,11 +99,8 @@ def test_statistics_tables_hold_the_papers_test_and_an_exact_rate(inputs: Report
     assert f"{welch.statistic:.2f}" in shown
     exponent = int(np.floor(np.log10(welch.pvalue)))
     assert f"{welch.pvalue / 10.0**exponent:.1f} × 10⁻" in page.text
-    threshold = np.sort(held_out)[::-1][2]  # 1% of 256 controls: two of them may lie above
-    hits = int((trained > threshold).sum())
-    exact = stats.binomtest(hits, len(trained)).proportion_ci(method="exact")
-    assert f"{hits / len(trained):.1%} ({exact.low:.1%} to {exact.high:.1%})" in shown
-    assert "not estimable: 256 controls, at least 1000 are needed" in page.text
+    assert "not estimable: 256 controls, at least 500 are needed" in page.text
+    assert "not estimable: 256 controls, at least 5,000 are needed" in page.text
 
 
 def test_first_ranked_image_is_the_one_with_the_highest_growth(page: Page) -> None:

@@ -144,6 +144,17 @@ def test_ranking_holds_all_that_is_known_of_an_image(extracted: ReportInputs) ->
     assert sum("is_reproduced" in row.traits for row in table.rows) == 104
 
 
+def test_the_ranking_is_by_the_calibrated_score_and_every_image_is_tested() -> None:
+    images = planted()
+    fused = Run(images=replace(images, fused=-images.log_growth)).inputs()
+    table = ranking_table(fused.tables)
+    assert table is not None
+    labels = [column.label for column in table.columns]
+    growth = [float(row.cells[labels.index("log growth")].key) for row in table.rows]
+    assert growth == sorted(images.log_growth[:256])
+    assert all(row.cells[labels.index("p")].key for row in table.rows)
+
+
 def test_of_a_table_that_was_read_by_its_ends_the_true_number_of_rows_is_printed(
     extracted: ReportInputs, tmp_path: Path
 ) -> None:

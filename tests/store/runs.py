@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tasks.store.files import write_json
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory
-from tasks.store.schemas import FLAGS, MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
+from tasks.store.schemas import CALIBRATION, FLAGS, MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
 from tasks.store.warehouse import Warehouse
 
 Image = tuple[str, str, str, int, int, float]
@@ -73,6 +73,8 @@ def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> 
             "content_hash": content,
             "hits": n,
             "hits_adaptive": n + 1,
+            "hits_group": n,
+            "hits_group_adaptive": n + 1,
             **constant,
             **found,
             **bounds,
@@ -91,6 +93,16 @@ def write_flags(run: RunDirectory, q_values: dict[tuple[str, str], float], alpha
     ]
     rows[0].update(changes)
     pq.write_table(pa.Table.from_pylist([{**row, "alpha": alpha, "n_controls": 39} for row in rows], FLAGS), run.flags)
+
+
+def write_calibration(run: RunDirectory, folds: dict[tuple[str, str, str], int]) -> None:
+    """What was calibrated on, from timesteps 20 and 100: (sample, content, split) -> fold."""
+    rows = [
+        {"sample_id": sample_id, "content_hash": content, "split": split, "fold": fold, "copies": 1, "timestep": t}
+        for (sample_id, content, split), fold in folds.items()
+        for t in (20, 100)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, CALIBRATION), run.calibration_images)
 
 
 def write_run(path: Path, images: Sequence[Image] = IMAGES, timestep: int = 20) -> RunDirectory:
@@ -126,6 +138,7 @@ def assert_described(warehouse: Warehouse) -> None:
     """The dictionary has every column of every relation, in order, with its description and, for a number, its unit."""
     for name in (name for layer in warehouse.layers for name in warehouse.relations(layer)):
         table = warehouse.table(name)
-        described = [column for column in warehouse.describe(name) if column not in OPTIONAL_SCORES.names]
+        optional = OPTIONAL_SCORES.names if name == "scores" else ()
+        described = [column for column in warehouse.describe(name) if column not in optional]
         assert described == table.column_names, name
         assert undescribed(table) == [], name

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tasks.store.dictionary import SQL
@@ -15,9 +13,8 @@ from tasks.store.files import write_json
 from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
 from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import CALIBRATION
 from tasks.store.warehouse import Warehouse
-from tests.store.runs import IMAGES, Image, assert_described, write_flags, write_run
+from tests.store.runs import IMAGES, Image, assert_described, write_calibration, write_flags, write_run
 
 EARLY: list[Image] = [
     ("train/a", "A", "train", 1, 0, 1.0),
@@ -41,9 +38,14 @@ def write(path: Path, images: list[Image], level: str, auc: float, computed_from
     run = write_run(path, images, computed_from)
     scoring = {"checkpoint_sha256": path.name, "parameters": given or {"timestep": computed_from}}
     write_json(run.record, {"run_id": path.name, "model": "m", "manifest_digest": "d", "scoring": scoring})
-    interval = {"value": auc, "interval_95": [auc - 0.1, auc + 0.1]}
-    comparisons = {"train_vs_holdout": {"log_growth": {"auc": interval}}}
-    write_json(run.evidence, {"verdict": {"level": level}, "comparisons": comparisons})
+    answer(path, {"level": level, "auc": {"value": auc, "interval_95": [auc - 0.1, auc + 0.1]}})
+
+
+def answer(path: Path, membership: dict[str, Any], reproduction: dict[str, Any] | None = None, **more: Any) -> None:
+    """Its evidence.json: both answers, nothing generated if not said otherwise."""
+    known = {"score": "fused", "is_void": False, **membership}
+    counted = reproduction or {"level": "not_asked", "share": None, "interval_95": None}
+    write_json(RunDirectory(path).evidence, {"verdict": {"membership": known, "reproduction": counted}, **more})
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints of one training, and a run of other parameters between the first two."""
     folder = tmp_path_factory.mktemp("runs")
     write(folder / "step-200", EARLY, "not_shown", 0.5)
-    write(folder / "step-300", LATE, "memorized", 0.9, 30)
-    write(folder / "step-1000", LATE, "memorized", 0.75)
-    write(folder / "step-9000", EARLY[1:], "memorized", 0.875)
+    write(folder / "step-300", LATE, "shown", 0.9, 30)
+    write(folder / "step-1000", LATE, "shown", 0.75)
+    write(folder / "step-9000", EARLY[1:], "shown", 0.875)
     (folder / "no-run").mkdir()
     return folder
 
@@ -132,7 +134,7 @@ def test_growth_is_compared_where_the_same_timestep_was_calibrated_or_given(tmp_
         ]
     ):
         grown = [(*image[:5], image[5] + i) for image in images]
-        write(tmp_path / f"step-{i}", grown, "memorized", 0.75, computed_from, **given)
+        write(tmp_path / f"step-{i}", grown, "shown", 0.75, computed_from, **given)
     with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
         ranks, scores, runs = (rows(warehouse, name) for name in ("rank_trend", "score_trend", "runs"))
     assert [(row["run"], row["previous_run"], row["growth_change"]) for row in ranks] == [
@@ -148,37 +150,66 @@ def test_growth_is_compared_where_the_same_timestep_was_calibrated_or_given(tmp_
     assert len({row["parameters"] for row in runs[:3]}) == 1
 
 
-def test_history_tells_when_memorization_sets_in(history: HistoryWarehouse) -> None:
+def test_history_tells_when_membership_is_first_shown(history: HistoryWarehouse) -> None:
     found = rows(history, "run_history")
-    assert [(row["run"], row["level"], row["is_onset"]) for row in found] == [
+    assert [(row["run"], row["membership"], row["is_first_membership_shown"]) for row in found] == [
         ("step-200", "not_shown", False),
-        ("step-300", "memorized", True),  # the first under its own parameters
-        ("step-1000", "memorized", True),
-        ("step-9000", "memorized", False),
+        ("step-300", "shown", True),  # the first under its own parameters
+        ("step-1000", "shown", True),
+        ("step-9000", "shown", False),
     ]
     assert [row["auc_change"] for row in found] == [None, None, 0.25, 0.125]
+    assert {row["reproduction"] for row in found} == {"not_asked"}
+    assert not any(row["is_first_copies_counted"] for row in found)
     # 95% of the controls 0.5 and 2.5 lie below 2.4: one of 1, 2, 3 is above; 9 and 4 of 9, 1.5 and 4 are above 2.5
     assert [row["fraction_above"] for row in found] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1 / 2])
     assert found[2]["median_train"] == 4.0
     assert (found[2]["n_train_distinct"], found[2]["n_control"]) == (3, 2)
 
 
-def test_what_a_timestep_was_chosen_on_is_in_no_fraction_of_the_history(tmp_path: Path) -> None:
-    """Of 1, 2, 3 the 3 lies above the controls 0.5 and 2.5; without it and the 2.5, 1 and 2 above 0.5."""
-    write(tmp_path / "run", EARLY, "not_shown", 0.5)
-    images = pa.table({"split": ["train", "holdout"], "content_hash": ["C", "D"]}, schema=CALIBRATION)
-    pq.write_table(images, RunDirectory(tmp_path / "run").calibration_images)
+def test_history_keeps_the_two_answers_apart_and_no_number_of_a_void_comparison(tmp_path: Path) -> None:
+    """Copies are counted before membership is shown; the third run is void, and the trainer counted in all."""
+    auc = {"auc": {"value": 0.75, "interval_95": [0.5, 0.875]}}
+    counted = {"level": "counted", "share": 0.25, "interval_95": [0.125, 0.5]}
+    generated = {"share_of_copies": 0.561, "interval_95": [0.54, 0.58]}
+    runs: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+        ({"level": "not_shown", **auc}, None),
+        ({"level": "not_shown", **auc}, counted),
+        ({"level": "inconclusive", "is_void": True, **auc}, counted),
+        ({"level": "shown", "score": "dime", **auc}, {**counted, "level": "none_counted", "share": 0.0}),
+    ]
+    for i, (membership, reproduction) in enumerate(runs):
+        write(tmp_path / f"step-{i}", EARLY, "shown", 0.5)
+        flags = {"status": "ok", "n_flagged": 209}
+        answer(tmp_path / f"step-{i}", membership, reproduction, conformal=flags, generated=generated)
+    with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
+        found = rows(warehouse, "run_history")
+    assert [row["is_first_copies_counted"] for row in found] == [False, True, False, False]
+    assert [row["is_first_membership_shown"] for row in found] == [False, False, False, True]
+    assert [row["share_of_copies"] for row in found] == [None, 0.25, 0.25, 0.0]
+    assert [(row["share_low"], row["share_high"]) for row in found[:2]] == [(None, None), (0.125, 0.5)]
+    assert [(row["auc"], row["auc_low"], row["auc_high"]) for row in found[1:3]] == [(0.75, 0.5, 0.875), (None,) * 3]
+    assert [row["n_flagged"] for row in found] == [209, 209, None, 209]
+    assert [row["auc_change"] for row in found] == [None, 0.0, None, None]  # the last is by another score
+
+
+def test_what_is_in_both_splits_is_in_no_fraction_of_the_history(tmp_path: Path) -> None:
+    """Of 1, 2, 3 the 3 lies above the controls 0.5 and 2.5; the 9 is held out too, and the 0.5 was calibrated on."""
+    both = [(f"{split}/x", "X", split, 1, 0, 9.0) for split in ("train", "holdout")]
+    write(tmp_path / "run", [*EARLY, *both], "not_shown", 0.5)
+    control = next(image for image in EARLY if image[2] == "holdout")
+    write_calibration(RunDirectory(tmp_path / "run"), {control[:3]: 0})
     with HistoryWarehouse(find_runs([str(tmp_path / "run")])) as warehouse:
         (row,) = rows(warehouse, "run_history")
-    assert (row["fraction_above"], row["median_train"], row["median_control"]) == (1.0, 1.5, 0.5)
-    assert (row["n_train_distinct"], row["n_control"]) == (3, 2)
+    assert (row["fraction_above"], row["median_train"], row["median_control"]) == (1 / 3, 2.0, 1.5)
+    assert (row["n_train_distinct"], row["n_control"]) == (4, 2)
 
 
 def test_the_onset_of_an_image_is_the_first_run_that_flags_it(tmp_path: Path) -> None:
     q_values = {"a": (0.5, 0.04, 0.3), "b": (0.01, 0.02, 0.03), "c": (1.0, 0.9, 0.8)}
     trained = {(f"train/{name}", name.upper()): q for name, q in q_values.items()}
     for i, step in enumerate((200, 1000, 9000)):
-        write(tmp_path / f"step-{step}", [(*name, "train", 1, 0, i + 1.0) for name in trained], "memorized", 0.75)
+        write(tmp_path / f"step-{step}", [(*name, "train", 1, 0, i + 1.0) for name in trained], "shown", 0.75)
         write_flags(RunDirectory(tmp_path / f"step-{step}"), {name: q[i] for name, q in trained.items()})
     with HistoryWarehouse(find_runs([f"{tmp_path}/*"])) as warehouse:
         b, a = rows(warehouse, "image_onset")
@@ -193,7 +224,8 @@ def test_a_run_without_evidence_is_there_without_a_verdict(tmp_path: Path) -> No
     write_run(tmp_path / "run", IMAGES)
     with HistoryWarehouse(find_runs([str(tmp_path / "run")])) as warehouse:
         (row,) = rows(warehouse, "run_history")
-        assert (row["level"], row["auc"], row["is_onset"], row["n_train_distinct"]) == (None, None, False, 3)
+        assert (row["membership"], row["reproduction"], row["auc"], row["n_train_distinct"]) == (None, None, None, 3)
+        assert (row["is_first_membership_shown"], row["is_first_copies_counted"]) == (False, False)
         assert rows(warehouse, "score_trend") == []
 
 

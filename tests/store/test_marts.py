@@ -58,12 +58,13 @@ def test_flags_are_those_of_the_scores(tmp_path: Path) -> None:
 
 def test_reliability_holds_predicted_membership_against_what_is_so(run: RunDirectory) -> None:
     assert rows(run, "reliability") == []
-    images: list[Image] = [*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5)]
+    images: list[Image] = [*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5), ("train/g", "G", "train", 1, 0, 4.0)]
     write_manifest(run, images)
-    odds = {"train": [math.log(9.0), math.log(9.0), math.log(1 / 3)], "holdout": [0.0, math.log(1 / 3), 0.0, 2.2]}
+    high_odds, low_odds = math.log(9.0), math.log(1 / 3)
+    odds = {"train": [high_odds, low_odds, 0.0, high_odds], "holdout": [0.0, low_odds, 0.0, 2.2]}
     for split, fused in odds.items():
         write_scores(run, split, images, fused=fused)
-    # holdout/c was trained on and holdout/e has no score: controls are d (predicted 1/4) and f (0.9)
+    # c is in both splits and holdout/e has no score: controls are d (predicted 1/4) and f (0.9)
     low, high = rows(run, "reliability")
     assert (low["bin"], low["n_train"], low["n_control"]) == (2, 1, 1)
     assert (low["predicted"], low["observed"]) == (pytest.approx(0.25), pytest.approx((1 / 3) / (1 / 3 + 1 / 2)))

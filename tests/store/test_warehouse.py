@@ -14,7 +14,7 @@ import pytest
 
 from tasks.store.dictionary import LAYERS, SQL
 from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import CALIBRATION, MANIFEST, REJECTS, SCORES
+from tasks.store.schemas import MANIFEST, REJECTS, SCORES
 from tasks.store.warehouse import Warehouse
 from tests.store.runs import (
     CAME_OUT,
@@ -24,6 +24,7 @@ from tests.store.runs import (
     assert_described,
     manifest_row,
     undescribed,
+    write_calibration,
     write_flags,
     write_manifest,
     write_reproductions,
@@ -60,14 +61,15 @@ def test_equal_scores_are_ranked_by_name_and_share_their_percentile(tmp_path: Pa
     assert {r["percentile"] for r in ranking} == {0.0}
 
 
-def test_groups_have_the_moments_of_their_distinct_usable_images(run: RunDirectory) -> None:
+def test_groups_have_the_moments_of_their_distinct_compared_images(run: RunDirectory) -> None:
+    """A 5, B 3; C is in both splits, so that it is in neither group."""
     groups = {r.pop("image_group"): r for r in rows(run, "scores_by_split")}
-    nothing_spread = dict.fromkeys(("mean", "minimum", "quartile_1", "median", "quartile_3", "maximum"), 5.0)
-    quartiles = {"minimum": 1.0, "quartile_1": 2.0, "median": 3.0, "quartile_3": 4.0, "maximum": 5.0}
-    assert groups["train"] == {"n_images": 3, "mean": 3.0, "sd": 2.0, **quartiles, "mean_eps_norm": 7.0}
-    assert groups["train, repeated"] == {"n_images": 1, "sd": None, **nothing_spread, "mean_eps_norm": 5.0}
-    assert (groups["train, single"]["n_images"], groups["train, single"]["mean"]) == (2, 2.0)
-    assert groups["train, single"]["sd"] == pytest.approx(math.sqrt(2.0), rel=1e-15)
+    quartiles = {"minimum": 3.0, "quartile_1": 3.5, "median": 4.0, "quartile_3": 4.5, "maximum": 5.0}
+    sd = pytest.approx(math.sqrt(2.0), rel=1e-15)
+    assert groups["train"] == {"n_images": 2, "mean": 4.0, "sd": sd, **quartiles, "mean_eps_norm": 6.0}
+    for name, value in (("train, repeated", 5.0), ("train, single", 3.0), ("holdout", 0.0)):
+        nothing_spread = dict.fromkeys(("mean", "minimum", "quartile_1", "median", "quartile_3", "maximum"), value)
+        assert groups[name] == {"n_images": 1, "sd": None, **nothing_spread, "mean_eps_norm": 10.0 - value}
 
 
 def test_controls_exclude_what_was_trained_on_and_what_is_not_finite(run: RunDirectory) -> None:
@@ -93,25 +95,55 @@ def test_a_near_duplicate_of_a_training_image_is_no_control(run: RunDirectory) -
     assert next(iter(rows(run, "summary")))["n_overlap"] == 2
 
 
-def test_a_near_duplicate_of_what_was_calibrated_on_is_in_no_comparison(run: RunDirectory) -> None:
-    """A scored 5, B 3, C 1; calibrated on B, of which C here is a near duplicate: A alone is compared."""
+def test_what_is_nearly_in_both_splits_is_compared_in_neither(run: RunDirectory) -> None:
+    """B nearly is the held-out D, and C is in both splits: of the training images A is compared, and all are ranked."""
     manifest = [
-        manifest_row(image, index) | {"near_duplicate_group": 7 if image[1] in "BC" else None}
-        for index, image in enumerate(IMAGES)
+        manifest_row(image, index) | {"near_duplicate_group": 7 if image[1] in "BD" else None}
+        for index, image in enumerate([*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5)])
     ]
     pq.write_table(pa.Table.from_pylist(manifest, schema=MANIFEST), run.manifest)
-    chosen = pa.table({"split": ["train"], "content_hash": ["B"]}, schema=CALIBRATION)
-    pq.write_table(chosen, run.calibration_images)
-    assert {r["content_hash"] for r in rows(run, "images") if r["is_calibration"]} == {"B", "C"}
+    write_scores(run, "holdout", [*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5)])
+    assert {r["sample_id"] for r in rows(run, "images") if r["is_compared"]} == {"train/a", "holdout/f"}
     assert {r["image_group"]: r["mean"] for r in rows(run, "scores_by_split")} == {
         "train": 5.0,
         "train, repeated": 5.0,
-        "holdout": 0.0,
+        "holdout": 0.5,
     }
-    assert [(r["copies"], r["n_images"]) for r in rows(run, "scores_by_copies")] == [(2, 1)]
+    assert [(r["copies"], r["n_images"]) for r in rows(run, "scores_by_copies")] == [(1, 2), (2, 1)]
     assert [(r["split"], r["n_images"]) for r in rows(run, "score_histogram")] == [("train", 1), ("holdout", 1)]
+    assert [tuple(r.values()) for r in rows(run, "group_auc")] == [
+        ("train_vs_holdout", 1, 1, 1.0),
+        ("repeated_vs_single", 1, 2, 1.0),
+    ]
+    assert [r["sample_id"] for r in rows(run, "ranking")] == ["train/a", "train/b", "train/c"]
+
+
+def test_calibration_images_have_their_fold_and_are_compared_like_all_others(run: RunDirectory) -> None:
+    before = rows(run, "scores_by_split")
+    write_calibration(run, {("train/b", "B", "train"): 3, ("holdout/d", "D", "holdout"): 0})
+    folds = {r["sample_id"]: r["fold"] for r in rows(run, "images")}
+    assert folds == dict.fromkeys(folds) | {"train/b": 3, "holdout/d": 0}
+    assert rows(run, "scores_by_split") == before
     (summary,) = rows(run, "summary")
-    assert (summary["n_train_distinct"], summary["mean_train"], summary["n_calibration"]) == (3, 5.0, 3)
+    assert (summary["n_train_distinct"], summary["mean_train"], summary["n_calibration"]) == (3, 4.0, 2)
+
+
+def test_the_ranking_is_by_the_calibrated_score_where_there_is_one(run: RunDirectory) -> None:
+    """Growth puts A before B before C; B has no finite calibrated score and is last."""
+    assert [(r["sample_id"], r["ease"], r["ranked_by"]) for r in rows(run, "ranking")] == [
+        ("train/a", 5.0, "log_growth"),
+        ("train/b", 3.0, "log_growth"),
+        ("train/c", 1.0, "log_growth"),
+    ]
+    write_scores(run, "train", IMAGES, fused=[-2.0, None, 4.0])
+    ranking = rows(run, "ranking")
+    assert [(r["rank"], r["sample_id"], r["ease"], r["percentile"]) for r in ranking] == [
+        (1, "train/c", 4.0, 100.0),
+        (2, "train/a", -2.0, 50.0),
+        (3, "train/b", None, 0.0),
+    ]
+    assert {r["ranked_by"] for r in ranking} == {"fused"}
+    assert [r["log_growth"] for r in ranking] == [1.0, 5.0, 3.0]
 
 
 def test_copies_have_the_moments_of_the_images_repeated_as_often(run: RunDirectory) -> None:
@@ -134,8 +166,8 @@ def test_summary_counts_samples_contents_overlap_and_failures(run: RunDirectory)
         "n_rejected": 0,
         "n_nonfinite": 1,
         "n_evaluations": 12,
-        "mean_train": 3.0,
-        "median_train": 3.0,
+        "mean_train": 4.0,
+        "median_train": 4.0,
         "mean_repeated": 5.0,
         "median_repeated": 5.0,
         "mean_control": 0.0,
@@ -143,11 +175,11 @@ def test_summary_counts_samples_contents_overlap_and_failures(run: RunDirectory)
     }
 
 
-def test_histogram_counts_every_usable_image_once(run: RunDirectory) -> None:
+def test_histogram_counts_every_compared_image_once(run: RunDirectory) -> None:
     histogram = rows(run, "score_histogram")
-    assert sum(r["n_images"] for r in histogram) == 4
-    assert [(r["bin"], r["n_images"]) for r in histogram if r["split"] == "train"] == [(6, 1), (18, 1), (29, 1)]
-    assert [r["fraction"] for r in histogram if r["split"] == "train"] == [1 / 3] * 3
+    assert sum(r["n_images"] for r in histogram) == 3
+    assert [(r["bin"], r["n_images"]) for r in histogram if r["split"] == "train"] == [(18, 1), (29, 1)]
+    assert [r["fraction"] for r in histogram if r["split"] == "train"] == [1 / 2] * 2
     assert all(r["upper"] - r["lower"] == pytest.approx(5.0 / 30) for r in histogram)
 
 
@@ -197,6 +229,13 @@ def test_reproductions_stand_beside_the_ranking(run: RunDirectory) -> None:
         (3, "train/c", 1, 0.1, 2),
     ]
     assert rows(run, "reproduction_without_image") == []
+
+
+def test_reproductions_of_an_earlier_version_are_read(run: RunDirectory) -> None:
+    write_reproductions(run, CAME_OUT)
+    part = run.reproductions / "part-train-000000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["hits_group", "hits_group_adaptive"]), part)
+    assert [(r["hits"], r["hits_group"]) for r in rows(run, "reproductions_by_score")] == [(4, 4), (0, 0), (1, 1)]
 
 
 def test_an_empty_directory_is_no_run(tmp_path: Path) -> None:
@@ -270,7 +309,8 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
     ("reproduction_without_image", lambda run: write_reproductions(run, {**CAME_OUT, ("train/a2", "A"): 0})),
     ("reproduction_without_image", lambda run: write_reproductions(run, dict(list(CAME_OUT.items())[:2]))),
     ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("holdout/d", "D"): 1.0})),
-    ("flag_without_image", lambda run: write_flags(run, FLAGGED, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("train/b", "B"): 0.04}, is_flagged=False)),
+    ("flag_without_image", lambda run: write_flags(run, {**FLAGGED, ("train/a", "A"): 0.06}, is_flagged=True)),
     ("flag_without_image", lambda run: write_flags(run, FLAGGED, p_value=0.05)),
     ("flag_without_image", lambda run: write_flags(run, FLAGGED, q_value=math.nan)),
     ("mixed_parameters", lambda run: spoil_part(run, "timestep", 30)),
@@ -282,6 +322,12 @@ SPOILED: list[tuple[str, Callable[[RunDirectory], None]]] = [
 def test_each_check_fails_when_it_should(run: RunDirectory, check: str, spoil: Callable[[RunDirectory], None]) -> None:
     spoil(run)
     assert rows(run, check)
+
+
+def test_where_the_comparison_is_void_no_flag_and_no_check_is_raised(run: RunDirectory) -> None:
+    write_flags(run, FLAGGED, is_flagged=False)
+    assert rows(run, "flag_without_image") == []
+    assert [r["is_flagged"] for r in rows(run, "flagged")] == [False] * 3
 
 
 def test_no_check_is_without_a_case_that_fails_it() -> None:
@@ -307,7 +353,8 @@ def test_group_auc_is_the_share_of_pairs_in_which_the_first_is_higher(tmp_path: 
 def test_without_controls_nothing_is_flagged_and_without_samples_nothing_is_a_copy(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", IMAGES[:4])
     assert rows(run, "flagged") == []
-    assert rows(run, "generated_copies") == [{"n_samples": 0, "n_copies": 0, "fraction": None, "n_reproduced": 0}]
+    nothing = {"n_samples": 0, "n_copies": 0, "n_copies_adaptive": 0, "fraction": None, "n_reproduced": 0}
+    assert rows(run, "generated_copies") == [{**nothing, "n_originals": 0}]
 
 
 def test_every_relation_describes_each_of_its_columns(run: RunDirectory) -> None:

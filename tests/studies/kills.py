@@ -41,6 +41,7 @@ COMPARED = (
     "samples/*",
     "matches/*",
     "reproductions/*",
+    "false-copies/*",
     "extraction.json",
     "tables/*",
     "evidence.json",

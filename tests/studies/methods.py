@@ -31,11 +31,13 @@ from tasks.diffusion.names import BaselineName
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.tangents import difference_quotients
-from tasks.evidence.calibration import SECOND, LogOdds, calibrate
+from tasks.evidence.areas import auc_interval
+from tasks.evidence.calibration import SECOND, calibrate
 from tasks.evidence.comparison import true_positive_rate
+from tasks.evidence.logistic import LogOdds
 from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.paired import compare_predictions
-from tasks.evidence.statistics import Array, auc, auc_interval, spearman
+from tasks.evidence.statistics import Array, auc, spearman
 from tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.models import FOLDER, MODELS, RESULTS
@@ -279,7 +281,7 @@ def judged(name: str) -> list[dict[str, Any]]:
             for key, reference in references.items()
         }
         trained, held_out = scores[is_train], scores[~is_train]
-        area, rate = auc_interval(trained, held_out, 0), true_positive_rate(trained, held_out, 0.01)
+        area, rate = auc_interval(trained, held_out), true_positive_rate(trained, held_out, 0.01)
         repeated = copies > 1
         rows.append(
             {

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import load_denoiser
-from tasks.evidence.statistics import auc_interval
+from tasks.evidence.areas import auc_interval
 from tasks.measuring import measure
 from tasks.parameters import ScoreParameters
 from tasks.store.files import write_json
@@ -57,7 +57,7 @@ def main() -> None:
     for parameters in SETTINGS:
         scored = {split: measure(model, *images, parameters, 64) for split, images in splits.items()}
         train, holdout = (np.array(scored[split]["log_growth"]) for split in splits)
-        area = auc_interval(train, holdout, seed=0)
+        area = auc_interval(train, holdout)
         row = {
             **parameters.model_dump(include={"axes", "steps", "timestep", "stride", "estimator"}),
             "evaluations": scored["train"]["n_evaluations"][0],

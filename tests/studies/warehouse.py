@@ -68,7 +68,8 @@ TABLES = {
         SELECT
             sample_id, content_hash, 100000 AS n_generated, 'ratio' AS rule, 1 / 3 AS threshold,
             if(copies > 1, hash(content_hash) % 3, 0) AS hits, 0.0 AS rate_low, 1.0 AS rate_high,
-            0 AS hits_adaptive, 0.0 AS rate_adaptive_low, 1.0 AS rate_adaptive_high, '000000001' AS nearest_generated,
+            hits AS hits_group, 0 AS hits_group_adaptive, 0 AS hits_adaptive,
+            0.0 AS rate_adaptive_low, 1.0 AS rate_adaptive_high, '000000001' AS nearest_generated,
             5.0 AS nearest_distance, 0.5 AS nearest_ratio, 'pixel' AS embedding
         FROM contents WHERE split = 'train'
     """,

@@ -1,0 +1,196 @@
+"""Counted copies against the rule's own false-copy rate: known numbers, levels, and what is said of them."""
+
+from __future__ import annotations
+
+from math import comb
+from typing import Any
+
+import pytest
+
+from tasks.evidence import reproduction
+from tasks.evidence.reproduction import (
+    CONTROLS,
+    Counts,
+    answer,
+    copies_needed,
+    excess,
+    is_counted,
+    least_share,
+    of_rule,
+    p_value,
+    why_believed,
+)
+from tests.studies.coverage_reproduction import coverage_reproduction, holds
+
+
+def controls(
+    held_out: Counts | None = None, left_out: Counts | None = None, against: Counts | None = None
+) -> dict[str, Counts | None]:
+    return dict(zip(CONTROLS, (held_out, left_out, against), strict=True))
+
+
+def counted(
+    n_copies: int, known: dict[str, Counts | None], *, n_adaptive: int = 0, n: int = 512, **changes: Any
+) -> dict[str, Any]:
+    """``reproductions`` of a run; the adaptive rule has the same controls."""
+    rules = {"ratio": n_copies, "adaptive": n_adaptive}
+    return {
+        "n_samples": n,
+        **{
+            name: {
+                **of_rule(Counts(k, n), known),
+                "n_reproduced_training_images": min(k, 30),
+                "n_reproduced_originals": min(k, 24),
+            }
+            for name, k in rules.items()
+        },
+        "believed": "ratio",
+        **changes,
+    }
+
+
+FEW_FALSE = controls(Counts(2, 1_000), Counts(1, 1_000), Counts(0, 512))
+
+
+def test_excess_is_the_share_without_false_copies() -> None:
+    found = excess(Counts(311, 512), Counts(100, 1_000))
+    assert found is not None
+    assert found["value"] == pytest.approx((311 / 512 - 0.1) / 0.9)
+    low, high = found["interval_95"]
+    assert low < found["value"] < high
+    # MOVER is narrower than both intervals' corners, and wider than the share's alone
+    (a, b), (c, d) = Counts(311, 512).interval, Counts(100, 1_000).interval
+    assert (a - d) / (1 - d) < low < (a - 0.1) / 0.9
+    assert (b - 0.1) / 0.9 < high < (b - c) / (1 - c)
+
+
+def test_excess_of_a_perfect_rule_is_the_share() -> None:
+    found = excess(Counts(20, 100), Counts(0, 10**7))
+    assert found is not None
+    assert found["interval_95"] == pytest.approx(list(Counts(20, 100).interval), abs=1e-6)
+
+
+def test_excess_is_negative_where_controls_fire_more_often_and_none_where_most_do() -> None:
+    found = excess(Counts(10, 100), Counts(40, 200))
+    assert found is not None
+    assert found["value"] == pytest.approx(-0.125)
+    assert found["interval_95"][1] < 0.0
+    assert excess(Counts(90, 100), Counts(49, 100)) is None
+    assert excess(Counts(2, 2), Counts(0, 3)) is None  # of three controls, more than half may be false copies
+    all_copies = excess(Counts(5, 5), Counts(0, 50))
+    assert all_copies is not None
+    assert (all_copies["value"], all_copies["interval_95"][1]) == (1.0, 1.0)
+
+
+def test_p_value_is_fisher_s() -> None:
+    tail = sum(comb(10, k) * comb(20, 5 - k) for k in (4, 5)) / comb(30, 5)
+    assert p_value(Counts(4, 10), Counts(1, 20)) == pytest.approx(tail)
+
+
+def test_counted_needs_the_test_and_each_control_alone() -> None:
+    assert is_counted(Counts(3, 512), FEW_FALSE) is False
+    assert is_counted(Counts(6, 512), FEW_FALSE) is True
+    one_is_worse = controls(Counts(0, 10_000), Counts(1, 50))
+    assert p_value(Counts(6, 512), Counts(1, 10_050)) < 0.001
+    assert is_counted(Counts(6, 512), one_is_worse) is False  # 1.2% is below the 2% of the second control
+    assert is_counted(Counts(512, 512), controls()) is False
+
+
+def test_copies_needed_are_the_fewest_that_are_counted() -> None:
+    needed = copies_needed(512, FEW_FALSE)
+    assert needed is not None
+    assert [is_counted(Counts(k, 512), FEW_FALSE) for k in (needed - 1, needed)] == [False, True]
+    assert copies_needed(512, controls(Counts(3, 3))) is None
+    assert copies_needed(512, controls()) is None
+
+
+def test_least_share_is_seen_with_eighty_percent() -> None:
+    share, needed = least_share(512, FEW_FALSE), copies_needed(512, FEW_FALSE)
+    assert share is not None
+    assert needed is not None
+    missed = sum(comb(512, k) * share**k * (1 - share) ** (512 - k) for k in range(needed))
+    assert missed == pytest.approx(0.2, abs=1e-9)
+    more = least_share(4_096, FEW_FALSE)
+    assert more is not None
+    assert more < share
+    assert least_share(512, controls()) is None
+
+
+def test_counted_is_said_in_plain_words_and_needs_no_holdout() -> None:
+    found = answer(counted(311, controls(left_out=Counts(4, 4_000))))
+    assert found["level"] == "counted"
+    assert found["sentence"] == (
+        "The model reproduces training images: 311 of 512 generated images (60.7%, 95% interval 56.4% to 65.0%) are "
+        "copies of 24 training images. On images that cannot be copies the rule fires in 0.1% (4 of 4,000)."
+    )
+    assert (found["rule"], found["n_samples"], found["n_copies"], found["n_originals"]) == ("ratio", 512, 311, 24)
+    assert found["false_copies"] == Counts(4, 4_000).as_dict()
+    assert found["interval_95"] == pytest.approx([0.5636, 0.6499], abs=1e-4)
+
+
+def test_none_counted_has_an_upper_bound_and_the_least_share() -> None:
+    found = answer(counted(0, FEW_FALSE))
+    assert found["level"] == "none_counted"
+    assert found["interval_95"] == [0.0, pytest.approx(1 - 0.025 ** (1 / 512))]
+    assert "none of 512 generated images" in found["sentence"]
+    assert "ends at 0.7%" in found["sentence"]
+    assert (
+        f"A true share of {found['least_share']:.1%} would have been counted with 80% probability" in found["sentence"]
+    )
+
+
+def test_nothing_generated_is_not_asked() -> None:
+    found = answer(None)
+    assert found["level"] == "not_asked"
+    assert set(found) == set(answer(counted(0, FEW_FALSE)))
+    assert found["n_samples"] is found["share"] is found["false_copies"] is None
+
+
+def test_copies_within_the_false_copy_rate_are_inconclusive() -> None:
+    found = answer(counted(1, FEW_FALSE))
+    assert found["level"] == "inconclusive"
+    assert "1 of 512 generated images (0.2%" in found["sentence"]
+    assert "is a copy by the ratio rule" in found["sentence"]
+    assert "fires in 0.1% (3 of 2,512)" in found["sentence"]
+    assert "would have been counted" in found["sentence"]
+    unknown = answer(counted(9, controls()))
+    assert unknown["level"] == "inconclusive"
+    assert "false-copy rate is not known" in unknown["sentence"]
+    assert unknown["least_share"] is None
+
+
+def test_rules_that_disagree_widely_are_inconclusive_and_others_are_not() -> None:
+    disagree = answer(counted(0, FEW_FALSE, n_adaptive=366))
+    assert disagree["level"] == "inconclusive"
+    assert "the ratio rule counts 0 of 512 generated images as copies, the adaptive rule 366." in disagree["sentence"]
+    assert answer(counted(1, FEW_FALSE, n_adaptive=366))["level"] == "inconclusive"
+    assert answer(counted(9, FEW_FALSE, n_adaptive=366))["level"] == "counted"
+    a_few_more = counted(0, FEW_FALSE, n_adaptive=30)
+    assert a_few_more["adaptive"]["excess"]["interval_95"][0] < reproduction.DISAGREEMENT < 30 / 512
+    assert answer(a_few_more)["level"] == "none_counted"
+    fires_anyway = counted(0, controls(Counts(700, 1_000)), n_adaptive=366)  # the same controls for both rules
+    assert answer(fires_anyway)["level"] == "none_counted"
+
+
+def test_a_run_of_an_earlier_version_is_read() -> None:
+    old = {"n_samples": 512, "ratio": {"n_copies": 9, "share": 9 / 512, "interval_95": [0.008, 0.033]}}
+    old["ratio"] |= {"n_reproduced_training_images": 4}
+    found = answer(old)
+    assert (found["level"], found["n_originals"], found["false_copies"]) == ("inconclusive", 4, None)
+    assert "latentprint extract" in found["reason"]
+
+
+def test_why_believed_has_both_rules_counts_and_false_copies() -> None:
+    said = why_believed(counted(9, FEW_FALSE, n_adaptive=366), 512)
+    assert "It counts 9 of 512 generated images" in said
+    assert "fires in 0.1% (3 of 2,512)" in said
+    assert "The adaptive rule counts 366 of 512 generated images" in said
+
+
+def test_intervals_cover_and_counted_keeps_its_level() -> None:
+    rows = coverage_reproduction(n_runs=1_000)
+    assert {str(row["what"]).partition(" ")[0] for row in rows} == {"share", "excess", "counted", "power"}
+    for row in rows:
+        assert holds(row), row
+        if "power" in str(row["what"]):
+            assert float(str(row["achieved"])) < 0.85, row
