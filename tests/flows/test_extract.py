@@ -251,18 +251,24 @@ def assert_every_query_of_the_page_gives_its_number(run: Path) -> None:
     assert copies["n_reproduced"] == generated["distinct_training_images_reproduced"]
 
 
-def test_a_redacted_report_lies_beside_the_other_and_pairs_pictures(extracted: Path) -> None:
+def test_redacted_pages_and_summaries_lie_beside_the_report(extracted: Path) -> None:
     report(extracted)
     before = (extracted / "report.html").read_bytes()
-    headline = report(extracted, redact=True)
-    assert headline["report"] == str(extracted / "report-redacted.html")
+    for summary, redact, name in (
+        (False, True, "report-redacted.html"),
+        (True, False, "summary.html"),
+        (True, True, "summary-redacted.html"),
+    ):
+        headline = report(extracted, redact, summary=summary)
+        assert headline["report"] == str(extracted / name)
+        page = (extracted / name).read_text()
+        shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+        sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in shown}
+        assert sizes == (set() if redact else {(8, 8)})
+        assert ("The ranking" in page) == (not summary)
     assert (extracted / "report.html").read_bytes() == before
-    pages = [page.decode() for page in (before, (extracted / "report-redacted.html").read_bytes())]
-    shown = [re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page) for page in pages]
-    assert [alt for _, alt in shown[0]] == [alt for _, alt in shown[1]]
-    assert sum(alt.startswith("Generated image nearest to") for _, alt in shown[0]) == 32
-    for page, size in zip(shown, ((8, 8), (2, 2)), strict=True):
-        assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture, _ in page} == {size}
+    record = json.loads((extracted / "run.json").read_text())
+    assert f"<dd>{record['scored_on']}</dd>" in (extracted / "summary.html").read_text()
 
 
 def test_two_runs_are_compared_in_one_page(
