@@ -107,7 +107,7 @@ def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int)
 
 def _n_set_aside(patient: Patient) -> int:
     """Images to calibrate on, at most: repeats are counted as images."""
-    of_each = [set_aside(patient.n_items.get(split, 0)) for split in ("train", "holdout")]
+    of_each = [set_aside(patient.n_of_split(split)) for split in ("train", "holdout")]
     return sum(of_each) if patient.scoring.timestep == "auto" and min(of_each) >= FEWEST else 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.reporting.formats import ABSENT, code_span, is_finite, markdown_text, number, percent, setting
 from tasks.reporting.gate import Case, Measurement
+from tasks.store.splits import split_of
 
 QUESTIONS = {
     "auc": "Of random pairs, one trained and one held out: the trained image is easier to reproduce (50% is chance)",
@@ -204,7 +205,9 @@ def _sources(inputs: CardInputs, split: str) -> str:
 
 
 def _source_name(inputs: CardInputs, split: str) -> str:
-    return _name(_of(inputs.record, "data", "sources", split))
+    sources = _of(inputs.record, "data", "sources")
+    named = sources if isinstance(sources, Mapping) else {}
+    return ", ".join(_name(place) for name, place in named.items() if split_of(name) == split) or _name(None)
 
 
 def _name(path: Any) -> str:
