@@ -15,6 +15,7 @@ from flows.report import report
 from flows.score import score
 from flows.shard import shard
 from tasks.checks import check_inputs, check_parameters, check_sampler
+from tasks.datasets.holdouts import named_sources
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import (
     ComputeParameters,
@@ -48,7 +49,7 @@ def audit(
     model: str,
     train: str,
     run: Path,
-    holdout: str | None = None,
+    holdout: str | list[str] | None = None,
     scoring: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
     sharding: ShardParameters = ShardParameters(),
@@ -65,7 +66,7 @@ def audit(
     """
     directory = RunDirectory(run)
     begin = time.monotonic()
-    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    sources = named_sources(train, holdout)
     folder = resolve(model)
     identity = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
     check_inputs_task(folder, sources, scoring, sharding, extraction)

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.types.entrypoint import EntrypointType
 
 from flows.audit import audit, check_inputs_task
+from tasks.datasets.holdouts import named_sources
 from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
 from tasks.store.reuse import newest_scored
@@ -22,7 +23,7 @@ def scheduled_audit(
     model: str,
     train: str,
     runs: Path,
-    holdout: str | None = None,
+    holdout: str | list[str] | None = None,
     scoring: ScoreParameters = ScoreParameters(),
     compute: ComputeParameters = ComputeParameters(),
     sharding: ShardParameters = ShardParameters(),
@@ -41,7 +42,7 @@ def serve(
     model: str,
     train: str,
     runs: Path,
-    holdout: str | None,
+    holdout: str | list[str] | None,
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
@@ -53,7 +54,7 @@ def serve(
         SourceError, CheckpointError, ParametersError: a run could not succeed.
     """
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
-    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
+    sources = named_sources(train, holdout)
     check_inputs_task.fn(resolve(model), sources, scoring, sharding, extraction)
     parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
     options = {"scoring": scoring, "compute": compute, "sharding": sharding, "extraction": extraction}

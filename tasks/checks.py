@@ -11,6 +11,7 @@ import torch
 from tasks.calibrating import candidates
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.fitting import Fitting
+from tasks.datasets.holdouts import require_held_out
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_denoiser, load_schedule, state_shape
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
@@ -19,6 +20,7 @@ from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_si
 from tasks.diffusion.tangents import bits_of, require_bits
 from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from tasks.store.spill import spilling
+from tasks.store.splits import split_of
 
 ITEMS_TO_TRY = 100
 
@@ -34,22 +36,23 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
     """Does the checkpoint load, with its weights, and does the first usable image of each source fit it?
 
     Args:
-        sources: split name -> source location.
+        sources: as from :func:`tasks.datasets.holdouts.named_sources`.
         fitting: what will be done to each image.
 
     Raises:
         CheckpointError: not a checkpoint, not loadable, NaN weights, or it takes other images than these.
-        SourceError: a source is missing, empty or unreadable.
+        SourceError: a source is missing, empty or unreadable, or the held-out images are the training images.
     """
+    require_held_out(sources)
     load_denoiser(str(model), "cpu")
     channels, height, width = image_shape(model)
-    for split, location in sources.items():
+    for name, location in sources.items():
         picture = fitting(_first_picture(location))
         found = (1 if picture.mode == "L" else 3, picture.size[1], picture.size[0])
         if found != (channels, height, width):
-            takes = shape_in_words(channels, height, width)
+            takes, images = shape_in_words(channels, height, width), f"{split_of(name)} images"
             raise CheckpointError(
-                f"{location}: {split} images are {shape_in_words(*found)}, but {model} takes {takes}: {PREPARE}"
+                f"{location}: {images} are {shape_in_words(*found)}, but {model} takes {takes}: {PREPARE}"
             )
 
 

@@ -1,17 +1,22 @@
-"""Sharding tasks: a source becomes WebDataset tars and manifest rows; the splits' rows become one manifest."""
+"""Sharding tasks: a source becomes WebDataset tars and manifest rows; the sources' rows become one manifest."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.datasets.holdouts import overlap_sentence
 from tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
+from tasks.store.manifest import count_sources
 from tasks.store.run import RunDirectory, RunError
+
+logger = logging.getLogger("latentprint")
 
 
 def require_apart(run: RunDirectory, location: str) -> None:
@@ -31,18 +36,18 @@ def start_afresh(run: RunDirectory) -> None:
     shutil.rmtree(run.shards, ignore_errors=True)
 
 
-@task(name="shard-split", task_run_name="shard {split}", cache_policy=NO_CACHE)
-def shard_split(run: Path, split: str, location: str, parameters: ShardParameters) -> None:
-    """Write one split's shards, and last its rejects and manifest rows: where those are, the split is done."""
+@task(name="shard-split", task_run_name="shard {name}", cache_policy=NO_CACHE)
+def shard_split(run: Path, name: str, location: str, parameters: ShardParameters) -> None:
+    """Write one source's shards, and last its rejects and manifest rows: where those are, the source is done."""
     directory = RunDirectory(run)
-    if directory.split_manifest(split).exists():
+    if directory.split_manifest(name).exists():
         return
     write_shards(
         open_source(location),
-        split,
+        name,
         directory.shards,
-        directory.split_manifest(split),
-        directory.split_rejects(split),
+        directory.split_manifest(name),
+        directory.split_rejects(name),
         shard_bytes=parameters.shard_bytes,
         max_bad_fraction=parameters.max_bad_fraction,
         fitting=parameters.fitting,
@@ -50,11 +55,26 @@ def shard_split(run: Path, split: str, location: str, parameters: ShardParameter
 
 
 @task(name="join-manifest", cache_policy=NO_CACHE)
-def join_manifest(run: Path, splits: list[str]) -> None:
+def join_manifest(run: Path, names: list[str]) -> None:
     """One manifest and one table of rejects for the run."""
     directory = RunDirectory(run)
-    join_rejects([directory.split_rejects(split) for split in splits], directory.rejects)
-    join_manifests([directory.split_manifest(split) for split in splits], directory.manifest)
-    for split in splits:
-        directory.split_manifest(split).unlink()
-        directory.split_rejects(split).unlink()
+    join_rejects([directory.split_rejects(name) for name in names], directory.rejects)
+    join_manifests([directory.split_manifest(name) for name in names], directory.manifest)
+    for name in names:
+        directory.split_manifest(name).unlink()
+        directory.split_rejects(name).unlink()
+
+
+@task(name="compare-sources", cache_policy=NO_CACHE)
+def compare_sources(run: Path, sources: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Counts of each source's images; warns of held-out images that were trained on, or are of an earlier source."""
+    directory = RunDirectory(run)
+    counts = count_sources(directory.manifest, directory.rejects)
+    held_out = {name: of_source for name, of_source in counts.items() if name != "train"}
+    for name, of_source in held_out.items():
+        where = f"--holdout {sources[name]}: " if len(held_out) > 1 else ""
+        if warning := overlap_sentence(of_source["trained"], of_source["distinct"]):
+            logger.warning("%s%s", where, warning)
+        if earlier := of_source["earlier"]:
+            logger.warning("%s%d of %d images are of an earlier --holdout too.", where, earlier, of_source["distinct"])
+    return counts

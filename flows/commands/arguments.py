@@ -24,7 +24,10 @@ SOURCE_HELP = (
 )
 Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
 Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
-Holdout = Annotated[str | None, typer.Option(help="Images from the same source that were never trained on.")]
+Holdout = Annotated[
+    list[str] | None,
+    typer.Option(help="Images like the training images that were never trained on; repeat it for further sources."),
+]
 
 
 remote_runs = ExitStack()

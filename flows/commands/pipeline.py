@@ -38,16 +38,19 @@ PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
 DEMO_SCORING = ScoreParameters(baselines=("loss",))
 """With the cheapest baseline beside what the growth's own evaluations give."""
+DEMO_EXTRACTION = ExtractParameters(samples=512, steps=20)
+"""Some 18 s on two cores; as many of the bundled model's images are copies as with 50 steps."""
 
 
 @app.command()
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
-    """Audit the bundled model and images, end to end; ends with the report's path."""
+    """Audit the bundled model and images and count copies, end to end; ends with the report's path."""
     from flows.audit import audit as flow
     from flows.report import lines
 
     with prefect_server():
-        headline = flow(str(DEMO / "model"), str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar"), DEMO_SCORING)
+        sources = str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar")
+        headline = flow(str(DEMO / "model"), *sources, DEMO_SCORING, extraction=DEMO_EXTRACTION)
     show(headline, as_json, *lines(headline))
 
 
@@ -69,9 +72,9 @@ def doctor(
     """
     from flows.doctor import doctor as examine
     from flows.doctor import print_checks
+    from tasks.datasets.holdouts import named_sources
 
-    sources = {"train": train} | ({"holdout": holdout} if holdout else {})
-    result = examine(model, sources, scoring, compute, out, sharding)
+    result = examine(model, named_sources(train, holdout), scoring, compute, out, sharding)
     if as_json:
         show(result, as_json)
     else:

@@ -5,6 +5,8 @@
 -- column n_train_distinct [images]: distinct training images
 -- column n_repeated [images]: distinct training images that occur more than once
 -- column n_holdout [images]: held-out samples
+-- column n_holdout_distinct [images]: distinct held-out images
+-- column n_holdout_trained [images]: of these, exactly training images; n_overlap counts near duplicates of these too
 -- column n_control [images]: distinct held-out images that occur nowhere in the training set, nor nearly
 -- column n_overlap [images]: distinct held-out images that do, exactly or nearly, and so are no controls
 -- column n_calibration [images]: distinct images that calibration was fitted on, each scored by the folds without it
@@ -23,6 +25,8 @@ SELECT
     count(*) FILTER (split = 'train') AS n_train_distinct,
     count(*) FILTER (split = 'train' AND copies > 1) AS n_repeated,
     coalesce(sum(copies) FILTER (split = 'holdout'), 0)::BIGINT AS n_holdout,
+    count(*) FILTER (split = 'holdout') AS n_holdout_distinct,
+    count(*) - count(DISTINCT content_hash) AS n_holdout_trained,
     count(*) FILTER (is_control) AS n_control,
     count(*) FILTER (split = 'holdout' AND NOT is_control) AS n_overlap,
     count(*) FILTER (fold IS NOT NULL) AS n_calibration,

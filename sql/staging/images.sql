@@ -3,6 +3,7 @@
 -- column sample_id: its first occurrence in the split
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
 -- column split: train | holdout
+-- column holdout_source [ordinal]: the first --holdout that has it, from 0; null: a training image
 -- column shard: tar that holds it
 -- column shard_index [images]: position within the shard
 -- column label: class label, where the source has one
@@ -55,6 +56,7 @@ SELECT
     samples.sample_id,
     samples.content_hash,
     samples.split,
+    samples.holdout_source,
     samples.shard,
     samples.shard_index,
     samples.label,

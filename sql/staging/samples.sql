@@ -4,6 +4,7 @@
 -- column sample_id: split and key within the source
 -- column content_hash: 128-bit BLAKE2b of the decoded pixels
 -- column split: train | holdout
+-- column holdout_source [ordinal]: which --holdout it is of, from 0; null: a training image
 -- column source_uri: where the item was read from
 -- column shard: tar that holds it
 -- column shard_index [images]: position within the shard
@@ -24,6 +25,7 @@ SELECT
     manifest.sample_id,
     manifest.content_hash,
     manifest.split,
+    manifest.holdout_source,
     manifest.source_uri,
     manifest.shard,
     manifest.shard_index,

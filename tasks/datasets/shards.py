@@ -32,15 +32,16 @@ from tasks.datasets.sources.tar import read_tar
 from tasks.store.files import atomic_open, atomic_path
 from tasks.store.schemas import MANIFEST, REJECTS
 from tasks.store.spill import spilling
+from tasks.store.splits import holdout_source, split_of
 
 ROWS_PER_BATCH = 10_000
 
 SPLIT_MANIFEST = MANIFEST.append(pa.field("signature", pa.binary())).append(pa.field("signs", pa.uint64()))
-"""Rows of one split until the splits are joined: what near duplicates are told from is not kept."""
+"""Rows of one source until the sources are joined: what near duplicates are told from is not kept."""
 
 
 class ShardingResult(NamedTuple):
-    """What came of one split."""
+    """What came of one source."""
 
     n_images: int
     n_rejected: int
@@ -49,7 +50,7 @@ class ShardingResult(NamedTuple):
 
 def write_shards(
     source: Source,
-    split: str,
+    name: str,
     folder: Path,
     manifest: Path,
     rejects: Path,
@@ -58,9 +59,10 @@ def write_shards(
     max_bad_fraction: float,
     fitting: Callable[[Picture], Picture] = Fitting(),
 ) -> ShardingResult:
-    """Write ``source`` as ``folder/SPLIT-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
+    """Write ``source`` as ``folder/NAME-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
     Args:
+        name: of the source in the run: ``train``, ``holdout``, ``holdout2``, ... (see :mod:`tasks.store.splits`).
         manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.
@@ -70,7 +72,7 @@ def write_shards(
         SourceError: no usable image at all, or too many that are not.
     """
     rows, bad = _Table(SPLIT_MANIFEST), _Table(REJECTS)
-    shards = _ShardWriter(folder, split, shard_bytes)
+    shards = _ShardWriter(folder, name, shard_bytes)
     with shards, atomic_path(manifest) as manifest_tmp, atomic_path(rejects) as rejects_tmp:
         with pq.ParquetWriter(manifest_tmp, SPLIT_MANIFEST) as out, pq.ParquetWriter(rejects_tmp, REJECTS) as bad_out:
             for item in source:
@@ -78,9 +80,9 @@ def write_shards(
                     picture = fitting(item.picture())
                 except Rejected as error:
                     reason = {"reason": valid(str(error)), "exception": error.cause}
-                    bad.append({"split": split, "source_uri": item.uri, **reason}, bad_out)
+                    bad.append({**shards.origin, "source_uri": item.uri, **reason}, bad_out)
                     continue
-                rows.append(shards.write(picture, f"{split}/{item.key}", item), out)
+                rows.append(shards.write(picture, f"{name}/{item.key}", item), out)
             shards.close()
             rows.flush(out)
             bad.flush(bad_out)
@@ -122,32 +124,39 @@ def read_samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]
 
 
 def join_manifests(parts: list[Path], manifest: Path) -> None:
-    """Concatenate the splits' manifests and see what recurs in them.
+    """Concatenate the sources' manifests and see what recurs in them.
 
     Each content's repeats within its split are numbered: ``copies``, ``occurrence``. Near duplicates are looked for
     across the splits, since a holdout image that nearly is a training image is no control: ``near_duplicate_group`` is
-    null for an image that has no near duplicate but exact copies of itself.
+    null for an image that has no near duplicate but exact copies of itself. An image of several held-out sources is of
+    the first that has it: there it is number 0.
     """
     paths = {"parts": [str(part) for part in parts]}
     contents = """
         CREATE TABLE contents AS
         WITH firsts AS (
-            SELECT content_hash, signature, signs, split, shard, shard_index FROM read_parquet($parts)
+            SELECT content_hash, signature, signs, split, holdout_source, shard, shard_index FROM read_parquet($parts)
             WHERE signature IS NOT NULL
-            QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY split DESC, shard, shard_index) = 1
+            QUALIFY 1 = row_number() OVER (
+                PARTITION BY content_hash ORDER BY split DESC, holdout_source, shard, shard_index
+            )
         )
-        SELECT row_number() OVER (ORDER BY split DESC, shard, shard_index) AS number, content_hash, signature, signs
+        SELECT
+            row_number() OVER (ORDER BY split DESC, holdout_source, shard, shard_index) AS number,
+            content_hash, signature, signs
         FROM firsts
     """
     joined = """
         SELECT * REPLACE (
             CAST(count(*) OVER (PARTITION BY split, content_hash) AS INTEGER) AS copies,
-            CAST(row_number() OVER (PARTITION BY split, content_hash ORDER BY shard, shard_index) - 1 AS INTEGER)
-                AS occurrence,
+            CAST(
+                row_number() OVER (PARTITION BY split, content_hash ORDER BY holdout_source, shard, shard_index) - 1
+                AS INTEGER
+            ) AS occurrence,
             near_duplicates.near_duplicate_group AS near_duplicate_group
         )
         FROM read_parquet($parts) LEFT JOIN near_duplicates USING (content_hash)
-        ORDER BY split DESC, shard, shard_index
+        ORDER BY split DESC, holdout_source, shard, shard_index
     """
     with spilling(manifest.parent) as connection:
         connection.execute(contents, paths)
@@ -161,7 +170,7 @@ def join_manifests(parts: list[Path], manifest: Path) -> None:
 
 
 def join_rejects(parts: list[Path], rejects: Path) -> None:
-    """Concatenate the splits' rejects."""
+    """Concatenate the sources' rejects."""
     with atomic_path(rejects) as temporary, pq.ParquetWriter(temporary, REJECTS) as writer:
         for part in parts:
             for batch in pq.ParquetFile(part).iter_batches():
@@ -276,8 +285,9 @@ def _sample_difference(
 class _ShardWriter:
     """Fills one tar after another; each appears under its name only when it is whole, and all go if the split fails."""
 
-    def __init__(self, folder: Path, split: str, shard_bytes: int) -> None:
-        self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
+    def __init__(self, folder: Path, name: str, shard_bytes: int) -> None:
+        self.folder, self.name, self.shard_bytes = folder, name, shard_bytes
+        self.origin = {"split": split_of(name), "holdout_source": holdout_source(name)}
         self.n_shards = 0
         self._pending: list[dict[str, Any]] = []
         self._size = 0
@@ -305,7 +315,7 @@ class _ShardWriter:
         row = {
             "sample_id": sample_id,
             "content_hash": picture.content_hash,
-            "split": self.split,
+            **self.origin,
             "source_uri": item.uri,
             "shard": self._path(self.n_shards).name,
             "shard_index": len(self._pending),
@@ -336,7 +346,7 @@ class _ShardWriter:
         self.n_shards += 1
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"{self.split}-{index:06d}.tar"
+        return self.folder / f"{self.name}-{index:06d}.tar"
 
 
 class _Table:

@@ -44,7 +44,7 @@ def examine(
     """Every check, in the order in which a run would come to grief; the network runs only if nothing failed till then.
 
     Args:
-        sources: split name -> source location.
+        sources: as from :func:`tasks.datasets.holdouts.named_sources`.
         out: where the run would be written.
     """
     patient, fatal = Patient(model, sources, scoring, compute, out, sharding), False
@@ -60,15 +60,16 @@ def _before_theprobe(patient: Patient) -> Iterator[Check]:
     if patient.folder:
         yield _safely("parameters", _parameters, patient, patient.folder)
     yield _safely("device", _device, patient)
-    for split, location in patient.sources.items():
-        counted = _safely(f"{split} items", count_items, patient, split, location)
-        yield _safely(f"{split} images", look_at_images, patient, split, location)
+    for source, location in patient.sources.items():
+        counted = _safely(f"{source} items", count_items, patient, source, location)
+        yield _safely(f"{source} images", look_at_images, patient, source, location)
         yield counted
     if "holdout" not in patient.sources:
         remedy = "give --holdout: images of the same source that were never trained on"
         yield Check("holdout", "warn", "none: only repeated training images can be compared with others", remedy)
     elif len(patient.fitting_pictures) == len(patient.sources):
-        yield _safely("holdout", look_at_holdout, patient)
+        for source in (source for source in patient.sources if source != "train"):
+            yield _safely(source, look_at_holdout, patient, source)
     yield _safely("output", _output, patient)
     if patient.pictures:
         yield _safely("disk", _disk, patient)
@@ -154,7 +155,7 @@ def _identities(patient: Patient) -> dict[str, Any]:
     if len(patient.n_items) == len(patient.sources):
         identities["data"] = {
             "sources": dict(patient.sources),
-            "fingerprints": {split: fingerprint(location) for split, location in patient.sources.items()},
+            "fingerprints": {name: fingerprint(location) for name, location in patient.sources.items()},
             "parameters": patient.sharding.model_dump(mode="json"),
         }
     if patient.folder:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tasks.datasets.decoding import Picture
 from tasks.diffusion.checkpoint import Shape
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.store.splits import split_of
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -24,6 +25,18 @@ class Check:
     remedy: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The numbers behind the finding, their units in their names."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What the held-out sources share with the training images: content hashes, by source."""
+
+    held_out: Mapping[str, set[str]]
+    shared: Mapping[str, set[str]]
+    n_trained_only: int
+    """Training images that are in no held-out source."""
+    is_whole: bool
+    """All images were compared, none was left out for want of time."""
 
 
 @dataclass
@@ -41,17 +54,23 @@ class Patient:
     """Images that the checkpoint takes."""
     devices: list[str] = field(default_factory=list)
     fitting_pictures: dict[str, list[Picture]] = field(default_factory=dict)
-    """Of each split's first items, those that fit."""
+    """Of each source's first items, those that fit."""
     n_tried: dict[str, int] = field(default_factory=dict)
     n_items: dict[str, int] = field(default_factory=dict)
-    """Of each split."""
+    """Of each source."""
     all_counted: dict[str, bool] = field(default_factory=dict)
     decode_seconds: float = 0.0
     """An image."""
+    overlap: Overlap | None = None
+    """Made by the first check that needs it."""
 
     @property
     def pictures(self) -> list[Picture]:
         return [picture for pictures in self.fitting_pictures.values() for picture in pictures]
+
+    def n_of_split(self, split: str) -> int:
+        """Items of all sources of a split."""
+        return sum(n_items for source, n_items in self.n_items.items() if split_of(source) == split)
 
     @property
     def n_in_all(self) -> int:

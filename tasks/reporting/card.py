@@ -16,6 +16,7 @@ from tasks.reporting.gate import Case
 from tasks.reporting.gate_bounds import Measurement
 from tasks.reporting.gate_evidence import RULES_OF_COPIES
 from tasks.reporting.headline import GROWTH, answers, membership_score, score_title
+from tasks.store.splits import split_of
 
 QUESTIONS = {
     "auc": "Membership: of random pairs, the training image scores higher than the held-out one (50% is chance)",
@@ -239,7 +240,9 @@ def _sources(inputs: CardInputs, split: str) -> str:
 
 
 def _source_name(inputs: CardInputs, split: str) -> str:
-    return _name(_of(inputs.record, "data", "sources", split))
+    sources = _of(inputs.record, "data", "sources")
+    named = sources if isinstance(sources, Mapping) else {}
+    return ", ".join(_name(place) for name, place in named.items() if split_of(name) == split) or _name(None)
 
 
 def _name(path: Any) -> str:

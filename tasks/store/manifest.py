@@ -11,7 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.store.run import RunError
+from tasks.store.schemas import MANIFEST
 from tasks.store.spill import spilling
+from tasks.store.splits import source_name
+
+
+def require_columns(manifest: Path) -> None:
+    """Refuse the manifest of an earlier version, which lacks a column.
+
+    Raises:
+        RunError: it does.
+    """
+    missing = [name for name in MANIFEST.names if name not in pq.read_schema(manifest).names]
+    if missing:
+        raise RunError(f"{manifest}: of an earlier version (no column {missing[0]}); make the run again elsewhere")
 
 
 def manifest_digest(manifest: Path) -> str:
@@ -36,6 +50,50 @@ def count_images(manifest: Path) -> dict[str, dict[str, int]]:
             {"manifest": str(manifest)},
         ).fetchall()
     return {split: {"samples": samples, "distinct": distinct} for split, samples, distinct in rows}
+
+
+def count_sources(manifest: Path, rejects: Path) -> dict[str, dict[str, int]]:
+    """Per source, in the order of the manifest, what became of its items.
+
+    Returns:
+        ``samples`` (rows), ``distinct`` (contents), ``rejected`` (items), and of a held-out source ``trained``, how
+        many of its distinct contents occur in the training set, and ``earlier``, how many in an earlier held-out one.
+    """
+    query = """
+        WITH contents AS (
+            SELECT split, holdout_source, content_hash, count(*) AS n
+            FROM read_parquet($manifest) GROUP BY ALL
+        ),
+        judged AS (
+            SELECT
+                *,
+                bool_or(split = 'train') OVER (PARTITION BY content_hash) AS is_trained,
+                holdout_source > min(holdout_source) OVER (PARTITION BY content_hash) AS is_earlier
+            FROM contents
+        ),
+        bad AS (
+            SELECT split, holdout_source, count(*) AS n FROM read_parquet($rejects) GROUP BY ALL
+        )
+        SELECT
+            judged.split, judged.holdout_source, sum(judged.n)::BIGINT, count(*), coalesce(any_value(bad.n), 0),
+            count(*) FILTER (is_trained), count(*) FILTER (is_earlier)
+        FROM judged LEFT JOIN bad
+            ON judged.split = bad.split AND judged.holdout_source IS NOT DISTINCT FROM bad.holdout_source
+        GROUP BY judged.split, judged.holdout_source
+        ORDER BY judged.split DESC, judged.holdout_source
+    """
+    with spilling(manifest.parent) as connection:
+        rows = connection.execute(query, {"manifest": str(manifest), "rejects": str(rejects)}).fetchall()
+    counts: dict[str, dict[str, int]] = {}
+    for split, number, samples, distinct, rejected, trained, earlier in rows:
+        held_out = {} if number is None else {"trained": trained, "earlier": earlier}
+        counts[source_name(split, number)] = {
+            "samples": samples,
+            "distinct": distinct,
+            "rejected": rejected,
+            **held_out,
+        }
+    return counts
 
 
 def shard_names(manifest: Path) -> list[str]:

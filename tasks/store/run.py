@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from tasks.store.files import is_disk_full, read_json, write_json
 from tasks.store.spill import SPILL
+from tasks.store.splits import holdout_source, split_of
 
 _held: set[Path] = set()
 """Run directories that this process holds."""
@@ -198,13 +199,13 @@ class RunDirectory:
         """Its generated images matched to the training images of that run."""
         return self.path / "matches-before"
 
-    def split_manifest(self, split: str) -> Path:
-        """Manifest rows of one split, there while the splits are being joined."""
-        return self.shards / f"{split}.manifest.parquet"
+    def split_manifest(self, source: str) -> Path:
+        """Manifest rows of one source, there while the sources are being joined."""
+        return self.shards / f"{source}.manifest.parquet"
 
-    def split_rejects(self, split: str) -> Path:
-        """Rejects of one split, there while the splits are being joined."""
-        return self.shards / f"{split}.rejects.parquet"
+    def split_rejects(self, source: str) -> Path:
+        """Rejects of one source, there while the sources are being joined."""
+        return self.shards / f"{source}.rejects.parquet"
 
     def part(self, shard: str) -> Path:
         """The score part of a shard: ``train-000000.tar`` -> ``scores/part-train-000000.parquet``."""
@@ -305,5 +306,7 @@ def difference(known: Any, wanted: Any, name: str = "") -> str:
             if known.get(key) != wanted.get(key):
                 return difference(known.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     if name.startswith("fingerprints.") and known and wanted:
-        return f"the files of --{name.partition('.')[2]} have changed"
+        source = name.partition(".")[2]
+        split, number = split_of(source), holdout_source(source)
+        return f"the files of --{split}{f' number {number + 1}' if number else ''} have changed"
     return f"{name.rpartition('.')[2]}: {known} there, {wanted} now"

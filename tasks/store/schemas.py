@@ -18,9 +18,12 @@ def _score(name: str, description: str, unit: str) -> pa.Field[pa.DataType]:
     return _field(name, pa.float64(), description, unit, nullable=True)
 
 
-_SAMPLE_ID = _field("sample_id", pa.string(), "split and the item's key within its source; unique in the run")
+_SAMPLE_ID = _field("sample_id", pa.string(), "source and the item's key within it; unique in the run")
 _CONTENT_HASH = _field("content_hash", pa.string(), "128-bit BLAKE2b over width, height, mode and decoded pixels, hex")
 _SPLIT = _field("split", pa.string(), "train | holdout")
+_HOLDOUT_SOURCE = _field(
+    "holdout_source", pa.int32(), "which --holdout it is of, from 0; null: a training image", "ordinal", nullable=True
+)
 _SHARD = _field("shard", pa.string(), "name of the WebDataset tar that holds the image, within shards/")
 
 MANIFEST = pa.schema(
@@ -28,6 +31,7 @@ MANIFEST = pa.schema(
         _SAMPLE_ID,
         _CONTENT_HASH,
         _SPLIT,
+        _HOLDOUT_SOURCE,
         _field("source_uri", pa.string(), "where the image was read from"),
         _SHARD,
         _field("shard_index", pa.int32(), "position of the image within its shard, from 0", "images"),
@@ -58,6 +62,7 @@ MANIFEST = pa.schema(
 REJECTS = pa.schema(
     [
         _SPLIT,
+        _HOLDOUT_SOURCE,
         _field("source_uri", pa.string(), "the item that could not be used"),
         _field("reason", pa.string(), "why, in words"),
         _field("exception", pa.string(), "type of the exception behind it"),

@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from tasks.store.dictionary import LAYERS, SQL
+from tasks.store.manifest import require_columns
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import TABLES
 
@@ -68,9 +69,11 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     if not run.manifest.exists() and "manifest_digest" in run.read_record():
         raise RunError(f"{run.manifest}: missing; put it back, or run the same command again")
     try:
+        if run.manifest.exists():
+            require_columns(run.manifest)
         for name, files in tables.items():
             readable += _mount(connection, name, files, TABLES[name], prefix)
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException) as error:
         raise RunError(f"{run.path}: its Parquet files cannot be read: {str(error).partition(chr(10))[0]}") from error
     return readable
 

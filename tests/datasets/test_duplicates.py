@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
+from tasks.datasets import duplicates
 from tasks.datasets.decoding import decode
-from tasks.datasets.duplicates import SIGNATURE_BYTES, SIMILARITY, near_duplicate_groups, signature, signs
+from tasks.datasets.duplicates import SIGNATURE_BYTES, SIMILARITY, WINDOW, near_duplicate_groups, signature, signs
 from tests.datasets.hostile import encoded
 
 
@@ -118,6 +119,43 @@ def test_groups_are_the_components_of_all_near_pairs() -> None:
     numbers, first = np.unique(groups[groups >= 0], return_index=True)
     assert numbers.tolist() == list(range(len(numbers)))
     assert (np.diff(first) > 0).all(), "groups are numbered in the order of their first members"
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 9, 100])
+def test_near_images_on_either_side_of_a_batchs_end_are_found(
+    rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of one image, and of so many that some families lie in two."""
+    rng = np.random.default_rng(0)
+    directions = np.repeat(rng.normal(size=(40, SIGNATURE_BYTES)), 5, axis=0)
+    directions += rng.normal(scale=0.05, size=directions.shape)
+    signatures = np.round(127 * directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.int8)
+    at_once = grouped(signatures)
+    assert len(set(at_once.tolist())) == 40
+    monkeypatch.setattr(duplicates, "_ROWS_AT_A_TIME", rows_at_a_time)
+    assert grouped(signatures).tolist() == at_once.tolist() == np.repeat(np.arange(40), 5).tolist()
+
+
+@pytest.mark.parametrize("between", [WINDOW - 1, WINDOW])
+def test_near_images_are_found_up_to_the_window_apart_across_batches(
+    between: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the only order that there is, with a batch that ends just before the second of two near images."""
+    monkeypatch.setattr(duplicates, "N_ORDERINGS", 1)
+    monkeypatch.setattr(duplicates, "_ROWS_AT_A_TIME", between + 1)
+    images = np.random.default_rng(0).normal(size=(between + 1, SIGNATURE_BYTES))
+    signatures = np.round(20 * np.concatenate([images, images[:1]])).clip(-127, 127).astype(np.int8)
+    table = pa.table(
+        {
+            "number": np.arange(len(signatures)),
+            "signs": pa.array([0] * len(signatures), pa.uint64()),
+            "signature": pa.array([bytes(each) for each in signatures], pa.binary()),
+        }
+    )
+    with duckdb.connect() as connection:
+        connection.register("contents", table)
+        found = near_duplicate_groups(connection)["number"].to_pylist()
+    assert found == ([0, len(signatures) - 1] if between < WINDOW else [])
 
 
 def test_many_images_of_one_kind_cost_no_more_than_others() -> None:

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.datasets import shards
 from tasks.datasets.decoding import Picture, decode
 from tasks.datasets.shards import (
     Difference,
     join_manifests,
+    join_rejects,
     read_pictures,
     read_shard,
     verify_shard,
@@ -24,6 +26,7 @@ from tasks.datasets.shards import (
 )
 from tasks.datasets.sources import Item, Source, SourceError, open_source
 from tasks.datasets.sources.base import named_item
+from tasks.store.manifest import count_images, count_sources
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import MANIFEST
 from tests.datasets.archives import folder, tarred
@@ -213,6 +216,113 @@ def test_a_cut_shard_is_refused_on_reading_wherever_the_cut_is(
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(SourceError, match="damaged shard"):
         list(read_shard(path))
+
+
+# several sources
+
+
+def joined(run: RunDirectory, sources: dict[str, Path], **limits: float) -> list[dict[str, object]]:
+    """Manifest rows of several sources by name."""
+    for name, location in sources.items():
+        paths = run.split_manifest(name), run.split_rejects(name)
+        write_shards(open_source(location), name, run.shards, *paths, **{**LIMITS, **limits})
+    join_manifests([run.split_manifest(name) for name in sources], run.manifest)
+    join_rejects([run.split_rejects(name) for name in sources], run.rejects)
+    return list(pq.read_table(run.manifest).to_pylist())
+
+
+def test_an_image_of_both_splits_is_counted_in_each(digits: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "train.npy", digits[[0, 1, 0, 2]])
+    np.save(tmp_path / "holdout.npy", digits[[3, 0, 0, 0]])
+    run = RunDirectory(tmp_path / "run")
+    rows = joined(run, {"train": tmp_path / "train.npy", "holdout": tmp_path / "holdout.npy"})
+    counted = [(row["sample_id"], row["copies"], row["occurrence"]) for row in rows]
+    assert counted == [
+        ("train/00000000", 2, 0),
+        ("train/00000001", 1, 0),
+        ("train/00000002", 2, 1),
+        ("train/00000003", 1, 0),
+        ("holdout/00000000", 1, 0),
+        ("holdout/00000001", 3, 0),
+        ("holdout/00000002", 3, 1),
+        ("holdout/00000003", 3, 2),
+    ]
+
+
+def test_each_source_is_named_in_its_rows_shards_and_counts(digits: np.ndarray, tmp_path: Path) -> None:
+    sources = {}
+    for name, numbers in {"train": [0, 1, 2], "holdout": [10, 11], "holdout2": [11, 12, 2, 12]}.items():
+        sources[name] = folder(tmp_path / name, [(f"{i}.png", Picture(digits[n]).png()) for i, n in enumerate(numbers)])
+    (tmp_path / "holdout2" / "bad.png").write_bytes(b"")
+    run = RunDirectory(tmp_path / "run")
+    rows = joined(run, sources, max_bad_fraction=0.2)
+    assert [
+        (row["sample_id"], row["split"], row["holdout_source"], row["shard"], row["occurrence"]) for row in rows
+    ] == [
+        *((f"train/{i}.png", "train", None, "train-000000.tar", 0) for i in range(3)),
+        *((f"holdout/{i}.png", "holdout", 0, "holdout-000000.tar", 0) for i in range(2)),
+        *((f"holdout2/{i}.png", "holdout", 1, "holdout2-000000.tar", n) for i, n in enumerate([1, 0, 0, 1])),
+    ]
+    assert count_sources(run.manifest, run.rejects) == {
+        "train": {"samples": 3, "distinct": 3, "rejected": 0},
+        "holdout": {"samples": 2, "distinct": 2, "rejected": 0, "trained": 0, "earlier": 0},
+        "holdout2": {"samples": 4, "distinct": 3, "rejected": 1, "trained": 1, "earlier": 1},
+    }
+    assert count_images(run.manifest) == {
+        "holdout": {"samples": 6, "distinct": 4},
+        "train": {"samples": 3, "distinct": 3},
+    }
+
+
+def test_the_first_of_many_held_out_sources_has_the_image_that_they_share(digits: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", digits[:1])
+    sources = dict.fromkeys(("holdout", "holdout2", "holdout10", "holdout11"), tmp_path / "x.npy")
+    rows = joined(RunDirectory(tmp_path / "run"), sources)
+    assert [(row["holdout_source"], row["copies"], row["occurrence"]) for row in rows] == [
+        (0, 4, 0),
+        (1, 4, 1),
+        (9, 4, 2),
+        (10, 4, 3),
+    ]
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(0.2, False), (0.19, True)])
+def test_the_bad_fraction_is_of_one_source_alone(digits: np.ndarray, tmp_path: Path, limit: float, stops: bool) -> None:
+    """One bad item of five is a fifth of its source: not 1/25 of both, nor a quarter of the good ones."""
+    good = [(f"{i}.png", Picture(digits[i]).png()) for i in range(20)]
+    sources = {"train": folder(tmp_path / "train", good)}
+    sources["holdout"] = folder(tmp_path / "holdout", [*good[:4], ("bad.png", b"")])
+    run = RunDirectory(tmp_path / "run")
+    if stops:
+        with pytest.raises(SourceError, match="1 of 5 items can't be used"):
+            joined(run, sources, max_bad_fraction=limit)
+    else:
+        assert len(joined(run, sources, max_bad_fraction=limit)) == 24
+
+
+def test_rows_beyond_one_batch_are_kept_in_order(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "train.npy", digits[:23])
+    np.save(tmp_path / "holdout.npy", digits[20:33])
+    sources = {"train": tmp_path / "train.npy", "holdout": tmp_path / "holdout.npy"}
+    at_once = joined(RunDirectory(tmp_path / "at-once"), sources)
+    monkeypatch.setattr(shards, "ROWS_PER_BATCH", 5)
+    run = RunDirectory(tmp_path / "run")
+    rows = joined(run, sources)
+    assert rows == at_once
+    expected = [f"train/{i:08d}" for i in range(23)] + [f"holdout/{i:08d}" for i in range(13)]
+    assert [row["sample_id"] for row in rows] == expected
+    assert pq.ParquetFile(run.manifest).num_row_groups > 5, "several batches were written"
+
+
+def test_rejects_beyond_one_batch_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: np.ndarray) -> None:
+    monkeypatch.setattr(shards, "ROWS_PER_BATCH", 2)
+    items = [(f"{i}.png", b"" if i < 5 else Picture(digits[i]).png()) for i in range(8)]
+    run = RunDirectory(tmp_path / "run")
+    joined(run, {"train": folder(tmp_path / "train", items)}, max_bad_fraction=0.7)
+    rejects = pq.read_table(run.rejects).to_pylist()
+    assert [Path(str(row["source_uri"])).name for row in rejects] == [f"{i}.png" for i in range(5)]
 
 
 # near duplicates

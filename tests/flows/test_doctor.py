@@ -21,9 +21,11 @@ import tasks.doctor.probe
 from flows import cli
 from flows.score import score
 from flows.shard import shard
+from tasks.checks import check_inputs
 from tasks.datasets.fitting import Fitting
+from tasks.datasets.holdouts import named_sources
 from tasks.datasets.shards import write_shards
-from tasks.datasets.sources import Item, open_source
+from tasks.datasets.sources import Item, SourceError, open_source
 from tasks.doctor.images import _header_fits
 from tasks.parameters import ScoreParameters
 from tasks.store.files import write_json
@@ -45,7 +47,8 @@ def doctor(
 
     def run(*options: str, **changed: object) -> tuple[int, dict[str, dict[str, Any]]]:
         inputs = {"model": checkpoint, "train": digit_files[0], "holdout": digit_files[1], "out": tmp_path} | changed
-        arguments = [text for name, value in inputs.items() if value for text in (f"--{name}", str(value))]
+        given = [(name, each) for name, value in inputs.items() for each in (value if type(value) is list else [value])]
+        arguments = [text for name, value in given if value for text in (f"--{name}", str(value))]
         monkeypatch.setattr("sys.argv", ["latentprint", "doctor", "--json", "--threads", "1", *arguments, *options])
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -153,7 +156,11 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         Ailment("train items", "large.png is 9 x 8", inputs=(("train", "late"),)),
         Ailment("train images", "2 of the first 4 items decode", inputs=(("train", "half"),)),
         Ailment("holdout", "nothing to compare with", inputs=(("train", "few.npy"), ("holdout", "./few.npy"))),
-        Ailment("holdout", "3 of the 3 distinct", inputs=(("train", "few.npy"), ("holdout", "again.npy"))),
+        Ailment(
+            "holdout",
+            "All 3 held-out images are training images: hold out images that were",
+            inputs=(("train", "few.npy"), ("holdout", "again.npy")),
+        ),
         Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy"),)),
         Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy/below/it"),)),
         Ailment("output", "other holds another run (fingerprints: None there", inputs=(("out", "other"),)),
@@ -249,6 +256,36 @@ def test_few_controls_and_some_that_were_trained_on_are_warnings(
     assert code == 0
     assert (checks["holdout items"]["status"], checks["holdout items"]["values"]["n_items"]) == ("warn", 4)
     assert (checks["holdout"]["status"], checks["holdout"]["values"]["n_shared"]) == ("warn", 2)
+    assert checks["holdout"]["finding"].startswith("2 of 4 held-out images (50%) are training images: hold out")
+
+
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_every_held_out_source_is_compared_with_all_training_images(
+    doctor: Doctor, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_images(tmp_path / "many", digits[200:330])
+    np.save(tmp_path / "last.npy", digits[[321, 322, 100, 101, 102, 103]])  # two beyond the first 100 training images
+    holdouts = [digit_files[1], tmp_path / "last.npy"]
+    code, checks = doctor(train=tmp_path / "many", holdout=holdouts)
+    assert code == 0
+    assert (checks["holdout items"]["values"]["n_items"], checks["holdout2 items"]["values"]["n_items"]) == (40, 6)
+    assert checks["holdout"]["status"] == "ok"
+    assert checks["holdout2"]["values"] == {"n_shared": 2, "n_holdout": 6, "all_compared": True}
+    assert checks["holdout2"]["finding"] == "2 of 6 held-out images are training images too, and no controls."
+    assert checks["time"]["values"]["calibrate_evaluations"] == (65 + 23) * 8 * 2, "half of 130 and of 40 + 6 images"
+
+    monkeypatch.setattr(tasks.doctor.images, "COMPARE_SECONDS", -1.0)
+    _, checks = doctor(train=tmp_path / "many", holdout=holdouts)
+    assert not checks["holdout2"]["values"]["all_compared"]
+
+
+def test_a_held_out_source_given_twice_is_refused(checkpoint: Path, digit_files: tuple[Path, Path]) -> None:
+    train, holdout = map(str, digit_files)
+    twice = f"{Path(holdout).parent}/./{Path(holdout).name}"
+    with pytest.raises(SourceError, match="given twice; name each held-out source once"):
+        named_sources(train, [holdout, twice])
+    with pytest.raises(SourceError, match="these are the training images themselves; hold out images that were not"):
+        check_inputs(checkpoint, named_sources(train, [holdout, train]))
 
 
 def test_headers_beyond_the_first_items_are_looked_at_in_every_mode(digits: np.ndarray) -> None:

@@ -112,8 +112,8 @@ class Rejected:
     """split, source_uri, reason, exception."""
 
     def table(self) -> pa.Table:
-        columns = list(zip(*self.rows, strict=True)) or [()] * len(REJECTS)
-        return pa.table({name: list(column) for name, column in zip(REJECTS.names, columns, strict=True)}, REJECTS)
+        names = ("split", "source_uri", "reason", "exception")
+        return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in self.rows], REJECTS)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,8 @@ def test_summary_counts_samples_contents_overlap_and_failures(run: RunDirectory)
         "n_train_distinct": 3,
         "n_repeated": 1,
         "n_holdout": 3,
+        "n_holdout_distinct": 3,
+        "n_holdout_trained": 1,
         "n_control": 2,
         "n_overlap": 1,
         "n_calibration": 0,
@@ -190,10 +192,30 @@ def test_histogram_of_equal_scores_has_one_bin_of_finite_width(tmp_path: Path) -
     assert only["upper"] == pytest.approx(2.0 + 1 / 30)
 
 
+def test_images_tell_the_held_out_source_and_an_earlier_versions_run_is_refused(run: RunDirectory) -> None:
+    manifest = pq.read_table(run.manifest).to_pylist()
+    for row in manifest:
+        row["holdout_source"] = {"holdout/c": 0, "holdout/d": 0, "holdout/e": 1}.get(row["sample_id"])
+    table = pa.Table.from_pylist(manifest, schema=MANIFEST)
+    pq.write_table(table, run.manifest)
+    with Warehouse(run) as warehouse:
+        rows = warehouse.table("images").to_pylist()
+    assert {row["sample_id"]: row["holdout_source"] for row in rows} == {
+        **dict.fromkeys(("train/a", "train/b", "train/c")),
+        "holdout/c": 0,
+        "holdout/d": 0,
+        "holdout/e": 1,
+    }
+    pq.write_table(table.drop_columns("holdout_source"), run.manifest)
+    with Warehouse(run) as warehouse, pytest.raises(RunError, match=r"earlier version \(no column holdout_source\)"):
+        warehouse.table("images")
+
+
 def test_rejects_are_counted_by_reason_most_frequent_first(run: RunDirectory) -> None:
     found = [("b.png", "truncated", "OSError"), ("a.png", "truncated", "OSError"), ("c.png", "a bomb", "BombError")]
-    columns = {"split": ["train"] * 3, **dict(zip(REJECTS.names[1:], map(list, zip(*found, strict=True)), strict=True))}
-    pq.write_table(pa.table(columns, schema=REJECTS), run.rejects)
+    names = ("source_uri", "reason", "exception")
+    rows = [{"split": "train", **dict(zip(names, row, strict=True))} for row in found]
+    pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS), run.rejects)
     assert rows(run, "rejects_by_reason") == [
         {"split": "train", "exception": "OSError", "reason": "truncated", "n_items": 2, "example": "a.png"},
         {"split": "train", "exception": "BombError", "reason": "a bomb", "n_items": 1, "example": "c.png"},
