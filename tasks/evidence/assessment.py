@@ -392,7 +392,7 @@ def _between_holdouts(images: ImageScores, name: str, confidence: float = 0.95) 
     if images.source is None:
         return []
     usable = images.is_control & images.compared & np.isfinite(images.scores[name])
-    numbers = np.unique(images.source[usable]).tolist()
+    numbers = [int(number) for number in np.unique(images.source[usable])]
     pairs = list(combinations(numbers, 2))
     found = []
     for a, b in pairs:
