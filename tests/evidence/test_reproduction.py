@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import comb
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.evidence import reproduction
@@ -194,3 +195,21 @@ def test_intervals_cover_and_counted_keeps_its_level() -> None:
         assert holds(row), row
         if "power" in str(row["what"]):
             assert float(str(row["achieved"])) < 0.85, row
+
+
+def test_no_copies_are_counted_where_the_rule_fires_as_often_on_generated_images_held_against_others() -> None:
+    """Kinds of controls with different rates: pooled alone, half of such runs were "counted"."""
+    generator, n_counted, n_pooled = np.random.default_rng(0), 0, 0
+    for _ in range(1_000):
+        copies, alike = (Counts(int(k), 1_000) for k in generator.binomial(1_000, 0.02, 2))
+        controls = {CONTROLS[0]: Counts(0, 1_000), CONTROLS[1]: Counts(0, 1_000), CONTROLS[2]: alike}
+        n_counted += is_counted(copies, controls)
+        n_pooled += is_counted(copies, {**controls, CONTROLS[1]: Counts(alike.k, 2_000), CONTROLS[2]: None})
+    assert n_counted <= 40  # 1 in 1,000 of binomial (1000, 0.025)
+    assert n_pooled > 300
+
+
+def test_one_copy_alone_is_not_counted() -> None:
+    known = {CONTROLS[0]: Counts(0, 10**6), CONTROLS[1]: None, CONTROLS[2]: None}
+    assert not is_counted(Counts(1, 100), known)
+    assert is_counted(Counts(2, 100), known)

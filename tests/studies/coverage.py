@@ -295,7 +295,7 @@ def claims() -> Iterator[Claim]:
         yield Claim(f"share of copies {rate}", str(n), 0.95, partial(covers_rate, rate, n))
     for n in (30, 64, 128):
         yield Claim("blind baseline holds 0.5 in nulls", f"{n} + {n}", 0.95, partial(blind_covers_chance, n), runs=200)
-    for n, runs in ((30, 100), (64, 100), (128, 100), (1_000, 5)):
+    for n, runs in ((30, 100), (64, 100), (128, 100), (1_000, 4)):
         yield Claim("answer: shown, nothing trained on", f"{n} + {n}", 0.025, partial(is_shown, n), False, runs)
     for selection in (0.25, 0.5, 1.0):
         draw = partial(is_shown, 250, selection=selection, plain=0.9)
