@@ -214,8 +214,8 @@ def test_images_tell_the_held_out_source_and_an_earlier_versions_run_is_refused(
 def test_rejects_are_counted_by_reason_most_frequent_first(run: RunDirectory) -> None:
     found = [("b.png", "truncated", "OSError"), ("a.png", "truncated", "OSError"), ("c.png", "a bomb", "BombError")]
     names = ("source_uri", "reason", "exception")
-    rows = [{"split": "train", **dict(zip(names, row, strict=True))} for row in found]
-    pq.write_table(pa.Table.from_pylist(rows, schema=REJECTS), run.rejects)
+    rejects = [{"split": "train", **dict(zip(names, row, strict=True))} for row in found]
+    pq.write_table(pa.Table.from_pylist(rejects, schema=REJECTS), run.rejects)
     assert rows(run, "rejects_by_reason") == [
         {"split": "train", "exception": "OSError", "reason": "truncated", "n_items": 2, "example": "a.png"},
         {"split": "train", "exception": "BombError", "reason": "a bomb", "n_items": 1, "example": "c.png"},
