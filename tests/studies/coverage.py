@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -307,12 +308,26 @@ def claims() -> Iterator[Claim]:
         yield Claim("any flag, nothing trained on", f"{n} + {n}", 0.05, partial(false_flags, n), False, 300)
 
 
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of README.md."""
+    lines = ["| what | n | nominal | achieved | runs | holds |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for row in rows:
+        holds_ = "yes" if row["holds"] else "**no**"
+        figures = f"{row['nominal']:.3f} | {row['achieved']:.3f} | {row['runs']:,}"
+        lines.append(f"| {row['what']} | {row['n']} | {figures} | {holds_} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    refits.N_PERMUTATIONS = N_PERMUTATIONS
     parser.add_argument("--runs", type=int, help="at most so many of each row")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--table", type=Path, help="print the Markdown table of an earlier study's JSON instead")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(as_markdown(json.loads(arguments.table.read_text(encoding="utf-8"))))
+        return
+    refits.N_PERMUTATIONS = N_PERMUTATIONS
     rows = []
     for claim in claims():
         if arguments.only in claim.what:
