@@ -32,6 +32,7 @@ from tasks.scoring import ScoreJob
 from tasks.store.features import read_calibration_images
 from tasks.store.run import RunDirectory, RunError
 from tasks.verify import verify_run
+from tests.conftest import Latentprint
 
 FROM_20 = ScoreParameters(timestep=20)
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
@@ -196,6 +197,46 @@ def test_every_image_is_compared_and_scored_by_a_calibration_that_it_had_no_part
     with pytest.raises(RunError, match="second_timestep: auto there, none now"):
         score(third, str(checkpoint), without, ONE_THREAD, run)
     assert not (third / "calibration.json").exists()
+
+
+def test_several_held_out_sources_are_one_control_group_and_known_apart(
+    latentprint: Latentprint, checkpoint: Path, digits: np.ndarray, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "more.npy", np.concatenate([digits[140:160], digits[130:135], digits[:35]]))
+    train, holdout = digit_files
+    sources = ["--train", train, "--holdout", holdout, "--holdout", tmp_path / "more.npy"]
+    options = ["--timestep", "20", "--threads", "1", "--validity", "0", "--shard-mb", 16 / 512]
+    ended = latentprint("audit", "--model", checkpoint, *sources, "--out", tmp_path / "run", *options)
+    assert ended.returncode == 0, ended.stderr
+    said = " ".join(ended.stderr.split())
+    assert "more.npy: 35 of 60 held-out images (58%) are training images: hold out images that were not" in said
+    run = RunDirectory(tmp_path / "run")
+    record = run.read_record()
+    assert record["data"]["sources"] == {
+        "train": str(train),
+        "holdout": str(holdout),
+        "holdout2": str(tmp_path / "more.npy"),
+    }
+    assert record["images"] == {
+        "train": {"samples": 80, "distinct": 60},
+        "holdout": {"samples": 100, "distinct": 40 + 20 + 35},
+    }
+    assert record["images_by_source"] == {
+        "train": {"samples": 80, "distinct": 60, "rejected": 0},
+        "holdout": {"samples": 40, "distinct": 40, "rejected": 0, "trained": 0, "earlier": 0},
+        "holdout2": {"samples": 60, "distinct": 60, "rejected": 0, "trained": 35, "earlier": 5},
+    }
+    assert list(verify_run(run)) == []
+    (summary,) = pq.read_table(run.tables / "summary.parquet").to_pylist()
+    counted = ("n_holdout", "n_holdout_distinct", "n_holdout_trained", "n_overlap", "n_control")
+    assert [summary[name] for name in counted] == [100, 95, 35, 35, 60]
+    again = latentprint("audit", "--model", checkpoint, *sources[:4], "--out", tmp_path / "run", *options)
+    assert (again.returncode, again.stderr.count("Traceback")) == (2, 0)
+    itself = ["--train", train, "--holdout", holdout, "--holdout", train]
+    refused = latentprint("audit", "--model", checkpoint, *itself, "--out", tmp_path / "other", *options)
+    assert (refused.returncode, refused.stderr.count("Traceback")) == (2, 0)
+    assert "these are the training images themselves; hold out images" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_calibration_reads_each_image_once_and_spends_nothing_on_what_is_not_calibrated(

@@ -55,6 +55,8 @@ def test_the_deployment_in_infra_takes_its_parameters() -> None:
     parameters = flow.validate_parameters(deployment["parameters"])
     assert (PROJECT / parameters["model"] / "model_index.json").is_file()
     assert parameters["runs"] == Path("runs/scheduled")
+    holdouts = json.loads(json.dumps(["unseen", "s3://bucket/unseen"]))
+    assert flow.validate_parameters({**deployment["parameters"], "holdout": holdouts})["holdout"] == holdouts
 
 
 def test_an_unreadable_schedule_is_one_line_and_exit_2(

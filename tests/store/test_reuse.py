@@ -6,19 +6,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 import tasks.scoring
 from flows.score import score
 from flows.shard import shard
-from tasks.datasets.shards import join_manifests, write_shards
+from tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from tasks.datasets.sources import open_source
 from tasks.diffusion.checkpoint import checkpoint_sha256
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from tasks.scoring import ScoreJob, score_shard
+from tasks.store.checksums import add_checksums
 from tasks.store.files import write_json
-from tasks.store.reuse import has_scores, write_reusable
+from tasks.store.reuse import has_scores, share_shards, write_reusable
 from tasks.store.run import RunDirectory, RunError
 
 PARAMETERS = ScoreParameters(timestep=20, axes=2)
@@ -99,6 +101,60 @@ def test_damaged_and_foreign_parts_are_not_reused(
     pq.write_table(table.replace_schema_metadata(metadata), second)
     new = make(tmp_path / "new", digits[:40], checkpoint)
     assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 40 - lost
+
+
+def test_a_part_that_reads_well_but_was_changed_is_not_reused(
+    old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path
+) -> None:
+    new = make(tmp_path / "new", digits[:40], checkpoint)
+    add_checksums(old, old.scores.iterdir())
+    assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 40
+    first = min(old.scores.iterdir())
+    table = pq.read_table(first)
+    growth = table.schema.get_field_index("log_growth")
+    one_more = pc.add(table["log_growth"], 1.0)
+    pq.write_table(table.set_column(growth, table.schema.field(growth), one_more), first)
+    assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 40 - table.num_rows
+    reused = pq.read_table(new.reusable)["content_hash"].to_pylist()
+    assert not set(reused) & set(table["content_hash"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("of_other", "damage", "shared"),
+    [
+        ({}, "", True),
+        ({"sources": {"train": "y.npy"}}, "", False),
+        ({"sources": {"train": "x.npy", "holdout": "z.npy"}}, "", False),
+        ({"fingerprints": {"train": "changed"}}, "", False),
+        ({"parameters": {"size": "16x16"}}, "", False),
+        ({}, "manifest.parquet", False),
+        ({}, "rejects.parquet", False),
+        ({}, "shards/train-000001.tar", False),
+    ],
+)
+def test_shards_of_other_images_and_damaged_ones_are_not_shared(
+    of_other: dict[str, object],
+    damage: str,
+    shared: bool,
+    digits: np.ndarray,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    data = {"sources": {"train": "x.npy"}, "fingerprints": {"train": "as it was"}, "parameters": {"size": "8x8"}}
+    other = make(tmp_path / "other", digits[:40], checkpoint)
+    join_rejects([other.split_rejects("train")], other.rejects)
+    write_json(other.record, {"data": data | of_other})
+    add_checksums(other, [other.manifest, other.rejects, *other.shards.glob("*.tar")])
+    if damage:
+        content = bytearray((other.path / damage).read_bytes())
+        content[len(content) // 2] ^= 1
+        (other.path / damage).write_bytes(content)
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.record, {"data": data})
+    assert share_shards(run, other) == shared
+    assert run.manifest.exists() == run.rejects.exists() == shared
+    assert len(list(run.path.rglob("*.tar"))) == (len(list(other.shards.glob("*.tar"))) if shared else 0)
 
 
 def test_other_parameters_are_refused(old: RunDirectory, digits: np.ndarray, checkpoint: Path, tmp_path: Path) -> None:
