@@ -39,7 +39,7 @@ DEMO = PROJECT / "infra" / "demo"
 DEMO_SCORING = ScoreParameters(baselines=("loss",))
 """With the cheapest baseline beside what the growth's own evaluations give."""
 DEMO_EXTRACTION = ExtractParameters(samples=512, steps=20)
-"""Some 18 s on two cores; as many of the bundled model's images are copies as with 50 steps."""
+"""36 s of one core; 260 of the 512 images are copies (50.8%), where 50 steps in 90 s give 292 (57.0%)."""
 
 
 @app.command()

@@ -100,6 +100,19 @@ def test_large_sets_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert area(results[0]) == area(results[1]) != area(results[2])
 
 
+def test_images_that_are_drawn_keep_their_own_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of 40 images a side in random order: with the groups of other images, a learner judges what it saw."""
+    monkeypatch.setattr(blind, "MOST_IMAGES", 200)
+    train, holdout = random_halves(1, n=40)
+    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 8))
+    own, others = (numbers, 40 + numbers), (np.roll(numbers, 1), 40 + np.roll(numbers, 1))
+    copied = train[numbers], holdout[numbers]
+    assert area(blind_baseline(*copied, groups=others)) > 0.9
+    drawn = blind_baseline(*copied, groups=own)
+    assert (drawn.n_train, drawn.detects_shift) == (200, False)
+    assert area(drawn) < 0.7
+
+
 @pytest.mark.filterwarnings("error")
 def test_too_few_distinct_images_are_not_computable() -> None:
     result = blind_baseline(np.repeat(IMAGES[:29], 10, axis=0), IMAGES[100:200])
