@@ -114,7 +114,7 @@ def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_tried
         n_tried: timesteps that each calibration image is measured from.
         n_losses: evaluations of each calibration image beside these, for the positive control.
     """
-    n_calibrating = sum(n_calibrated(patient.n_items).values())
+    n_calibrating = sum(n_calibrated({split: patient.n_of_split(split) for split in ("train", "holdout")}).values())
     n = patient.n_in_all
     n_more = int(n_calibrating > 0 and patient.scoring.second_timestep == "auto")
     evaluations = n_tried * growth.evaluations + n_losses

@@ -272,7 +272,7 @@ def test_every_held_out_source_is_compared_with_all_training_images(
     assert checks["holdout"]["status"] == "ok"
     assert checks["holdout2"]["values"] == {"n_shared": 2, "n_holdout": 6, "all_compared": True}
     assert checks["holdout2"]["finding"] == "2 of 6 held-out images are training images too, and no controls."
-    assert checks["time"]["values"]["calibrate_evaluations"] == (65 + 23) * 8 * 2, "half of 130 and of 40 + 6 images"
+    assert checks["time"]["values"]["calibrate_evaluations"] == (130 + 40 + 6) * (8 * 2 + 4), "8 timesteps, 4 losses"
 
     monkeypatch.setattr(tasks.doctor.images, "COMPARE_SECONDS", -1.0)
     _, checks = doctor(train=tmp_path / "many", holdout=holdouts)
