@@ -1,7 +1,7 @@
 -- group_auc: in what share of random pairs the one group scores higher; the AUC, U / (m n) from mid-ranks.
 -- Trained against held out is without images that are, nearly or exactly, in both splits. Intervals: evidence.json.
 -- grain: one row per comparison that has images
--- column comparison: train_vs_holdout (controls only) | repeated_vs_single
+-- column comparison: train_vs_holdout (controls only) | repeated_vs_single (it or a near duplicate occurs again)
 -- column n_positive [images]: distinct usable images of the group named first
 -- column n_negative [images]: distinct usable images of the other group
 -- column auc [of 1]: pairs in which the first has the higher log growth, ties half; 0.5 is chance; null without pairs
@@ -16,7 +16,7 @@ WITH members AS (
     UNION ALL
     SELECT
         'repeated_vs_single' AS comparison,
-        copies > 1 AS is_positive,
+        sum(copies) OVER (PARTITION BY coalesce(near_duplicate_group::VARCHAR, content_hash)) > 1 AS is_positive,
         log_growth
     FROM images
     WHERE is_usable AND split = 'train'

@@ -16,7 +16,7 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert judgement.at_least_once.auc is not None
     assert judgement.at_least_once.auc.value == 13 / 16
     assert judgement.often.auc is not None
-    assert judgement.often.auc.value == 11 / 12  # 5 and 6 against six others, of which 5.5 beats one
+    assert judgement.often.auc.value == pytest.approx(11 / 12)  # 5 and 6 against six others, of which 5.5 beats one
     assert (judgement.at_least_once.n_positive, judgement.at_least_once.n_negative) == (4, 4)
     assert (judgement.often.n_positive, judgement.often.n_negative) == (2, 6)
     assert OFTEN == 5

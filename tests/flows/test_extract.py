@@ -246,9 +246,9 @@ def assert_every_query_of_the_page_gives_its_number(run: Path) -> None:
     assert sum(row["is_flagged"] for row in found["flagged"]) == evidence["conformal"]["n_flagged"]
     assert len(found["flagged"]) == evidence["conformal"]["n_images"]
     (copies,) = found["generated_copies"]
-    generated = evidence["generated"]
-    assert (copies["n_samples"], copies["n_copies"]) == (generated["n_samples"], generated["n_copies"])
-    assert copies["n_reproduced"] == generated["distinct_training_images_reproduced"]
+    answer = evidence["verdict"]["reproduction"]
+    assert (copies["n_samples"], copies["n_copies"]) == (answer["n_samples"], answer["n_copies"])
+    assert copies["n_originals"] == answer["n_originals"]
 
 
 def test_redacted_pages_and_summaries_lie_beside_the_report(extracted: Path) -> None:
@@ -282,7 +282,7 @@ def test_two_runs_are_compared_in_one_page(
     found = compare(run, extracted, out)
     assert (found["report"], set(found["levels"])) == (str(out), {str(run), str(extracted)})
     page = out.read_text()
-    assert "Compare with care" not in page
+    assert "Flags are not compared: the comparison with held-out images is void in A and B." in page
     assert "Images of both runs, furthest moved first" in page
     for arguments, says in (
         (["--compare", str(run), str(tmp_path)], "not a run directory (no run.json)"),

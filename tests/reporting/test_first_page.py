@@ -82,7 +82,8 @@ def test_what_came_out_leads_the_gallery_whatever_its_rank(extracted: ReportInpu
 def test_ranking_and_gallery_name_the_score_that_they_are_ordered_by(inputs: ReportInputs) -> None:
     ranking = inputs.tables["ranking"]
     ease = np.linspace(3.0, -3.0, len(ranking))
-    columns = ranking.append_column("ease", pa.array(ease)).append_column("ranked_by", pa.array(["fused"] * len(ease)))
+    columns = ranking.drop_columns(["ease", "ranked_by"])
+    columns = columns.append_column("ease", pa.array(ease)).append_column("ranked_by", pa.array(["fused"] * len(ease)))
     tables = {**inputs.tables, "ranking": columns}
     shown, table = gallery(tables, Album({}, {})), ranking_table(tables)
     assert table is not None

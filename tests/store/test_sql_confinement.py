@@ -189,7 +189,7 @@ def test_nothing_but_the_run_is_readable(run: RunDirectory, warehouse: Warehouse
         ("SELECT * FROM query('SELECT 42')", 1),
         ("SELECT 'COPY_QUERY_NODE' AS type, {'type': 'INSERT_QUERY_NODE'}", 1),
         ("SHOW TABLES", sum(len(Warehouse.relations(layer)) for layer in LAYERS)),
-        ("DESCRIBE rejects", 4),
+        ("DESCRIBE rejects", 5),
         ("SUMMARIZE SELECT copies FROM images", 1),
         ("EXPLAIN SELECT * FROM ranking", 1),
         ("explain analyze select * from summary", 1),
