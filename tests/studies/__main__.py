@@ -21,6 +21,7 @@ STUDIES = (
     ("cleaned",),
     ("odds",),
     ("side",),
+    ("coverage",),
     ("kills",),
     ("warehouse",),
 )
