@@ -17,10 +17,10 @@ from tasks.evidence.calibration import TooFewImages
 from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
 from tasks.evidence.conformal import Flags, flag
 from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
-from tasks.evidence.membership import Grounds, HeldOut, Membership, answer, with_stability
+from tasks.evidence.membership import FIRM_CONFIDENCE, Grounds, HeldOut, Membership, answer, with_stability
 from tasks.evidence.refits import CalibrationImages, RefitTest, refit_test, refolded
 from tasks.evidence.reproduction import answer as answer_reproduction
-from tasks.evidence.statistics import Array, Interval, group_numbers
+from tasks.evidence.statistics import CONFIDENCE, Array, Interval, group_numbers
 from tasks.evidence.why_high import why_high
 
 THREAT_MODEL = (
@@ -270,13 +270,12 @@ def _grounds(
     counted = images.compared & np.isfinite(images.scores[name])
     groups = [np.unique(images.labels(side & counted)) for side in (images.is_train, images.is_control)]
     area = _area(images, name, inflation)
-    directed = {what: _area(images, key) for key, what in DIRECTED.items() if key in images.scores}
-    directed["The training loss"] = _training_loss(images)
     is_beside = area is not None and blind is not None and blind.auc is not None
     return Grounds(
         score=name,
         auc=area,
-        directed={what: found for what, found in directed.items() if found is not None},
+        directed=_directed(images, CONFIDENCE),
+        directed_firmly=_directed(images, FIRM_CONFIDENCE),
         n_groups=(len(groups[0]), len(groups[1])),
         held_out=held_out or HeldOut(int(images.is_control.sum()), 0),
         blind=blind,
@@ -289,14 +288,21 @@ def _grounds(
     )
 
 
-def _area(images: ImageScores, name: str, inflation: float = 1.0) -> Interval | None:
+def _directed(images: ImageScores, confidence: float) -> dict[str, Interval]:
+    """AUC of the scores whose direction is known without a fit, by what they are."""
+    areas = {what: _area(images, key, confidence=confidence) for key, what in DIRECTED.items() if key in images.scores}
+    areas["The training loss"] = _training_loss(images, confidence)
+    return {what: area for what, area in areas.items() if area is not None}
+
+
+def _area(images: ImageScores, name: str, inflation: float = 1.0, *, confidence: float = CONFIDENCE) -> Interval | None:
     """AUC of training images against controls; None with fewer than two of either, or without any spread."""
     finite = np.isfinite(images.scores[name])
     train, control = (side & images.compared & finite for side in (images.is_train, images.is_control))
     ease, groups = images.ease(name), (images.labels(train), images.labels(control))
     if min(len(np.unique(some)) for some in groups) < 2 or np.ptp(ease[train | control]) == 0.0:
         return None
-    return auc_interval(ease[train], ease[control], groups, inflation=inflation)
+    return auc_interval(ease[train], ease[control], groups, inflation=inflation, confidence=confidence)
 
 
 def _chance_error(images: ImageScores) -> float:
@@ -338,7 +344,7 @@ def _halves(images: ImageScores, name: str, confidence: float) -> Interval | Non
     return auc_interval(ease[is_first], ease[~is_first], groups, confidence=confidence)
 
 
-def _training_loss(images: ImageScores) -> Interval | None:
+def _training_loss(images: ImageScores, confidence: float = CONFIDENCE) -> Interval | None:
     """AUC of the denoising loss, lower for training images, its rank averaged over the control timesteps."""
     known = images.calibration
     if known is None or not known.losses:
@@ -348,7 +354,8 @@ def _training_loss(images: ImageScores) -> Interval | None:
     train, control = kept & known.is_train, kept & ~known.is_train
     if min(train.sum(), control.sum()) < 2 or np.ptp(ranks[kept]) == 0.0:
         return None
-    return auc_interval(-ranks[train], -ranks[control], (known.groups[train], known.groups[control]))
+    groups = known.groups[train], known.groups[control]
+    return auc_interval(-ranks[train], -ranks[control], groups, confidence=confidence)
 
 
 def _controls(images: ImageScores) -> dict[str, Any]:

@@ -4,7 +4,8 @@ r"""Membership: were these images trained on? One answer, from one score that wa
                    permutation test (Holm) rejects at 2.5% one-sided, the score beats the pixels alone by the lower
                    bound of the paired difference, and a score of known direction lies above 0.5 too
     not_shown      none of this, and nothing speaks against the controls; said with the least AUC that would have shown
-    inconclusive   too few images, or the held-out images are no control group
+    inconclusive   too few images, the held-out images are no control group, or a score of known direction separates
+                   what the calibrated one does not
 
 The controls are none where pixels alone tell them from the training images, where most of them are training images,
 where a score of known direction (growth, |eps|, training loss) lies wholly on the wrong side of 0.5 (splits exchanged,
@@ -41,6 +42,8 @@ MOST_OVERLAP = 0.5
 POWER = 0.8
 FEWEST_ALIKE = 0.8
 """Share of other deals into folds that must give "shown" too."""
+FIRM_CONFIDENCE = 1.0 - 2.0 * ONE_SIDED / 24.0
+"""Of the intervals that contradict "not shown": three scores, each at the best of eight timesteps (Bonferroni)."""
 WHOLLY_BELOW = (
     "{what} ranks held-out images above training images (AUC {high:.3f} at most). The splits are exchanged, or the "
     "images are not prepared as they were for training"
@@ -98,6 +101,8 @@ class Grounds:
     n_groups: tuple[int, int]
     """Training and held-out, near duplicates as one."""
     held_out: HeldOut
+    directed_firmly: Mapping[str, Interval] = field(default_factory=dict)
+    """The same at ``FIRM_CONFIDENCE``."""
     blind: BlindBaseline | None = None
     above_blind: Interval | None = None
     p_value: float | None = None
@@ -139,6 +144,8 @@ def answer(grounds: Grounds) -> Membership:
             f"The interval of the AUC lies above 0.5, but the permutation test does not reject {_p(grounds.p_value)}"
         )
         return replace(head, reason=f"{reason}.", sentence=f"Membership is inconclusive. {reason}.")
+    if not is_separated and (reason := _separated_otherwise(grounds)):
+        return replace(head, is_void=False, reason=f"{reason}.", sentence=f"Membership is inconclusive. {reason}.")
     if not is_separated:
         least = ""
         if head.least_auc is not None:
@@ -265,3 +272,11 @@ def _undirected(grounds: Grounds) -> str:
     if any(area.low > 0.5 for area in grounds.directed.values()):
         return ""
     return "The calibrated score separates the images, but no score of known direction favours the training images"
+
+
+def _separated_otherwise(grounds: Grounds) -> str:
+    """A score that is not fitted separates the images: that the fitted one does not is then no answer."""
+    what, area = max(grounds.directed_firmly.items(), key=lambda item: item[1].low, default=("", None))
+    if area is None or area.low <= 0.5:
+        return ""
+    return f"{what} ranks training images above held-out images (AUC {area.low:.2f} at least), the calibrated score not"

@@ -229,12 +229,12 @@ def _weighed(limit: float, measurement: Measurement, bound: float | None, m: int
         if measurement.no_fail:
             return "inconclusive", f"{why}, but {measurement.no_fail}"
         if rival is not None and not rival.problem() and rival.bounds[2] <= limit:
-            return "inconclusive", f"the two rules disagree: {why}, but {_told(rival)}"
+            return "inconclusive", f"two methods disagree: {why}, but {_told(rival)}"
         return "fail", why
     if high <= limit:
         why = f"{interval}: none of it above {number(limit)}"
         if rival is not None and (rival.problem() or rival.bounds[1] > limit):
-            return "inconclusive", f"the two rules disagree: {why}, but {_told(rival)}"
+            return "inconclusive", f"two methods disagree: {why}, but {_told(rival)}"
         return "pass", why
     if low > limit:
         return "inconclusive", f"{interval} lies above {number(limit)}, but not the {lower}: more images are needed"

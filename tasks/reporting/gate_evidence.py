@@ -34,6 +34,8 @@ ODDS = "odds.parquet"
 LEAST_EXCESS = -1e9
 """(share - f) / (1 - f) is negative where fewer copies are counted than false ones expected."""
 RULES_OF_COPIES = ("ratio", "adaptive")
+DIRECTED_SCORES = ("log_growth", "eps_norm")
+"""Whose direction is known without a fit."""
 BESIDE_SAMPLING = ("samples", "seed", "samples_per_tar")
 """Extraction parameters that the share of copies does not depend on."""
 
@@ -137,7 +139,20 @@ def _auc(evidence: Mapping[str, Any]) -> Measurement:
     if comparison.get("status") != "ok":
         return Measurement(reason=f"AUC: {comparison.get('reason') or 'not measured in this run'}")
     n = min(membership["n_train"], membership["n_holdout"])
-    return _with_interval(_section(comparison, "auc"), n, "value")
+    area = _with_interval(_section(comparison, "auc"), n, "value")
+    return area if area.problem() else replace(area, rival=_stronger(evidence, area))
+
+
+def _stronger(evidence: Mapping[str, Any], area: Measurement) -> Measurement | None:
+    """A score of known direction that surely separates the images better: no pass may rest on the weaker one."""
+    by_score = _section(evidence, "comparisons", "train_vs_holdout")
+    found = {
+        **{f"AUC of {name}": _section(by_score, name, "auc") for name in DIRECTED_SCORES},
+        "AUC of the training loss": _section(evidence, "controls", "positive", "auc"),
+    }
+    areas = [replace(_with_interval(auc, None, "value"), method=title) for title, auc in found.items()]
+    best = max((one for one in areas if not one.problem()), key=lambda one: one.bounds[1], default=None)
+    return best if best is not None and best.bounds[1] > area.bounds[2] else None
 
 
 def _flag_rate(flags: Mapping[str, Any], min_controls: int, unusable: str) -> Measurement:

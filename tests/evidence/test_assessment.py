@@ -114,3 +114,13 @@ def test_textures_that_components_do_not_hold_are_seen_by_the_blind_baseline() -
     found = blind_baseline(pictures[:100], mixed[100:])
     assert found.detects_shift
     assert not blind_baseline(mixed[:100], mixed[100:]).detects_shift
+
+
+def test_a_training_loss_that_separates_is_not_called_not_shown() -> None:
+    images, pixels = run(64, np.random.default_rng(0))
+    assert images.calibration is not None
+    losses = {t: loss * np.where(images.is_train, 0.5, 1.0) for t, loss in images.calibration.losses.items()}
+    evidence = assess(replace(images, calibration=replace(images.calibration, losses=losses)), None, pixels)
+    assert evidence["controls"]["positive"]["auc"]["interval_95"][0] > 0.9
+    assert evidence["verdict"]["membership"]["level"] == "inconclusive"
+    assert evidence["conformal"]["status"] == "ok"

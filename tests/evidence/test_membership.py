@@ -89,6 +89,14 @@ def test_what_does_not_separate_is_not_shown_with_the_least_that_would_have_been
     assert f"An AUC of {found.least_auc:.2f} would have been seen with 80% probability" in found.sentence
 
 
+def test_a_calibrated_score_that_misses_what_another_finds_is_no_answer() -> None:
+    """The training loss told the images apart in all pairs, and the page said "not shown", the gate PASS."""
+    firmly = {"Growth": interval(0.55, 0.06), "The training loss": interval(0.99, 0.009)}
+    found = answer(replace(CLEAR, auc=interval(0.48, 0.08), directed_firmly=firmly))
+    assert (found.level, found.is_void) == ("inconclusive", False)
+    assert "The training loss ranks training images above held-out images (AUC 0.98 at least)" in found.sentence
+
+
 def test_mild_selection_that_was_shown_before_is_not() -> None:
     """Blind 0.561, growth 0.557: void needed the blind bound above 0.55, shown the other one above 0.5."""
     mild = replace(CLEAR, auc=interval(0.557, 0.05), blind=blind(0.561, 0.01), above_blind=interval(-0.004, 0.07))

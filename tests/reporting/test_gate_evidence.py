@@ -213,7 +213,7 @@ def test_copies_beside_near_duplicates_do_not_pass_by_the_rule_that_is_blind_to_
     """Case 1: 118 of 1,000 by the ratio rule, 608 by the adaptive one; the limit is 20%."""
     finding = judged("memorized_share", 0.2, counted_by_both(118, 608))
     assert finding.outcome == "inconclusive"
-    assert "the two rules disagree" in finding.reason
+    assert "two methods disagree" in finding.reason
     assert "adaptive rule's copies above its false ones: 0.57" in finding.reason
     assert judged("memorized_share", 0.2, counted_by_both(118, 120)).outcome == "pass"
     assert judged("memorized_share", 0.2, counted_by_both(608, 118)).outcome == "inconclusive"
@@ -302,6 +302,29 @@ def test_the_auc_is_that_of_the_score_the_verdict_rests_on() -> None:
     membership = {**BAD["verdict"]["membership"], "score": "log_growth"}
     by_growth = {**both, "verdict": {**BAD["verdict"], "membership": membership}}
     assert judged("auc", 0.6, by_growth).measurement.value == clean["auc"]["value"]
+
+
+@pytest.mark.parametrize("beside", ["log_growth", "eps_norm", "loss"])
+def test_no_pass_rests_on_a_score_that_another_surely_exceeds(beside: str) -> None:
+    """The calibrated score saw little, and the training loss told the images apart in all pairs."""
+    assert judged("auc", 0.6, CLEAN).outcome == "pass"
+    area = {"value": 0.99, "interval_95": [0.98, 1.0], "method": "made up"}
+    by_score = CLEAN["comparisons"]["train_vs_holdout"]
+    evidence = (
+        {**CLEAN, "controls": {"positive": {"auc": area, "status": "ok"}}}
+        if beside == "loss"
+        else {**CLEAN, "comparisons": {"train_vs_holdout": {**by_score, beside: {"auc": area, "status": "ok"}}}}
+    )
+    finding = judged("auc", 0.6, evidence)
+    assert finding.outcome == "inconclusive"
+    assert "AUC of " in finding.reason
+    assert "0.9800 to 1" in finding.reason
+
+
+def test_a_weaker_score_beside_excuses_no_failure() -> None:
+    clean = CLEAN["comparisons"]["train_vs_holdout"]["fused"]
+    by_score = {**BAD["comparisons"]["train_vs_holdout"], "log_growth": clean, "eps_norm": clean}
+    assert judged("auc", 0.6, {**BAD, "comparisons": {"train_vs_holdout": by_score}}).outcome == "fail"
 
 
 def test_what_the_trainer_counted_is_no_measurement_of_this_run() -> None:
