@@ -68,7 +68,7 @@ class Membership(Record):
     is_void: bool
     """Nothing that rests on the comparison may be used."""
     least_auc: float | None = None
-    """Least AUC that would have been shown with 80% probability."""
+    """Least AUC that would have been shown with 80% probability, of "not shown"; where the controls are none, none."""
     n_train: int
     n_holdout: int
     """Near-duplicate groups."""
@@ -127,7 +127,6 @@ def answer(grounds: Grounds) -> Membership:
         above_blind=grounds.above_blind,
         p_value=grounds.p_value,
         is_void=True,
-        least_auc=least_auc(grounds),
         n_train=grounds.n_groups[0],
         n_holdout=grounds.n_groups[1],
     )
@@ -147,13 +146,14 @@ def answer(grounds: Grounds) -> Membership:
     if not is_separated and (reason := _separated_otherwise(grounds)):
         return replace(head, is_void=False, reason=f"{reason}.", sentence=f"Membership is inconclusive. {reason}.")
     if not is_separated:
-        least = ""
-        if head.least_auc is not None:
-            least = f" An AUC of {head.least_auc:.2f} would have been seen with {POWER:.0%} probability."
+        least, smallest = "", least_auc(grounds)
+        if smallest is not None:
+            least = f" An AUC of {smallest:.2f} would have been seen with {POWER:.0%} probability."
         return replace(
             head,
             level="not_shown",
             is_void=False,
+            least_auc=smallest,
             reason="The score does not rank training images above held-out images beyond chance.",
             sentence=f"Membership is not shown. A training image scores above a held-out image {share}.{least}",
         )

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.reporting.counting import stability
-from tasks.reporting.formats import is_finite, number, percent, visible
+from tasks.reporting.formats import is_finite, number, visible
 from tasks.reporting.gallery import Exhibit, exhibits_of, pairs
 from tasks.reporting.headline import KeyNumber, Verdict, answers, key_numbers
 from tasks.reporting.next_steps import Step, next_steps
@@ -33,7 +33,7 @@ class Answer:
     verdict: Verdict
     number: KeyNumber
     notes: tuple[str, ...]
-    """Sentences: power, stability, what is not used."""
+    """Sentences: stability, what is not used."""
     beside: tuple[KeyNumber, ...] = ()
     """Further numbers on the same question, on a line each."""
 
@@ -126,7 +126,7 @@ def _caption(shown: list[dict[str, Any]], is_out: bool) -> str:
 
 def _answers(evidence: Mapping[str, Any]) -> Iterator[Answer]:
     found, numbers = answers(evidence), {item.name: item for item in key_numbers(evidence)}
-    membership = tuple(filter(None, (power(evidence)["membership"], stability(evidence), _void(evidence))))
+    membership = tuple(filter(None, (stability(evidence), _void(evidence))))
     beside = tuple(numbers[name] for name in ("growth", "repeated") if name in numbers)
     yield Answer(
         "membership",
@@ -141,23 +141,8 @@ def _answers(evidence: Mapping[str, Any]) -> Iterator[Answer]:
         "Do training images come out?",
         found.reproduction,
         numbers["copies"],
-        tuple(filter(None, [power(evidence)["reproduction"]])),
+        (),
     )
-
-
-def power(evidence: Mapping[str, Any]) -> dict[str, str]:
-    """For each answer that is no "yes", the least effect that would have been seen; else empty."""
-    verdict = evidence.get("verdict") or {}
-    membership, reproduction = verdict.get("membership") or {}, verdict.get("reproduction") or {}
-    said = {"membership": "", "reproduction": ""}
-    seen = "would have been seen with 80% probability."
-    if membership.get("level") != "shown" and is_finite(membership.get("least_auc")):
-        said["membership"] = f"With these numbers an AUC of {number(membership['least_auc'], 2)} {seen}"
-    if reproduction.get("level") != "counted" and is_finite(reproduction.get("least_share")):
-        said["reproduction"] = (
-            f"With these numbers a share of copies of {percent(reproduction['least_share'], 2)} {seen}"
-        )
-    return said
 
 
 def _void(evidence: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
+from tasks.evidence.reproduction import CONTROLS, Counts, excess
 from tasks.evidence.statistics import binomial_interval
 from tasks.reporting.formats import number, percent
 from tasks.reporting.gate import Case
@@ -209,7 +210,7 @@ def _memorized_share(evidence: Mapping[str, Any]) -> Measurement:
         method=f"{rule} rule, {share.method}" if share.method else f"{rule} rule",
         k=k if exact else None,
         no_fail=no_fail,
-        rival=_excess(_section(found, other), other),
+        rival=_excess(_section(found, other), other, n),
     )
 
 
@@ -227,13 +228,26 @@ def _excess_alone(rule: Mapping[str, Any]) -> Measurement:
     return _with_interval(_section(rule, "excess"), None, "value", least=LEAST_EXCESS)
 
 
-def _excess(rule: Mapping[str, Any], name: str) -> Measurement:
-    """(share - f) / (1 - f), f the false-copy rate; where that was not measured, the share, which is never less."""
-    excess = _excess_alone(rule)
-    if not excess.problem():
-        return replace(excess, method=f"the {name} rule's copies above its false ones")
-    share = _with_interval(rule, None, "share")
+def _excess(rule: Mapping[str, Any], name: str, n: int) -> Measurement:
+    """(share - f) / (1 - f), f the false-copy rate; where that was not measured, the share, which is never less.
+
+    The kinds of controls differ in their rates: real images may lie nearer to each other than generated ones. Of all
+    kinds, and all together, it is the excess with the highest lower bound: this is held against a pass.
+    """
+    share, false = _with_interval(rule, None, "share"), _section(rule, "false_copies")
+    excesses = [_excess_alone(rule), *(_excess_over(rule, n, _section(false, kind)) for kind in CONTROLS)]
+    best = max((one for one in excesses if not one.problem()), key=lambda one: one.bounds[1], default=None)
+    if best is not None:
+        return replace(best, method=f"the {name} rule's copies above its false ones")
     return replace(share, method=f"the {name} rule's copies, false ones among them")
+
+
+def _excess_over(rule: Mapping[str, Any], n: int, control: Mapping[str, Any]) -> Measurement:
+    """Above the false-copy rate of one kind of controls, of n generated images."""
+    (k_false, n_false), k = (control.get(key) for key in ("k", "n")), rule.get("n_copies")
+    if not (_is_count(k) and k <= n and _is_count(k_false) and _is_count(n_false) and k_false <= n_false > 0):
+        return Measurement(reason="no such controls")
+    return _with_interval(excess(Counts(k, n), Counts(k_false, n_false)) or {}, None, "value", least=LEAST_EXCESS)
 
 
 def _odds(images: Any) -> Measurement:

@@ -77,6 +77,7 @@ def test_what_speaks_against_the_controls_is_inconclusive_and_void(
     assert (found.level, found.is_void) == ("inconclusive", is_void)
     assert reason in found.reason
     assert found.sentence.startswith("Membership is inconclusive. ")
+    assert found.least_auc is None, "void: no AUC would have been seen"
 
 
 @pytest.mark.parametrize(

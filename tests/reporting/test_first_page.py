@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from tasks.reporting.counting import controls_table, flags_text, rules_table, stability
-from tasks.reporting.first_page import power
 from tasks.reporting.gallery import MOST_CAME_OUT, gallery, pairs
 from tasks.reporting.html import ReportInputs, render_report, render_summary
 from tasks.reporting.next_steps import next_steps
@@ -98,13 +97,12 @@ def test_ranking_and_gallery_name_the_score_that_they_are_ordered_by(inputs: Rep
     assert "score" not in [column.label for column in by_growth.columns]
 
 
-def test_power_is_said_of_answers_that_are_no_yes_and_of_no_other() -> None:
-    seen = "would have been seen with 80% probability."
-    said = power(evidence_of(membership("not_shown"), reproduction("none_counted")))
-    assert said["membership"] == f"With these numbers an AUC of 0.63 {seen}"
-    assert said["reproduction"] == f"With these numbers a share of copies of 0.39% {seen}"
-    assert power(evidence_of(membership("shown"), reproduction("counted"))) == {"membership": "", "reproduction": ""}
-    assert power({"verdict": None}) == {"membership": "", "reproduction": ""}
+def test_power_is_said_once_in_the_answers_own_words(extracted: ReportInputs) -> None:
+    power = "would have been seen with 80% probability"
+    of_membership = membership("not_shown", sentence=f"Membership is not shown. An AUC of 0.63 {power}.")
+    evidence = {**extracted.evidence, **evidence_of(of_membership, reproduction("none_counted"))}
+    text = Page(render_summary(replace(extracted, evidence=evidence))).text
+    assert text.count(power) == 1
 
 
 @pytest.mark.parametrize(
