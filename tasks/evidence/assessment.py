@@ -146,6 +146,7 @@ def assess(
             "training images score higher than held-out images of the same distribution",
             _inflation(images, refit),
             seed,
+            len(images.calibration.by_timestep) if images.calibration else 1,
         ),
         "repeated_vs_single": _compare_all(
             images,
@@ -215,7 +216,9 @@ def _compare_all(
     hypothesis: str,
     inflation: float,
     seed: int,
+    n_timesteps: int = 1,
 ) -> dict[str, Comparison]:
+    """Args: n_timesteps: of which the one was taken where growth separates these very images best."""
     groups = None if images.groups is None else (images.groups[positive], images.groups[negative])
     return {
         name: compare(
@@ -226,6 +229,7 @@ def _compare_all(
             groups=groups,
             higher_is_positive=name in HIGHER_IS_EASIER,
             inflation=inflation if name in (*FUSED_SCORES, "dime") else 1.0,
+            n_choices=n_timesteps if name == "log_growth" else 1,
             seed=seed,
         )
         for name, values in images.scores.items()

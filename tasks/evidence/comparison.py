@@ -11,6 +11,7 @@ from scipy import stats
 
 from tasks.evidence.areas import Groups, auc_interval
 from tasks.evidence.statistics import (
+    CONFIDENCE,
     INDEPENDENT,
     INDEPENDENT_GROUPS,
     Array,
@@ -131,6 +132,7 @@ def compare(
     groups: Groups | None = None,
     higher_is_positive: bool = True,
     inflation: float = 1.0,
+    n_choices: int = 1,
     seed: int = 0,
 ) -> Comparison:
     """Compare two groups on one score.
@@ -143,6 +145,7 @@ def compare(
     Args:
         groups: near-duplicate labels, see ``Groups``; such groups are resampled and permuted whole.
         inflation: factor on the error of the AUC, see :mod:`tasks.evidence.areas`.
+        n_choices: scores of which this one was taken for its AUC; the interval of the AUC holds for all (Bonferroni).
 
     >>> round(compare(np.array([2.0, 4.0]), np.array([1.0, 3.0]), score="s", hypothesis="h").auc.value, 2)
     0.75
@@ -155,7 +158,11 @@ def compare(
     if reason := _not_computable(a, b, groups):
         return replace(head, status="not computable", reason=reason)
     sign = 1.0 if higher_is_positive else -1.0
-    area = auc_interval(sign * a, sign * b, groups, inflation=inflation)
+    area = auc_interval(
+        sign * a, sign * b, groups, inflation=inflation, confidence=1.0 - (1.0 - CONFIDENCE) / n_choices
+    )
+    if n_choices > 1:
+        area = area._replace(method=f"{area.method}; the best of {n_choices} counted (Bonferroni)")
     rates = (true_positive_rate(sign * a, sign * b, fpr, groups) for fpr in (0.01, 0.001))
     return replace(
         head,
