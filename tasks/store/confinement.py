@@ -129,7 +129,8 @@ def _restrict(version: int, readable: Iterable[str], writable: str) -> None:
 def _libraries() -> list[str]:
     """Where Python, its packages and ours are: not the folder of a whole project, which may hold anything."""
     ours = Path(__file__).resolve().parents[2]
-    paths = [path for path in sys.path if path and Path(path).resolve() != ours]
+    is_checkout = (ours / "pyproject.toml").exists()
+    paths = [path for path in sys.path if path and not (is_checkout and Path(path).resolve() == ours)]
     linked = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     installed = [sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return [*paths, *filter(None, linked), *installed, str(ours / "tasks"), str(ours / "sql")]

@@ -14,7 +14,7 @@ def _names(text: str) -> frozenset[str]:
 
 OPERATORS = _names("!= !~~ !~~* % & && * ** + - ->> / // < <-> << <= <=> <@ = > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~")
 WINDOWS = _names("""
-cume_dist dense_rank fill first_value lag last_value lead nth_value ntile percent_rank rank rank_dense row_number
+cume_dist dense_rank fill first_value lag last_value lead nth_value ntile percent_rank rank row_number
 """)
 """Of OVER; DuckDB has no list of these."""
 ROWS = _names("""

@@ -206,6 +206,9 @@ def _answer(
                 n_rows += batch.num_rows
                 if file.tell() + n_rows * LEAST_ROW_BYTES > most_bytes:
                     return f"the result is larger than {most_bytes / 2**20:g} MiB: aggregate, or add a LIMIT"
+    except duckdb.OutOfMemoryException as error:
+        of_disk = "max_temp_directory_size" in str(error)  # a setting that no one can change here
+        return "the query needs more temporary disk than it may take: narrow it" if of_disk else str(error)
     except (QueryError, duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
         return str(error) or "out of memory: narrow the query"
     return None

@@ -31,14 +31,15 @@ KINDS = QUERIES | SOURCES | MODIFIERS | ORDERS
 EXPRESSIONS = {"BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "DEFAULT"}
 EXPRESSIONS |= {"FUNCTION", "LAMBDA", "OPERATOR", "PARAMETER", "POSITIONAL_REFERENCE", "STAR", "SUBQUERY", "TYPE"}
 EXPRESSIONS |= {"WINDOW"}
-SHOWN = {"DESCRIBE", "SUMMARY", "SHOW"}
+SHOWN = {"DESCRIBE", "SUMMARY"}
+"""``SHOW x`` is left out: it shows the setting of that name."""
 LISTED = {'"tables"', "__show_tables_expanded"}
 """``SHOW TABLES`` and ``SHOW ALL TABLES``, as the parser calls them."""
 SYSTEM_VIEWS = {"columns", "tables"}
 """Of ``information_schema``."""
 NAME = re.compile(r"[\w $-]*")
 EXPLAIN = re.compile(r"\A\s*EXPLAIN\b(\s+ANALYZE\b)?", re.IGNORECASE)
-READ_ONLY = "one SELECT (or SHOW, DESCRIBE, SUMMARIZE, EXPLAIN SELECT) is allowed: runs are read-only"
+READ_ONLY = "one SELECT (or SHOW TABLES, DESCRIBE, SUMMARIZE, EXPLAIN SELECT) is allowed: runs are read-only"
 TREE = "SELECT json_serialize_sql($sql)"
 OWN_VIEWS = "SELECT lower(view_name) FROM duckdb_views() WHERE internal"
 
