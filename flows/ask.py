@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from flows.printing import FORMS, print_rows
 from flows.shell import GREETING, Shell, line_editing
 from tasks.reporting.formats import visible
 from tasks.store.dictionary import describe_relation, saved_queries
@@ -26,8 +22,8 @@ from tasks.store.run import RunDirectory
 from tasks.store.warehouse import Warehouse
 
 Format = Literal["table", "csv", "json", "parquet"]
-LONGEST_CELL = 2000
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+MOST_BYTES = 2**30
+LONGEST_TYPE = 500
 
 
 def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0) -> Warehouse:
@@ -44,23 +40,35 @@ def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0)
     return HistoryWarehouse(find_runs(runs), seconds=seconds)
 
 
-def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None) -> None:
+def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None, most_bytes: int = MOST_BYTES) -> None:
     """Run one SELECT and write its rows.
 
+    Args:
+        most_bytes: of text that is written.
+
     Raises:
-        QueryError: the query is refused or wrong, or parquet was asked for without a file to write it to.
+        QueryError: the query is refused or wrong, or its rows do not fit the bounds or the format, or parquet was
+            asked for without a file to write it to.
     """
-    rows = warehouse.query(query)
-    if output == "parquet":
-        if out is None:
-            raise QueryError("--format parquet needs --out FILE")
-        with writing(out), atomic_path(out) as temporary:
-            pq.write_table(rows, temporary)
-    elif out is None:
-        _write(rows, output, sys.stdout)
-    else:
-        with writing(out), atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            _write(rows, output, stream)
+    if output == "parquet" and out is None:
+        raise QueryError("--format parquet needs --out FILE")
+    rows = warehouse.query(query, form=FORMS[output])
+    if out is None:
+        print_rows(rows, output, sys.stdout, most_bytes, warehouse.seconds)
+        return
+    with writing(out), atomic_path(out) as temporary:
+        if output == "parquet":
+            _write_parquet(rows, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as stream:
+                print_rows(rows, output, stream, most_bytes, warehouse.seconds)
+
+
+def _write_parquet(rows: pa.Table, file: Path) -> None:
+    try:
+        pq.write_table(rows, file)
+    except pa.ArrowException as error:  # it has no intervals and no unions, say
+        raise QueryError(f"{error}: write this as text, column::VARCHAR") from error
 
 
 def export(warehouse: Warehouse, file: Path) -> None:
@@ -99,9 +107,13 @@ def saved_query(name: str) -> str:
     return known[name]
 
 
-def converse(warehouse: Warehouse, output: Format) -> None:
+def converse(warehouse: Warehouse, output: Format, most_bytes: int = MOST_BYTES) -> None:
     """Answer questions from a terminal until it ends."""
-    shell = Shell(warehouse, lambda query: ask(warehouse, query, output, None), lambda: list_relations(warehouse))
+    shell = Shell(
+        warehouse,
+        lambda query: ask(warehouse, query, output, None, most_bytes),
+        lambda: list_relations(warehouse),
+    )
     print(GREETING, file=sys.stderr)
     with line_editing(shell.complete):
         shell.run()
@@ -116,29 +128,5 @@ def list_relations(warehouse: Warehouse) -> None:
             for column in warehouse.query(f'DESCRIBE "{name}"').to_pylist():
                 about = warehouse.describe(name).get(column["column_name"], {"unit": "", "description": ""})
                 unit = f" [{about['unit']}]" if about["unit"] else ""
-                print(f"    {column['column_name']} {column['column_type']}{unit}: {about['description']}")
-
-
-def neutralised(value: Any) -> Any:
-    """A cell for CSV: text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
-
-
-def _write(rows: pa.Table, output: Format, stream: TextIO) -> None:
-    if output == "json":
-        json.dump(rows.to_pylist(), stream, indent=2, default=str)
-        stream.write("\n")
-    elif output == "csv":
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(map(neutralised, rows.column_names))
-        writer.writerows([neutralised(value) for value in row.values()] for row in rows.to_pylist())
-    else:
-        table = Table()
-        for name in rows.column_names:
-            table.add_column(Text(name))
-        for row in rows.to_pylist():
-            cells = (
-                f"{value:.6g}" if isinstance(value, float) else visible(value, LONGEST_CELL) for value in row.values()
-            )
-            table.add_row(*map(Text, cells))
-        Console(file=stream, width=None if stream.isatty() else 200).print(table)
+                called = visible(f"{column['column_name']} {column['column_type']}", LONGEST_TYPE)
+                print(f"    {called}{unit}: {about['description']}")

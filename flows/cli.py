@@ -77,12 +77,11 @@ def _explained(error: Exception) -> str | None:
 
     DuckDB points at the place in the user's own query, in lines of its own.
     """
-    from tasks.reporting.formats import visible
+    from tasks.reporting.formats import visible, visible_lines
     from tasks.store.queries import QueryError
 
     words = _words(error)
-    lines = words.split("\n") if words and isinstance(error, QueryError) else [words]
-    return words and "\n".join(visible(line, LONGEST_COMPLAINT) for line in lines)
+    return words and (visible_lines if isinstance(error, QueryError) else visible)(words, LONGEST_COMPLAINT)
 
 
 def _words(error: Exception) -> str | None:

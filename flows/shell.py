@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.reporting.formats import visible_lines
 from tasks.store.dictionary import describe_relation, saved_queries
 from tasks.store.queries import QueryError
 from tasks.store.warehouse import Warehouse
@@ -22,6 +23,7 @@ HELP = """\
 .quit            or Ctrl-D
 Everything else is SQL: one SELECT, DESCRIBE, SUMMARIZE or EXPLAIN, over any number of lines, until a semicolon."""
 MOST_REMEMBERED = 2_000
+LONGEST_COMPLAINT = 4000
 RESERVED = "SELECT upper(keyword_name) AS word FROM duckdb_keywords() WHERE keyword_category = 'reserved' ORDER BY word"
 WORD_ENDS = " \t\n`~!@#$%^&*()-=+[{]}\\|;:'\",<>/?"
 
@@ -84,7 +86,7 @@ class Shell:
         try:
             self.show(saved_queries().get(name, sql))
         except QueryError as error:
-            print(error, file=sys.stderr)
+            print(visible_lines(error, LONGEST_COMPLAINT), file=sys.stderr)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
 

@@ -53,7 +53,7 @@ def choose_images(run: Path, query: str) -> pa.Table:
     if query == FLAGGED and (why := why_no_flags(RunDirectory(run))):
         raise RunError(f"{run}: its flags do not count ({why}): name the images with --images")
     with Warehouse(RunDirectory(run)) as warehouse:
-        rows = warehouse.query(saved_queries().get(query, query))
+        rows = warehouse.query(saved_queries().get(query, query), form="text")
     if "sample_id" not in rows.column_names:
         raise QueryError(f"--images: a column sample_id is needed, there are {', '.join(rows.column_names)}")
     names = pc.unique(rows["sample_id"].cast(pa.string()))

@@ -37,7 +37,10 @@ def sql(
     format: Annotated[OutputFormat, typer.Option(help="How to write the rows.")] = OutputFormat.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write there, not to standard output; needed for parquet.")] = None,
-    timeout: Annotated[float, typer.Option(help="Stop the query after this many seconds.", min=0.001)] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="Stop the query, and writing its rows, after this many seconds each.", min=0.001)
+    ] = 60.0,
+    max_bytes: Annotated[int, typer.Option(help="Stop after this many bytes of text.", min=1)] = 2**30,
     tables: Annotated[bool, typer.Option("--tables", help="List the relations and their columns.")] = False,
     export: Annotated[Path | None, typer.Option(help="Write every relation to a DuckDB file.")] = None,
 ) -> None:
@@ -64,11 +67,11 @@ def sql(
             show({"export": str(export)}, as_json, f"{export}: written")
         elif query or file or saved:
             text = query or (file.read_text(encoding="utf-8") if file else saved_query(str(saved)))
-            ask(warehouse, text, output.value, out)
+            ask(warehouse, text, output.value, out, max_bytes)
         elif sys.stdin.isatty():
-            converse(warehouse, output.value)
+            converse(warehouse, output.value, max_bytes)
         else:
-            ask(warehouse, sys.stdin.read(), output.value, out)
+            ask(warehouse, sys.stdin.read(), output.value, out, max_bytes)
 
 
 @app.command()

@@ -88,6 +88,11 @@ def visible(text: Any, longest: int = LONGEST_NAME) -> str:
     return f"{shown[:half]}…{shown[-half:]}"
 
 
+def visible_lines(text: Any, longest: int) -> str:
+    """The same for what has lines, such as DuckDB's words on a query with the place in it."""
+    return "\n".join(visible(line, longest) for line in str(text).split("\n"))
+
+
 def markdown_text(text: Any) -> str:
     """Text from outside as text in Markdown: no markup, no link, no row of its own, and nobody is mentioned.
 

@@ -25,7 +25,7 @@ from tasks.store.files import digest, read_json
 from tasks.store.queries import QueryProcess, answer_queries
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import RUNS
-from tasks.store.views import confine, create_views, mount_run, open_database
+from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database
 from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
@@ -102,9 +102,7 @@ class HistoryWarehouse(Warehouse):
     @cached_property
     def _child(self) -> QueryProcess:
         paths = json.dumps({name: str(run.path.resolve()) for name, run in self.runs.items()})
-        child = QueryProcess([__name__, paths], self._scratch / "queries", self.memory_bytes, self.threads)
-        self._resources.callback(child.end)
-        return child
+        return self._query_process([__name__, paths], self.runs.values())
 
 
 def scored_timestep(run: RunDirectory) -> int | None:
@@ -180,14 +178,14 @@ def _answers(evidence: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _connect_all(
-    runs: Mapping[str, RunDirectory], spill: Path, memory_bytes: int, threads: int
+    runs: Mapping[str, RunDirectory], spill: Path, memory_bytes: int, threads: int, spill_bytes: int = MOST_SPILLED
 ) -> duckdb.DuckDBPyConnection:
     """As ``warehouse._connect``, for many runs.
 
     Raises:
         RunError: the files of one cannot be read.
     """
-    connection = open_database(spill, memory_bytes, threads)
+    connection = open_database(spill, memory_bytes, threads, spill_bytes)
     readable: list[str] = []
     for i, run in enumerate(runs.values()):
         connection.execute(f"CREATE SCHEMA run_{i}")

@@ -15,17 +15,19 @@ from tasks.store.manifest import require_columns
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import TABLES
 
-MAX_SPILL = "16GiB"
+MOST_SPILLED = 16 * 2**30
 
 
-def open_database(spill: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+def open_database(
+    spill: Path, memory_bytes: int, threads: int, spill_bytes: int = MOST_SPILLED
+) -> duckdb.DuckDBPyConnection:
     """An empty database in memory, not yet confined."""
     return duckdb.connect(
         config={
             "memory_limit": f"{memory_bytes}B",
             "threads": threads,
             "temp_directory": str(spill),
-            "max_temp_directory_size": MAX_SPILL,
+            "max_temp_directory_size": f"{spill_bytes}B",
             "python_enable_replacements": "false",
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",

@@ -10,7 +10,7 @@ What a user's query cannot do is in ``tasks/store/queries.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from tasks.store.dictionary import LAYERS, RAW, SQL, describe_columns, describe_relation
 from tasks.store.files import atomic_path
-from tasks.store.queries import Parameters, QueryProcess, answer_queries
+from tasks.store.queries import Form, Parameters, QueryProcess, answer_queries
 from tasks.store.run import RunDirectory
-from tasks.store.views import confine, create_views, mount_run, open_database
+from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database
 
 MOST_FAILURES = 1000
 ROWS_PER_GROUP = 2**17
@@ -46,6 +46,7 @@ class Warehouse:
             may hold ``PROCESS_BYTES`` more.
         threads: of a user's query. Tables, marts and checks use one, so that sums and row order are always the same.
         seconds: how long one user's query may take.
+        spill_bytes: how much DuckDB may write to disk meanwhile.
 
     Raises:
         RunError: this is not a run directory.
@@ -54,13 +55,20 @@ class Warehouse:
     layers: tuple[str, ...] = LAYERS
 
     def __init__(
-        self, run: RunDirectory, *, memory_bytes: int = 2 * 2**30, threads: int = 2, seconds: float = 60.0
+        self,
+        run: RunDirectory,
+        *,
+        memory_bytes: int = 2 * 2**30,
+        threads: int = 2,
+        seconds: float = 60.0,
+        spill_bytes: int = MOST_SPILLED,
     ) -> None:
         run.read_record()
         self.run = run
         self.memory_bytes = memory_bytes
         self.threads = threads
         self.seconds = seconds
+        self.spill_bytes = spill_bytes
         self._resources = ExitStack()
         self._scratch = Path(self._resources.enter_context(TemporaryDirectory(prefix="latentprint-")))
 
@@ -139,17 +147,18 @@ class Warehouse:
                     for batch in reader:
                         out.write_batch(batch.cast(schema))
 
-    def query(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
+    def query(self, sql: str, parameters: Parameters | None = None, form: Form = "arrow") -> pa.Table:
         """The result of one user's SELECT.
 
         Args:
             sql: may hold ``$1`` or ``$name``.
             parameters: their values, JSON's types.
+            form: of columns whose values Python may not have.
 
         Raises:
             QueryError: it is something else, is wrong, or took more time or memory than it may.
         """
-        return self._child.ask(sql, parameters, self.seconds)
+        return self._child.ask(sql, parameters, self.seconds, form)
 
     def _described(self, relation: str, schema: pa.Schema) -> pa.Schema:
         """The same fields with their units and descriptions."""
@@ -167,20 +176,30 @@ class Warehouse:
 
     @cached_property
     def _child(self) -> QueryProcess:
+        return self._query_process([__name__, str(self.run.path.resolve())], [self.run])
+
+    def _query_process(self, module: Sequence[str], runs: Iterable[RunDirectory]) -> QueryProcess:
         child = QueryProcess(
-            [__name__, str(self.run.path.resolve())], self._scratch / "queries", self.memory_bytes, self.threads
+            module,
+            [run.path for run in runs],
+            self._scratch / "queries",
+            self.memory_bytes,
+            self.threads,
+            self.spill_bytes,
         )
         self._resources.callback(child.end)
         return child
 
 
-def _connect(run: RunDirectory, spill: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+def _connect(
+    run: RunDirectory, spill: Path, memory_bytes: int, threads: int, spill_bytes: int = MOST_SPILLED
+) -> duckdb.DuckDBPyConnection:
     """A database in memory with every relation of the run, that reaches nothing but the run's Parquet files.
 
     Raises:
         RunError: those cannot be read.
     """
-    connection = open_database(spill, memory_bytes, threads)
+    connection = open_database(spill, memory_bytes, threads, spill_bytes)
     readable = mount_run(connection, run)
     create_views(connection)
     confine(connection, readable)

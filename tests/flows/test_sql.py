@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from flows.ask import list_relations
+from flows.ask import ask, list_relations
+from flows.printing import neutralised, print_rows
 from flows.shell import CONTINUED, PROMPT, Shell
 from tasks.store.dictionary import saved_queries
 from tasks.store.queries import QueryError
@@ -205,3 +206,129 @@ def test_on_a_terminal_tab_completes_and_history_is_kept(folder: Path, tmp_path:
     history = tmp_path / "latentprint" / "sql_history"
     assert history.read_text() == "SELECT log_growth AS found FROM ranking WHERE rank = 1;\n"
     assert history.stat().st_mode & 0o077 == 0
+
+
+def printed_in(sql: Sql, folder: Path, output: str, query: str, *options: object) -> str:
+    code, printed, error = sql("--run", folder / "run-9", "--format", output, query, *options)
+    assert code == 0, error
+    return printed
+
+
+@pytest.mark.parametrize("output", ["table", "csv", "json"])
+def test_every_type_of_duckdb_is_printed_in_every_format(sql: Sql, folder: Path, output: str) -> None:
+    """Their least and their greatest values among them, such as dates after the year 9999 and infinite ones."""
+    printed = printed_in(sql, folder, output, "SELECT * EXCLUDE (medium_enum, large_enum) FROM test_all_types()")
+    assert printed.isascii() if output == "json" else printed
+    assert "Traceback" not in printed
+
+
+def test_dates_that_python_does_not_have_are_printed(sql: Sql, folder: Path) -> None:
+    query = (
+        "SELECT DATE '290000-01-01' AS far, DATE 'infinity' AS never, INTERVAL 2 MONTH AS long, 2::UHUGEINT ** 2 AS n"
+    )
+    assert printed_in(sql, folder, "csv", query).splitlines()[1].startswith("290000-01-01,infinity,2 months,")
+    nested = printed_in(sql, folder, "json", "SELECT [DATE '290000-01-01'] AS far, {'a': MAP {1: INTERVAL 1 DAY}} AS m")
+    assert json.loads(nested) == [{"far": ["290000-01-01"], "m": {"a": {"1": "1 day"}}}]
+
+
+def test_what_a_format_has_no_room_for_is_a_line(sql: Sql, folder: Path, tmp_path: Path) -> None:
+    run = folder / "run-9"
+    code, _, error = sql("--run", run, "--format", "parquet", "--out", tmp_path / "x", "SELECT INTERVAL 1 MONTH AS i")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "write this as text" in error
+    assert not list(tmp_path.iterdir())
+    code, printed, error = sql("--run", run, "--json", "SELECT 1 AS a, 2 AS a")
+    assert (code, printed) == (2, "")
+    assert "a: two columns have this name" in error
+    assert printed_in(sql, folder, "csv", "SELECT 1 AS a, 2 AS a") == "a,a\n1,2\n"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
+def test_a_cell_of_csv_that_a_spreadsheet_would_run_gets_an_apostrophe(start: str) -> None:
+    assert neutralised(f"{start}cmd").startswith("'")
+    assert neutralised(f"a{start}cmd")[0] == "a"
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\x00", "\r", "\x7f", "\u202e", "\u2066", "\ufeff", "\u2028"])
+@pytest.mark.parametrize("output", ["table", "csv", "json"])
+def test_no_control_character_reaches_the_terminal(sql: Sql, folder: Path, output: str, sign: str) -> None:
+    query = f"SELECT 'a' || chr({ord(sign)}) || '[31m' AS \"name{'' if sign == chr(0) else sign}\""
+    printed = printed_in(sql, folder, output, query)
+    assert sign not in printed
+    assert "[31m" in printed
+
+
+def test_in_csv_line_feeds_and_numbers_stay_as_they_are() -> None:
+    assert [neutralised(value) for value in ("a\nb\tc", "-12", -1.5, None)] == ["a\nb\tc", "-12", -1.5, None]
+
+
+def test_errors_show_control_characters_as_escapes(warehouse: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str | type[BaseException]] = ["SELECT ('x' || chr(27) || '[31m')::INTEGER;"]
+
+    def read(prompt: str) -> str:
+        if not lines:
+            raise EOFError
+        return str(lines.pop())
+
+    Shell(warehouse, lambda query: ask(warehouse, query, "csv", None), lambda: None).run(read)
+    error = capsys.readouterr().err
+    assert r"\x1b[31m" in error
+    assert "\x1b" not in error
+
+
+def test_a_table_shows_a_thousand_rows_and_says_how_many_there_are(sql: Sql, folder: Path) -> None:
+    code, printed, error = sql("--run", folder / "run-9", "SELECT range AS i FROM range(5000)")
+    assert (code, error) == (0, "1,000 of 5,000 rows are shown; --format csv has all\n")
+    assert "│ 999 " in printed
+    assert "│ 1000" not in printed
+    columns = ", ".join(f"{i} AS c{i}" for i in range(150))
+    assert "100 of 150 columns are shown" in sql("--run", folder / "run-9", f"SELECT {columns}")[2]
+    _, printed, error = sql("--run", folder / "run-9", "SELECT repeat('x', 2000) AS x FROM range(900)")
+    assert error.endswith("of 900 rows are shown; --format csv has all\n")
+    assert len(printed) < 20 * 2**20
+
+
+@pytest.mark.parametrize("output", ["csv", "json"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT range AS i FROM range(100000)",
+        "SELECT true AS yes FROM range(1000000)",
+        "SELECT 'LONG'::ENUM('LONG') AS word FROM range(10000)".replace("LONG", "x" * 1000),
+        "SELECT repeat('x', 1000) AS long FROM range(1000)",
+        "SELECT [range(1000)] AS nested FROM range(1000)",
+        f'SELECT 1 AS "{"n" * 2000}" FROM range(100)',
+    ],
+)
+def test_text_is_written_up_to_its_bound(sql: Sql, folder: Path, output: str, query: str) -> None:
+    code, printed, error = sql("--run", folder / "run-9", "--format", output, "--max-bytes", 50_000, query)
+    if output == "csv" and "nnn" in query:
+        assert code == 0  # its long name comes once
+        return
+    assert code == 2
+    assert "stopped at 50,000 bytes of text: add a LIMIT, or raise --max-bytes" in error
+    assert len(printed) <= 50_000
+
+
+def test_a_row_that_is_too_long_is_refused(sql: Sql, folder: Path) -> None:
+    code, printed, error = sql("--run", folder / "run-9", "--format", "csv", "SELECT repeat('x', 80000000) AS x")
+    assert (code, printed) == (2, "x\n")
+    assert "a row takes more than 64 MiB" in error
+
+
+def test_the_time_limit_covers_printing(folder: Path) -> None:
+    with Warehouse(RunDirectory(folder / "run-9")) as warehouse:
+        rows = warehouse.query("SELECT range AS i, 'x' || range AS x FROM range(3000000)", form="text")
+    started = time.monotonic()
+    with open(os.devnull, "w") as nowhere, pytest.raises(QueryError, match=r"^stopped after 0\.2 s of printing"):
+        print_rows(rows, "csv", nowhere, 2**40, 0.2)
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_file_that_does_not_fit_is_not_left(sql: Sql, folder: Path, tmp_path: Path) -> None:
+    query = "SELECT range AS i FROM range(100000)"
+    code, _, _ = sql(
+        "--run", folder / "run-9", "--format", "csv", "--out", tmp_path / "x.csv", "--max-bytes", 1000, query
+    )
+    assert code == 2
+    assert not list(tmp_path.iterdir())
