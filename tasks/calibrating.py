@@ -35,8 +35,8 @@ from tasks.store.checksums import damaged_files
 from tasks.store.containment import inside
 from tasks.store.features import calibration_images
 from tasks.store.files import atomic_path, read_json, write_json
-from tasks.store.parts import is_valid_part, write_part
 from tasks.store.ownership import discard
+from tasks.store.parts import is_valid_part, write_part
 from tasks.store.reuse import require_same_scoring
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import CALIBRATION

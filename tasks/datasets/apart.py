@@ -1,4 +1,4 @@
-"""What is written lies apart from the images that it is made from: else the next command takes the one for the other."""
+"""What is written lies apart from the images that it is made from, lest the next command take the one for the other."""
 
 from __future__ import annotations
 

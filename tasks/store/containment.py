@@ -1,4 +1,4 @@
-"""Names that come from elsewhere stay inside their folder: of a store's objects, an archive, a manifest, a run's record.
+"""Names that come from elsewhere stay in their folder: of a store's objects, an archive, a manifest, a run's record.
 
 Whoever supplies a run, a bucket or a data set chooses such names. Each goes through :func:`inside` before anything is
 read, written or deleted under it, and what is read through :func:`open_regular`, which no pipe keeps waiting.
@@ -6,11 +6,11 @@ read, written or deleted under it, and what is read through :func:`open_regular`
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 LONGEST_PART, LONGEST_NAME = 255, 1024
 """Bytes of one part of a name (also what Linux takes), and of a whole name (also what S3 takes)."""
@@ -42,7 +42,7 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """A file for reading, if it is one: a pipe, socket or device is an error at once, and waits for nobody.
 
     Raises:

@@ -1,7 +1,7 @@
 """Folders that are written to: whose they are, who holds them, and what a killed process left in them.
 
 A folder is ours by a file ``.latentprint`` in it, which is written before anything else and says what the folder is: a
-run, a cleaned set, a model. Any other folder that is not empty is refused. In ours, only files that we name are removed.
+run, a cleaned set, a model. Any other folder that is not empty is refused. In ours, only files of ours are removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from tasks.store.containment import is_within, open_regular
 from tasks.store.files import is_disk_full, write_json
@@ -47,7 +47,7 @@ class RunError(Exception):
 def kind_of(folder: Path) -> str:
     """What we made a folder into; empty: it is not ours.
 
-    A run of an earlier version has no marker: its ``run.json`` names the sources of its images.
+    A run of an earlier version has no marker, but its record.
     """
     for name in (MARKER, "run.json"):
         path = folder / name
@@ -55,15 +55,27 @@ def kind_of(folder: Path) -> str:
             if path.is_symlink():
                 continue
             with open_regular(path) as stream:
-                content = json.loads(stream.read(LONGEST_MARKER))
-        except (OSError, ValueError, RecursionError):
+                content = stream.read(LONGEST_MARKER)
+        except OSError:
             continue
         if name == MARKER:
-            return str(content.get("kind", "")) if isinstance(content, dict) else ""
-        data = content.get("data") if isinstance(content, dict) else None
-        if isinstance(data, dict) and "sources" in data and "fingerprints" in data:
-            return "run"
+            return str(_parsed(content).get("kind", ""))
+        return "run" if is_record(content) else ""
     return ""
+
+
+def is_record(content: bytes) -> bool:
+    """Is this the ``run.json`` of a run? It names the sources of its images."""
+    data = _parsed(content).get("data")
+    return isinstance(data, dict) and "sources" in data and "fingerprints" in data
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def require_ours(folder: Path, kind: Kind) -> None:
@@ -116,9 +128,7 @@ def held(folder: Path, kind: Kind) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(
-                f"{folder} is in use by process {_holder(stream)}: wait, or choose another --out"
-            ) from None
+            raise RunError(f"{folder} is in use by process {_holder(stream)}: wait, or choose another --out") from None
         require_ours(folder, kind)  # as it is now that nobody else of ours writes to it
         stream.truncate(0)
         stream.write(str(os.getpid()).encode())
@@ -147,7 +157,7 @@ def holder(folder: Path) -> str:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """An empty folder within one that we hold, gone when the block ends; what a killed process left there goes first."""
+    """An empty folder within one that we hold, gone when the block ends; what a killed process left goes first."""
     place = folder / BUILDING
     shutil.rmtree(place, ignore_errors=True)  # follows no link
     try:
