@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 LONGEST_PART, LONGEST_NAME = 255, 1024
 """Bytes of one part of a name (also what Linux takes), and of a whole name (also what S3 takes)."""
@@ -66,9 +66,9 @@ def _why_not(name: object) -> str:
         return "empty"
     if not name.isprintable():
         return "NUL, a control character, or not Unicode"
-    if "\\" in name or _DRIVE.match(name) or PurePosixPath(name).is_absolute():
-        return "absolute, or with a backslash or a drive letter"
     parts = name.split("/")
+    if "\\" in name or name.startswith("/") or any(map(_DRIVE.match, parts)):
+        return "absolute, or with a backslash or a drive letter"
     if any(part.startswith(".") or part.endswith((".", " ")) or not part for part in parts):
         return "it climbs, is hidden, or has an empty part"
     if any(_RESERVED.fullmatch(part) for part in parts):
