@@ -106,7 +106,7 @@ def require_ours(folder: Path, kind: Kind) -> None:
 
 def mark(folder: Path, kind: Kind) -> None:
     """Make a folder ours, if it is not yet."""
-    if not kind_of(folder):
+    if not (folder / MARKER).exists():
         write_json(folder / MARKER, {"kind": kind, "made_by": "latentprint"})
 
 
