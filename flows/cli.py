@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 from contextlib import suppress
+from itertools import pairwise
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -17,8 +19,10 @@ from flows.commands import app
 from flows.commands.arguments import remote_runs
 from flows.prefect_server import configure_environment
 from tasks.processes import TERMINATED, end_on_sigterm
+from tasks.store.credentials import has_secret, redacted
 
 LONGEST_COMPLAINT = 4000
+_IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 GRACE_SECONDS = 5.0
 """After SIGTERM, for the run to end by itself."""
 
@@ -34,6 +38,7 @@ def main() -> None:
     try:
         with remote_runs:
             _require_unicode(sys.argv)
+            _require_no_secret(sys.argv)
             app()
     except SystemExit as stop:
         if stop.code != TERMINATED:
@@ -68,8 +73,23 @@ def _require_unicode(arguments: list[str]) -> None:
             raise RunError(f"{argument}: this name is not UTF-8: rename it, or give a link to it")
 
 
+def _require_no_secret(arguments: list[str]) -> None:
+    """A location is recorded, and Prefect keeps every parameter: refused before anything is written.
+
+    Raises:
+        RunError: a location has a key, a password or a signature in it.
+    """
+    from tasks.store.run import RunError
+
+    for before, argument in pairwise(arguments):
+        name, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if name != "--mlflow" and _IS_URL.match(value) and has_secret(value):  # a tracking store is not recorded
+            raise RunError(f"{redacted(value)}: credentials belong into the environment, not into a location")
+
+
 def _resume() -> str:
-    return f"finished splits, parts and samples are kept; resume with: {shlex.join(['latentprint', *sys.argv[1:]])}"
+    again = redacted(shlex.join(["latentprint", *sys.argv[1:]]))
+    return f"finished splits, parts and samples are kept; resume with: {again}"
 
 
 def _explained(error: Exception) -> str | None:
@@ -81,7 +101,9 @@ def _explained(error: Exception) -> str | None:
     from tasks.store.queries import QueryError
 
     words = _words(error)
-    return words and (visible_lines if isinstance(error, QueryError) else visible)(words, LONGEST_COMPLAINT)
+    if words is None:
+        return None
+    return (visible_lines if isinstance(error, QueryError) else visible)(redacted(words), LONGEST_COMPLAINT)
 
 
 def _words(error: Exception) -> str | None:
@@ -117,6 +139,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.diffusion.checkpoint import CheckpointError
     from tasks.extract import ExtractionFailed
     from tasks.reporting.gate_evidence import GateError
+    from tasks.store.containment import OutsideError
     from tasks.store.queries import QueryError
     from tasks.store.run import RunError
     from tasks.store.warehouse import ChecksFailed
@@ -129,6 +152,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ParametersError,
         ExtractionFailed,
         RunError,
+        OutsideError,
         QueryError,
         ChecksFailed,
         GateError,

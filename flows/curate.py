@@ -9,7 +9,9 @@ from typing import Any
 from prefect import flow
 
 from tasks.curate import choose_images, write_cleaned
+from tasks.datasets.apart import require_apart
 from tasks.parameters import CurateParameters
+from tasks.store.ownership import held
 from tasks.store.run import RunDirectory
 
 
@@ -18,10 +20,14 @@ def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters
     """Write the cleaned training set of a reported run to a folder of its own; the run is not changed.
 
     Raises:
-        RunError: not a run directory, the folder holds something else or is in use, or nothing would be left.
+        RunError: not a run directory, the folder holds something else, is in use or lies within the run or its
+            sources, or nothing would be left.
         QueryError: the query that chooses the images is refused, wrong, or names none by sample_id.
         SourceError: a shard of the run is damaged.
     """
-    RunDirectory(run).read_record()
-    with RunDirectory(out).lock():
+    require_apart(out, str(run))
+    for location in RunDirectory(run).read_record().get("data", {}).get("sources", {}).values():
+        if "://" not in location:
+            require_apart(out, location)
+    with held(out, "cleaned set"):
         return write_cleaned(run, out, choose_images(run, parameters.query), parameters)

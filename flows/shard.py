@@ -7,11 +7,12 @@ from pathlib import Path
 
 from prefect import flow
 
+from tasks.datasets.apart import require_apart
 from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.holdouts import named_sources, require_held_out
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
-from tasks.shard import compare_sources, join_manifest, require_apart, shard_split, start_afresh
+from tasks.shard import compare_sources, join_manifest, shard_split, start_afresh
 from tasks.store.checksums import add_checksums, is_sharded, read_checksums
 from tasks.store.manifest import count_images, manifest_digest, require_columns
 from tasks.store.reuse import share_shards
@@ -39,7 +40,7 @@ def shard(
     require_held_out(sources)
     for location in sources.values():
         open_source(location)
-        require_apart(directory, location)
+        require_apart(directory.path, location, directory.location)
     parts = [directory.split_manifest(name) for name in sources]
     with directory.lock():
         if not any(made.exists() for made in (directory.manifest, *parts)):

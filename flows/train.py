@@ -10,8 +10,10 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.datasets.apart import require_apart
 from tasks.parameters import TrainParameters
 from tasks.store.files import write_json
+from tasks.store.ownership import held
 from tasks.train import count_copies, fit
 
 
@@ -23,11 +25,17 @@ def train(
 
     Args:
         weights: ``curation.parquet``: images are drawn by its weights.
+
+    Raises:
+        RunError: the folder holds something else, or is in use, or lies within the images, or they within it.
     """
-    record = fit(data, out, parameters, device, weights)
-    if parameters.n_samples:
-        record["generated"] = count_copies(data, out, parameters, device)
-    versions = {name: version(name) for name in ("torch", "diffusers", "numpy")} | {"python": platform.python_version()}
-    write_json(out / "training.json", {**record, "versions": versions, "device": device})
-    (out / "training-state.pt").unlink()
-    return record
+    require_apart(out, data)
+    with held(out, "model"):
+        record = fit(data, out, parameters, device, weights)
+        if parameters.n_samples:
+            record["generated"] = count_copies(data, out, parameters, device)
+        packages = {name: version(name) for name in ("torch", "diffusers", "numpy")}
+        versions = packages | {"python": platform.python_version()}
+        write_json(out / "training.json", {**record, "versions": versions, "device": device})
+        (out / "training-state.pt").unlink()
+        return record

@@ -5,6 +5,7 @@ The flow process plans (which images, which folds), the workers measure, a part 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -31,8 +32,10 @@ from tasks.measuring import Columns, measure
 from tasks.parameters import ScoreParameters
 from tasks.scoring import ScoreJob, extend, in_order, measured_batches
 from tasks.store.checksums import damaged_files
+from tasks.store.containment import inside
 from tasks.store.features import calibration_images
 from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.ownership import discard
 from tasks.store.parts import is_valid_part, write_part
 from tasks.store.reuse import require_same_scoring
 from tasks.store.run import RunDirectory
@@ -44,6 +47,7 @@ CONTROLS = (0.05, 0.1, 0.2, 0.4)
 """Timesteps of the positive control's training loss, as shares of the schedule."""
 DEFAULT_TIMESTEP = 0.02
 """Where to start when there is nothing to calibrate against, as a share of the schedule: 20 of 1,000."""
+CALIBRATION_PART = re.compile(r"plan\.parquet|part-.*\.parquet")
 _PLANNED = ("sample_id", "content_hash", "split", "fold", "near_duplicate_group", "copies")
 
 
@@ -149,7 +153,7 @@ def fit_calibration(job: ScoreJob, shards: Sequence[str]) -> Calibration | None:
         rows = table if calibration else table.slice(0, 0)
         pq.write_table(rows.cast(CALIBRATION), temporary, compression="zstd")
     _publish(job, calibration.model_dump(mode="json") if calibration else None)
-    shutil.rmtree(directory.calibration_parts, ignore_errors=True)
+    discard(directory.calibration_parts, CALIBRATION_PART)
     return calibration
 
 
@@ -173,7 +177,7 @@ def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
     require_same_scoring(other, job.directory.read_record()["scoring"])
     if other.calibration.exists() and other.calibration_images.exists():
         with atomic_path(job.directory.calibration_images) as temporary:
-            shutil.copyfile(other.calibration_images, temporary)
+            shutil.copyfile(inside(other.path, other.calibration_images.name), temporary)
         _publish(job, read_json(other.calibration)["calibration"])
 
 

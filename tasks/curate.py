@@ -7,6 +7,7 @@ What became of each sample is in ``curation.parquet``; ``curation.json`` comes l
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -27,8 +28,10 @@ from tasks.datasets.sources import SourceError
 from tasks.diffusion.noise import seed_for
 from tasks.parameters import FLAGGED, CurateParameters
 from tasks.progress import Progress
+from tasks.store.containment import inside
 from tasks.store.dictionary import SQL, saved_queries
 from tasks.store.files import atomic_path, read_json, write_json
+from tasks.store.ownership import BUILDING, building
 from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError, difference
 from tasks.store.schemas import CURATION
@@ -36,7 +39,7 @@ from tasks.store.spill import spilling
 from tasks.store.warehouse import Warehouse
 
 ROWS_PER_BATCH = 10_000
-RECORD, DECISIONS = "curation.json", "curation.parquet"
+RECORD, DECISIONS, PUBLISHING = "curation.json", "curation.parquet", "publishing.json"
 FOLDERS = {"kept": "", "modified": "", "quarantined": "quarantine"}
 """Where samples of each fate lie within the cleaned set."""
 Row = dict[str, Any]
@@ -86,7 +89,8 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
             here = difference(known["made_from"], made_from)
             raise RunError(f"{out} holds another cleaned set ({here}): choose another --out")
         return known
-    with spilling(out) as connection, atomic_path(out / DECISIONS) as temporary:
+    _withdraw(out)
+    with building(out) as folder, spilling(folder) as connection:
         connection.register("selected", chosen)
         connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
         n_known = connection.execute("SELECT count(*) FROM selected SEMI JOIN manifest USING (sample_id)").fetchall()
@@ -96,12 +100,54 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
         asked = {"action": parameters.action, "alike": parameters.alike}
         decisions = connection.sql(query, params=asked).to_arrow_reader(ROWS_PER_BATCH)
         rows = (row for batch in decisions for row in batch.to_pylist())
-        summary = _write(directory, out, rows, parameters, temporary)
+        with atomic_path(folder / DECISIONS) as temporary:
+            tars, fates = _write(directory, folder, rows, parameters, temporary)
         count = "SELECT count(DISTINCT new_content_hash) FROM read_parquet($path) WHERE weight > 0"
-        ((n_distinct,),) = connection.execute(count, {"path": str(temporary)}).fetchall()
-    result = {"made_from": made_from, "n_distinct": n_distinct, **summary}
-    write_json(record, result)
+        ((n_distinct,),) = connection.execute(count, {"path": str(folder / DECISIONS)}).fetchall()
+        result = {
+            "made_from": made_from,
+            "n_distinct": n_distinct,
+            "fates": dict(sorted(fates.items())),
+            "n_samples": fates["kept"] + fates["modified"],
+            "data": location(out, tars[""]),
+            "quarantine": location(out / "quarantine", tars["quarantine"]),
+        }
+        try:
+            _publish(folder, out, [*(f"{where}/{tar}".lstrip("/") for where in tars for tar in tars[where]), DECISIONS])
+            write_json(record, result)
+        except BaseException:
+            _withdraw(out)
+            raise
     return result
+
+
+def _publish(folder: Path, out: Path, names: list[str]) -> None:
+    """Move what is finished to where it is looked for, having noted what that is.
+
+    Raises:
+        RunError: something is there already, which we did not write.
+    """
+    write_json(folder / PUBLISHING, {name: _identity(folder / name) for name in names})
+    for name in names:
+        target = inside(out, name)
+        if os.path.lexists(target):
+            raise RunError(f"{target} is there already, and latentprint did not write it: choose another --out")
+        target.parent.mkdir(exist_ok=True)
+        (folder / name).rename(target)
+
+
+def _withdraw(out: Path) -> None:
+    """Remove what was moved before a publication was finished; nothing else, though it has such a name."""
+    note = out / BUILDING / PUBLISHING
+    for name, identity in (read_json(note) if note.exists() else {}).items():
+        target = inside(out, name)
+        if target.exists() and _identity(target) == identity:
+            target.unlink()
+
+
+def _identity(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def _made_from(directory: RunDirectory, chosen: pa.Table, parameters: CurateParameters) -> dict[str, Any]:
@@ -126,8 +172,8 @@ def _digest(chosen: pa.Table) -> str:
 
 def _write(
     directory: RunDirectory, out: Path, rows: Iterable[Row], parameters: CurateParameters, decisions: Path
-) -> dict[str, Any]:
-    """Tars and decisions; returns what was counted."""
+) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Tars and decisions; returns the tars' names by folder, and how many samples met which fate."""
     fates: Counter[str] = Counter()
     tars: dict[str, list[str]] = {folder: [] for folder in FOLDERS.values()}
     progress = Progress("cleaning", directory.read_record()["images"]["train"]["samples"], "samples")
@@ -145,12 +191,7 @@ def _write(
             progress.advance(len(decided))
     if not tars[""]:
         raise RunError(f"{directory.path}: no image would be left to train on; choose fewer with --images")
-    return {
-        "fates": dict(sorted(fates.items())),
-        "n_samples": fates["kept"] + fates["modified"],
-        "data": location(out, tars[""]),
-        "quarantine": location(out / "quarantine", tars["quarantine"]),
-    }
+    return tars, fates
 
 
 def location(folder: Path, tars: list[str]) -> str:
@@ -167,10 +208,10 @@ def _members(
 ) -> Iterator[dict[str, Any]]:
     """Samples of one shard as they go into a tar; where each lies is added to its row."""
     wanted = {row["sample_id"]: row for row in rows}
-    for description, png in read_samples(directory.shards / shard):
+    for description, png in read_samples(directory.shard(shard)):
         row = wanted.pop(str(description.get("sample_id")), None)
         if isinstance(png, Rejected):
-            raise SourceError(f"{directory.shards / shard}: damaged shard ({png}); run 'latentprint verify'")
+            raise SourceError(f"{directory.shard(shard)}: damaged shard ({png}); run 'latentprint verify'")
         if row is None:
             continue
         content_hash = row["content_hash"]
@@ -182,4 +223,4 @@ def _members(
         row |= {"tar": tar, "key": f"{row['shard_index']:09d}", "new_content_hash": content_hash}
         yield members_of(row["key"], {**description, "content_hash": content_hash, "weight": row["weight"]}, png)
     if wanted:
-        raise SourceError(f"{directory.shards / shard}: {len(wanted)} images of the manifest are missing")
+        raise SourceError(f"{directory.shard(shard)}: {len(wanted)} images of the manifest are missing")

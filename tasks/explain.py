@@ -236,7 +236,7 @@ def _generated(run: RunDirectory, reproduction: Row) -> Picture | None:
     key = reproduction.get("nearest_generated")
     if key is None:
         return None
-    tar = run.samples / reproduction["nearest_generated_in"]
+    tar = run.sample_tar(reproduction["nearest_generated_in"])
     found = next((pixels for name, _, pixels in read_generated(tar) if name == key), None)
     return None if found is None else np.ascontiguousarray(found[0] if len(found) == 1 else found.transpose(1, 2, 0))
 

@@ -111,7 +111,7 @@ class DistinctImages(ABC):
         """
         for shard, rows in self.by_shard():
             wanted: set[Any] = set(self.rows["shard_index"].slice(rows.start, rows.stop - rows.start).to_pylist())
-            for index, pixels in read_positions(self.directory.shards / shard, wanted):
+            for index, pixels in read_positions(self.directory.shard(shard), wanted):
                 wanted.remove(index)
                 yield channels_first(pixels)
             if wanted:

@@ -16,18 +16,22 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from tasks.datasets.sources import SourceError
 from tasks.datasets.sources.location import StoredLocation, locate
-from tasks.store.files import read_json, write_json
+from tasks.store.containment import OutsideError, inside
+from tasks.store.credentials import redacted
+from tasks.store.files import atomic_path, is_disk_full, read_json, write_json
 from tasks.store.history import require_few
+from tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
 from tasks.store.run import RunDirectory, RunError
 
 PUBLISH_SECONDS = 30.0
@@ -39,10 +43,21 @@ logger = logging.getLogger("latentprint")
 
 
 def staging_folder(url: str) -> Path:
-    """Where the local copy of a run lies, by its name: below ``LATENTPRINT_STAGING``, or the user's cache."""
+    """Where the local copy of a run lies, by its name: below ``LATENTPRINT_STAGING``, or the user's cache.
+
+    Raises:
+        RunError: its name cannot be that of a folder.
+    """
     home = Path(os.environ.get("LATENTPRINT_STAGING") or Path.home() / ".cache" / "latentprint")
-    key = url.partition("?")[0].rstrip("/")
-    return home / hashlib.blake2b(key.encode(), digest_size=8).hexdigest() / key.rpartition("/")[2]
+    key, _, options = url.partition("?")
+    key = key.rstrip("/")
+    stores = [option for option in options.split("&") if option.startswith("endpoint_override=")]
+    place = hashlib.blake2b("?".join([key, *stores]).encode(), digest_size=8).hexdigest()
+    try:
+        inside(home, key.partition("://")[2])
+        return inside(home / place, key.rpartition("/")[2])
+    except OutsideError as error:
+        raise RunError(f"{redacted(key)}: no run has such a name ({error.strerror})") from error
 
 
 def find_stored_runs(pattern: str) -> list[str]:
@@ -53,7 +68,7 @@ def find_stored_runs(pattern: str) -> list[str]:
     Raises:
         RunError: there are more than can be asked at once; the store does not answer, or refuses.
     """
-    location, (_, mark, options) = _located(pattern), pattern.partition("?")
+    location, (_, sign, options) = _located(pattern), pattern.partition("?")
     bucket, *names = location.key.rstrip("/").split("/")
     folders = [bucket]
     for name in names:
@@ -64,7 +79,7 @@ def find_stored_runs(pattern: str) -> list[str]:
     if not found:
         _listed(location, bucket, False)  # is there such a bucket?
     require_few(len(found))
-    return [f"{location.scheme}://{folder}{mark}{options}" for folder in found]
+    return [f"{location.scheme}://{folder}{sign}{options}" for folder in found]
 
 
 class RemoteRun:
@@ -93,21 +108,22 @@ class RemoteRun:
             without: beginnings of paths that are left there.
 
         Raises:
-            RunError: the store does not answer, or refuses.
+            RunError: the store does not answer, or refuses; what lies there is no run, or would be written outside the
+                copy: then nothing is.
         """
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        known, stored = self._known(), self._stored()
-        for name, version in stored.items():
-            path = self.run.path / name
+        stored = self._stored()
+        paths = {name: self._path(name) for name in stored if not _is_hidden(name)}
+        self._require_run(stored)
+        require_ours(self.run.path, "run")
+        self._write(mark, self.run.path, "run")
+        known = self._known()
+        if MARKER in stored:
+            known[MARKER] = [stored[MARKER], _version(self.run.path / MARKER)]
+        for name, version in ((name, stored[name]) for name in paths):
+            path = paths[name]
             if name.startswith(without) or (path.exists() and known.get(name, [None])[0] == version):
                 continue
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _answered(f"{self.url}/{name}"):
-                pafs.copy_files(
-                    f"{self.key}/{name}", str(temporary), self.filesystem, pafs.LocalFileSystem(), use_threads=False
-                )
-            os.replace(temporary, path)
+            self._write(self._fetch_file, name, path)
             known[name] = [version, _version(path)]
         self._remember(known)
         self._here = set(self._finished()) & known.keys()
@@ -120,16 +136,15 @@ class RemoteRun:
         """
         with self._publishing:
             known, n_changed = self._known(), 0
-            for name in self._finished():
-                path = self.run.path / name
-                version = _version(path)
-                if known.get(name, [None, None])[1] == version:
-                    continue
+            versions = {name: _version(self.run.path / name) for name in self._finished()}
+            changed = [name for name, version in versions.items() if known.get(name, [None, None])[1] != version]
+            for name in changed if changed != [MARKER] else []:
+                path, version = self.run.path / name, versions[name]
                 with _answered(f"{self.url}/{name}"):
                     pafs.copy_files(str(path), f"{self.key}/{name}", pafs.LocalFileSystem(), self.filesystem)
                     info = self.filesystem.get_file_info(f"{self.key}/{name}")
                 known[name] = [[info.size or 0, info.mtime_ns or 0], version]
-                n_changed += 1
+                n_changed += name != MARKER
             for name in sorted(name for name in self._here if not (self.run.path / name).exists()):
                 with _answered(f"{self.url}/{name}"):
                     self.filesystem.delete_file(f"{self.key}/{name}")
@@ -166,11 +181,59 @@ class RemoteRun:
             if self.publish():
                 logger.info("published to %s", self.url)
 
+    def _path(self, name: str) -> Path:
+        """Where an object lies in the copy.
+
+        Raises:
+            RunError: not in it.
+        """
+        try:
+            return inside(self.run.path, name)
+        except OutsideError as error:
+            raise RunError(
+                f"{self.url}: an object's name is refused ({error}): it would not lie in the run, and nothing is "
+                "fetched; look at who writes to this store"
+            ) from error
+
+    def _require_run(self, stored: Collection[str]) -> None:
+        """Refuse a folder of a store that holds something else: what lies there is not ours to replace.
+
+        Raises:
+            RunError: it does.
+        """
+        if not stored or MARKER in stored:
+            return
+        if self.run.record.name in stored:  # of an earlier version
+            with _answered(f"{self.url}/run.json"), self.filesystem.open_input_file(f"{self.key}/run.json") as stream:
+                content = stream.read(LONGEST_MARKER)
+            if is_record(content):
+                return
+        raise RunError(
+            f"{self.url} is not empty, and latentprint did not make it (it holds {min(stored)!r}): "
+            "name another place, or an empty one"
+        )
+
+    def _fetch_file(self, name: str, path: Path) -> None:
+        with atomic_path(path) as temporary, _answered(f"{self.url}/{name}"):
+            source, here = f"{self.key}/{name}", pafs.LocalFileSystem()
+            pafs.copy_files(source, str(temporary), self.filesystem, here, use_threads=False)
+
+    def _write(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do so in the local copy. Raises RunError where its disk objects."""
+        try:
+            work(*arguments)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            reason = error.strerror or str(error)
+            raise RunError(f"{self.run.path}, the copy of {self.url}, cannot be written ({reason})") from error
+
     def _finished(self) -> list[str]:
-        """Files of the run, without what is hidden; ``SHA256SUMS`` last."""
-        files = (path.relative_to(self.run.path) for path in self.run.path.rglob("*") if path.is_file())
+        """Files of the run, without what is hidden or a link; the marker first, ``SHA256SUMS`` last."""
+        files = (path.relative_to(self.run.path) for path in self.run.path.rglob("*") if _is_file(path))
         names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
-        return sorted(names, key=lambda name: (name == self.run.checksums.name, name))
+        names.sort(key=lambda name: (name == self.run.checksums.name, name))
+        return [MARKER, *names] if names and _is_file(self.run.path / MARKER) else names
 
     def _known(self) -> dict[str, list[Version]]:
         """Name -> (its version in the store, its version here) when the two were last the same."""
@@ -221,6 +284,16 @@ def _answered(where: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunError(f"{where}: the store refuses or does not answer ({reason})") from error
+
+
+def _is_hidden(name: str) -> bool:
+    """Is it, or lies it in, what no run publishes? The lock of a run that was copied as a whole, say."""
+    parts = name.split("/")
+    return any(part.startswith(".") for part in parts) and not {".", ".."} & set(parts)
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _version(path: Path) -> Version:

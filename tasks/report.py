@@ -81,6 +81,6 @@ def _generated(directory: RunDirectory, matches: pa.Table, keys: Collection[str]
     return {
         description["generated"]: pixels_of(png)
         for shard in sorted(shards)
-        for description, png in read_samples(directory.samples / shard)
+        for description, png in read_samples(directory.sample_tar(shard))
         if isinstance(png, bytes) and description.get("generated") in keys
     }

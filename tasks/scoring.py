@@ -87,7 +87,7 @@ class ScoreJob:
         Raises:
             SourceError: it is no longer what was written.
         """
-        found = sha256(self.directory.shards / self.shard)
+        found = sha256(self.directory.shard(self.shard))
         if self.shard_sha256 not in (None, found):
             raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
         return found
@@ -245,7 +245,7 @@ def _batches(
 
 def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
     wanted = {row["shard_index"]: row for row in rows}
-    for index, pixels in read_positions(job.directory.shards / job.shard, wanted):
+    for index, pixels in read_positions(job.directory.shard(job.shard), wanted):
         yield wanted.pop(index), pixels
     if wanted:
         raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")

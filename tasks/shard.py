@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 from pathlib import Path
 
 from prefect import task
@@ -14,26 +14,27 @@ from tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from tasks.datasets.sources import open_source
 from tasks.parameters import ShardParameters
 from tasks.store.manifest import count_sources
+from tasks.store.ownership import discard
 from tasks.store.run import RunDirectory, RunError
 
+NOTHING = re.compile(r"(?!)")
 logger = logging.getLogger("latentprint")
 
 
-def require_apart(run: RunDirectory, location: str) -> None:
-    """Refuse a run within its own images: the next command would take its shards for some of them.
+def start_afresh(run: RunDirectory) -> None:
+    """Forget images of which no split was finished: those given now may be others, or mended.
+
+    Removed are files of the sources that were claimed, and nothing else.
 
     Raises:
-        RunError: it lies there.
+        RunError: others lie among them, which would be taken for the run's.
     """
-    folder = Path(location)
-    if folder.is_dir() and run.path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{run.path} lies within the images of {location}: choose an --out beside them")
-
-
-def start_afresh(run: RunDirectory) -> None:
-    """Forget images of which no split was finished: those given now may be others, or mended."""
+    claimed = run.read_record().get("data", {}) if run.record.exists() else {}
+    names = "|".join(map(re.escape, claimed.get("sources", {})))
+    discard(run.shards, re.compile(rf"(?:{names})(?:-[0-9]{{6}}\.tar|\.rejects\.parquet)") if names else NOTHING)
+    if run.shards.is_dir() and (foreign := sorted(path.name for path in run.shards.iterdir())):
+        raise RunError(f"{run.shards} holds what latentprint did not write ({foreign[0]}): choose another --out")
     run.forget("data")
-    shutil.rmtree(run.shards, ignore_errors=True)
 
 
 @task(name="shard-split", task_run_name="shard {name}", cache_policy=NO_CACHE)

@@ -14,6 +14,7 @@ from tasks.reporting.formats import is_finite
 from tasks.reporting.gate import Case
 from tasks.reporting.gate_evidence import read_case
 from tasks.reporting.headline import answers
+from tasks.store.credentials import redacted
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
 
@@ -73,8 +74,8 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
             log(id_, str(artifact), *([artifact.name] if artifact.is_dir() else []))
         client.set_terminated(id_)
     except MlflowException as error:
-        raise TrackingError(f"{uri}: {str(error).splitlines()[0]}") from error
-    return {"uri": uri, "experiment": experiment, "mlflow_run_id": str(id_)}
+        raise TrackingError(f"{redacted(uri)}: {redacted(str(error).splitlines()[0])}") from error
+    return {"uri": redacted(uri), "experiment": experiment, "mlflow_run_id": str(id_)}
 
 
 def parameters(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:

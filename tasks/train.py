@@ -22,7 +22,9 @@ from tasks.evidence.matching import nearest, ratio_rule
 from tasks.evidence.statistics import binomial_interval
 from tasks.parameters import TrainParameters
 from tasks.progress import Progress
+from tasks.store.containment import inside
 from tasks.store.files import atomic_path, digest
+from tasks.store.ownership import building
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_PER_LOSS_POINT = 100
@@ -81,7 +83,7 @@ def fit(data: str, out: Path, parameters: TrainParameters, device: str, weights:
             saved = time.monotonic()
         progress.advance(note=f"loss {losses[-1]['loss']:.4f}" if losses else "")
     _save_state(trainer, state_path, identity, losses)
-    DDPMPipeline(trainer.averaged_network(), trainer.scheduler).save_pretrained(out, safe_serialization=True)
+    _save_pipeline(DDPMPipeline(trainer.averaged_network(), trainer.scheduler), out)
     return {**identity, "n_images": len(pixels), "loss_curve": losses}
 
 
@@ -128,6 +130,15 @@ def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters, we
         seed=parameters.seed,
         weights=weights,
     )
+
+
+def _save_pipeline(pipeline: DDPMPipeline, out: Path) -> None:
+    """Each file appears whole, in the place of the one of that name, wherever a link of that name would lead."""
+    with building(out) as folder:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with atomic_path(inside(out, file.relative_to(folder).as_posix())) as temporary:
+                file.replace(temporary)
 
 
 def _save_state(trainer: Trainer, path: Path, identity: dict[str, Any], losses: list[dict[str, float]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 
 from tasks.datasets.shards import verify_shard
 from tasks.store.checksums import damaged_files
+from tasks.store.containment import is_within
 from tasks.store.files import digest, sha256
 from tasks.store.manifest import manifest_digest
 from tasks.store.parts import read_provenance
-from tasks.store.run import RunDirectory, difference
+from tasks.store.run import RunDirectory, RunError, difference
 
 ROWS_AT_A_TIME = 10_000
 Rows = list[dict[str, Any]]
@@ -47,18 +49,18 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
         RunError: this is not a run directory.
     """
     record = run.read_record()
-    damaged = damaged_files(run)
+    damaged = damaged_files(run) | _irregular(run)
     yield from (Finding(name, "", reason) for name, reason in damaged.items())
     if run.manifest.name in damaged:
         return
     try:
         yield from _manifest_findings(run, record)
         for shard, rows in _rows_by_shard(run.manifest):
-            for difference in verify_shard(run.shards / shard, rows):
+            for difference in verify_shard(run.shard(shard), rows):
                 yield Finding(f"shards/{shard}", difference.sample_id, difference.reason)
             if "scored_with" in record and _name(run, run.part(shard)) not in damaged:
                 yield from _part_findings(run, shard, rows, record["scored_with"])
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, RunError) as error:
         yield Finding(run.manifest.name, "", f"cannot be read ({error})")
 
 
@@ -68,6 +70,19 @@ def count_verified(run: RunDirectory) -> dict[str, int]:
         "shards": len(list(run.shards.glob("*.tar"))),
         "parts": len(list(run.scores.glob("part-*.parquet"))),
     }
+
+
+def _irregular(run: RunDirectory) -> dict[str, str]:
+    """Path within the run -> why it is not opened: a link, or neither file nor folder."""
+    found = {}
+    for folder, folders, files in os.walk(run.path):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if not is_within(path, run.path):
+                found[_name(run, path)] = "a link that leads out of the run: not opened"
+            elif path.exists() and not path.is_file() and not path.is_dir():
+                found[_name(run, path)] = "a pipe, socket or device: not opened"
+    return found
 
 
 def _name(run: RunDirectory, file: Path) -> str:
@@ -103,8 +118,7 @@ def _part_findings(run: RunDirectory, shard: str, rows: Rows, made_from: dict[st
     except (OSError, pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError) as error:
         yield Finding(name, "", f"cannot be read ({str(error).splitlines()[0]})")
         return
-    shard_path = run.shards / shard
-    expected = {**made_from, "shard_sha256": sha256(shard_path) if shard_path.exists() else None}
+    expected = {**made_from, "shard_sha256": sha256(run.shard(shard)) if run.shard(shard).is_file() else None}
     for field in sorted({*expected, *provenance}):
         if provenance.get(field) != expected.get(field):
             was = difference(provenance.get(field), expected.get(field), field)

@@ -63,7 +63,7 @@ def doctor(
     compute: ComputeParameters,
     sharding: ShardParameters,
     holdout: Holdout = None,
-    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs/new"),
     as_json: AsJson = False,
 ) -> None:
     """Check inputs, checkpoint, device, memory and disk, and estimate the time; exit code 2 if a run would fail.

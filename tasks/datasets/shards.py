@@ -29,6 +29,7 @@ from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import Item, Source, SourceError
 from tasks.datasets.sources.names import valid
 from tasks.datasets.sources.tar import read_tar
+from tasks.store.containment import OutsideError, inside, open_regular
 from tasks.store.files import atomic_open, atomic_path
 from tasks.store.schemas import MANIFEST, REJECTS
 from tasks.store.spill import spilling
@@ -112,7 +113,7 @@ def read_samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]
     """(description, PNG) of each sample; damage of the archive with an empty description."""
     description: dict[str, Any] = {}
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             for name, content in read_tar(stream, wanted=lambda name: True):
                 if isinstance(content, Rejected) or name.endswith(".png"):
                     yield description, content
@@ -190,7 +191,7 @@ def read_positions(path: Path, wanted: Container[int] | None = None) -> Iterator
             changes its content hash: see :func:`verify_shard`.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             pictures = read_tar(stream, wanted=lambda name: name.endswith(".png"))
             for index, (_, content) in enumerate(pictures):
                 if isinstance(content, Rejected):
@@ -242,8 +243,16 @@ def read_pictures(folder: Path, positions: Collection[tuple[str, int]]) -> dict[
     return {
         (shard, index): pixels
         for shard in sorted(wanted)
-        for index, pixels in read_positions(folder / shard, wanted[shard])
+        for index, pixels in read_positions(_within(folder, shard), wanted[shard])
     }
+
+
+def _within(folder: Path, shard: str) -> Path:
+    """A shard of a run, by its name in the manifest. Raises SourceError where that leads elsewhere."""
+    try:
+        return inside(folder.parent, f"{folder.name}/{shard}")
+    except OutsideError as error:
+        raise SourceError(f"{folder}: {error}; the run is damaged, or another's: do not use it") from error
 
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ Nothing is written. Only the last check evaluates the network, a few times, on t
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +15,16 @@ import numpy as np
 import torch
 
 from tasks.checks import ParametersError, check_parameters, shape_in_words
+from tasks.datasets.apart import require_apart
 from tasks.datasets.fingerprint import fingerprint
+from tasks.datasets.sources import SourceError
 from tasks.devices import DeviceError, cores, devices_for, threads_for
 from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, image_shape, load_denoiser, resolve
 from tasks.doctor.images import count_items, look_at_holdout, look_at_images
 from tasks.doctor.patient import Check, Patient, first_line, size
 from tasks.doctor.probe import probe_network
 from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.store.ownership import holder, require_ours
 from tasks.store.run import RunDirectory, RunError, difference
 
 __all__ = ["Check", "examine"]
@@ -133,9 +135,15 @@ def _output(patient: Patient) -> Check:
         return Check("output", "fail", f"{place} is not a folder", "choose another --out")
     if not os.access(place, os.W_OK | os.X_OK):
         return Check("output", "fail", f"{place} may not be written to", "choose another --out, or its owner")
-    if holder := _holder(out):
-        return Check("output", "fail", f"{out} is in use by process {holder}", "wait, or choose another --out")
+    if process := holder(out):
+        return Check("output", "fail", f"{out} is in use by process {process}", "wait, or choose another --out")
     directory = RunDirectory(out)
+    try:
+        require_ours(out, "run")
+        for location in patient.sources.values():
+            require_apart(out, location, directory.location)
+    except (RunError, SourceError) as error:
+        return Check("output", "fail", str(error), "choose another --out")
     if not directory.record.exists():
         return Check("output", "ok", f"{out}, which {'is there' if place == out else 'will be made'}")
     try:
@@ -162,19 +170,6 @@ def _identities(patient: Patient) -> dict[str, Any]:
         parameters = patient.scoring.model_dump(mode="json")
         identities["scoring"] = {"checkpoint_sha256": checkpoint_sha256(patient.folder), "parameters": parameters}
     return identities
-
-
-def _holder(run: Path) -> str:
-    """The process that writes into a run directory; empty: none does."""
-    lock = run / ".lock"
-    if not lock.exists():
-        return ""
-    with lock.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return stream.read().strip() or "unknown"
-    return ""
 
 
 def _disk(patient: Patient) -> Check:

@@ -5,19 +5,27 @@ It is written when a stage has finished, so that damage that leaves a file reada
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tasks.store.containment import OutsideError, inside, open_regular
 from tasks.store.files import atomic_open, sha256
 from tasks.store.run import RunDirectory
 
+_PART = re.compile(r"scores/part-[^/]+\.parquet")
+
 
 def read_checksums(run: RunDirectory) -> dict[str, str]:
-    """Path within the run -> SHA-256 in hexadecimal; empty where no stage has finished yet."""
+    """Path within the run -> SHA-256 in hexadecimal; empty where no stage has finished yet.
+
+    In a foreign run anything may stand there: a path goes through :func:`inside` before it is used.
+    """
     if not run.checksums.exists():
         return {}
-    lines = run.checksums.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+    with open_regular(run.checksums) as stream:
+        lines = stream.read().decode("utf-8", errors="replace").split("\n")
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines) if name}
 
 
 def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
@@ -29,16 +37,19 @@ def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
 
 def is_sharded(run: RunDirectory) -> bool:
     """Are the manifest and every shard that was finished still there? One that was deleted is to be made again."""
-    return run.manifest.exists() and all(
-        (run.path / name).exists() for name in read_checksums(run) if name.startswith(f"{run.shards.name}/")
-    )
+    names = [name for name in read_checksums(run) if name.startswith(f"{run.shards.name}/")]
+    return run.manifest.exists() and all(_exists(run, name) for name in names)
 
 
 def discard_damaged_parts(run: RunDirectory) -> list[str]:
-    """Delete the score parts that are no longer what was written, so that they are made again; returns their names."""
-    parts = [name for name in damaged_files(run, f"{run.scores.name}/") if (run.path / name).exists()]
+    """Delete the score parts that are no longer what was written, so that they are made again; returns their names.
+
+    Nothing else is deleted, whatever stands in ``SHA256SUMS``.
+    """
+    damaged = damaged_files(run, f"{run.scores.name}/")
+    parts = [name for name in damaged if _PART.fullmatch(name) and _exists(run, name)]
     for name in parts:
-        (run.path / name).unlink()
+        inside(run.path, name).unlink()
     return parts
 
 
@@ -49,8 +60,16 @@ def damaged_files(run: RunDirectory, folder: str = "") -> dict[str, str]:
         if not name.startswith(folder):
             continue
         try:
-            if sha256(run.path / name) != checksum:
+            if sha256(inside(run.path, name)) != checksum:
                 damaged[name] = "its bytes are not those that were written"
         except OSError as error:
             damaged[name] = error.strerror or str(error)
     return damaged
+
+
+def _exists(run: RunDirectory, name: str) -> bool:
+    """Is a recorded file there, within the run?"""
+    try:
+        return inside(run.path, name).is_file()
+    except OutsideError:
+        return False

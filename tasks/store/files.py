@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from tasks.store.containment import open_regular
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -21,6 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # whoever supplied the folder may have left a link there
     try:
         yield temporary
         _fsync(temporary)
@@ -46,7 +49,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object stored at ``path``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    with open_regular(path) as stream:
+        content = json.loads(stream.read().decode("utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a JSON object is expected")
     return content
@@ -62,8 +66,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it is no regular file."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.store.checksums import damaged_files, is_sharded, read_checksums
+from tasks.store.containment import inside
 from tasks.store.files import atomic_path, sha256
 from tasks.store.parts import read_provenance
 from tasks.store.run import RunDirectory, RunError, difference
@@ -76,11 +77,15 @@ def share_shards(run: RunDirectory, other: RunDirectory) -> bool:
     if other.read_record().get("data") != run.read_record()["data"] or not is_sharded(other):
         return False
     files = [other.rejects, *sorted(other.shards.glob("*.tar")), other.manifest]
-    written = read_checksums(other)
-    if any(written.get(file.relative_to(other.path).as_posix()) != sha256(file) for file in files):
+    names, written = [file.relative_to(other.path).as_posix() for file in files], read_checksums(other)
+    try:
+        if any(written.get(name) != sha256(inside(other.path, name)) for name in names):
+            return False
+    except OSError:  # it is gone, or what only looks like a file of that run
         return False
-    for file in files:
-        with atomic_path(run.path / file.relative_to(other.path)) as temporary:
+    for name in names:
+        file = (other.path / name).resolve()
+        with atomic_path(inside(run.path, name)) as temporary:
             try:
                 os.link(file, temporary)
             except OSError:  # another disk, or one without links
@@ -154,10 +159,11 @@ def _valid_parts(other: RunDirectory, made_from: Mapping[str, Any]) -> list[Path
     damaged = damaged_files(other, f"{other.scores.name}/")
     parts = []
     for part in sorted(other.scores.glob("part-*.parquet")):
+        name = part.relative_to(other.path).as_posix()
         try:
-            provenance = read_provenance(part)
+            provenance = read_provenance(inside(other.path, name)) if part.is_file() else {}
         except (OSError, pa.ArrowException, ValueError):
             continue
-        if part.relative_to(other.path).as_posix() not in damaged and made_from.items() <= provenance.items():
+        if name not in damaged and made_from.items() <= provenance.items():
             parts.append(part)
     return parts

@@ -14,25 +14,19 @@ RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  t
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tasks.store.files import is_disk_full, read_json, write_json
-from tasks.store.spill import SPILL
+from tasks.store.containment import OutsideError, inside
+from tasks.store.credentials import redacted
+from tasks.store.files import read_json, write_json
+from tasks.store.ownership import RunError, held
 from tasks.store.splits import holdout_source, split_of
 
-_held: set[Path] = set()
-"""Run directories that this process holds."""
-
-
-class RunError(Exception):
-    """A run directory that cannot be used as asked; the message says what to do."""
+__all__ = ["RunDirectory", "RunError", "difference"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class RunDirectory:
     @property
     def location(self) -> str:
         """As its user names it: the URL where this is the local copy of a run in a store, else the path."""
-        return str(read_json(self.remote).get("url", self.path)) if self.remote.exists() else str(self.path)
+        return redacted(str(read_json(self.remote).get("url", self.path)) if self.remote.exists() else str(self.path))
 
     @property
     def record(self) -> Path:
@@ -97,7 +91,7 @@ class RunDirectory:
 
     def calibration_part(self, shard: str) -> Path:
         """What was measured of the calibration images of a shard."""
-        return self.calibration_parts / f"part-{Path(shard).stem}.parquet"
+        return self._part(self.calibration_parts, shard)
 
     @property
     def sweep(self) -> Path:
@@ -207,9 +201,32 @@ class RunDirectory:
         """Rejects of one source, there while the sources are being joined."""
         return self.shards / f"{source}.rejects.parquet"
 
+    def shard(self, name: str) -> Path:
+        """A tar of the data set, by its name in the manifest.
+
+        Raises:
+            RunError: no shard has such a name, which the manifest of a foreign run may hold.
+        """
+        return self._named(self.shards, name)
+
+    def sample_tar(self, name: str) -> Path:
+        """A tar of generated images, by its name in a table. Raises RunError as :meth:`shard`."""
+        return self._named(self.samples, name)
+
     def part(self, shard: str) -> Path:
         """The score part of a shard: ``train-000000.tar`` -> ``scores/part-train-000000.parquet``."""
-        return self.scores / f"part-{Path(shard).stem}.parquet"
+        return self._part(self.scores, shard)
+
+    def _part(self, folder: Path, shard: str) -> Path:
+        return self._named(folder, f"part-{self.shard(shard).stem}.parquet")
+
+    def _named(self, folder: Path, name: str) -> Path:
+        try:
+            if "/" not in name:
+                return inside(self.path, f"{folder.name}/{name}")
+        except OutsideError as error:
+            raise RunError(f"{self.path}: {error}; the run is damaged, or another's: do not use it") from error
+        raise RunError(f"{self.path}: {name!r} is refused: a tar lies in {folder.name}/ itself; the run is damaged")
 
     def read_record(self) -> dict[str, Any]:
         """``run.json``.
@@ -221,7 +238,7 @@ class RunDirectory:
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
         try:
             return read_json(self.record)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
 
     def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
@@ -251,52 +268,9 @@ class RunDirectory:
         """Add or replace top-level fields of ``run.json``."""
         write_json(self.record, {**self.read_record(), **fields})
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for writing; the kernel lets go when the process ends, however it ends.
-
-        Re-entrant within a process: a flow holds it, and so may its subflows.
-
-        Raises:
-            RunError: another process holds it, or it cannot be written to.
-        """
-        key = self.path.resolve()
-        if key in _held:
-            yield
-            return
-        with self._lock_file() as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                holder = stream.read().strip() or "unknown"
-                raise RunError(f"{self.path} is in use by process {holder}: wait, or choose another --out") from None
-            stream.truncate(0)
-            stream.write(str(os.getpid()))
-            stream.flush()
-            self._sweep()
-            _held.add(key)
-            try:
-                yield
-            finally:
-                _held.remove(key)
-
-    def _lock_file(self) -> IO[str]:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return (self.path / ".lock").open("a+")
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            raise RunError(f"{self.path}: cannot be written to ({error.strerror}): choose another directory") from error
-
-    def _sweep(self) -> None:
-        """Delete what a killed process left half written; its process is gone, or the lock would still be held."""
-        for temporary in self.path.rglob(".*.tmp"):
-            if not temporary.is_dir():
-                temporary.unlink(missing_ok=True)
-        for folder in self.path.rglob(f"{SPILL}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the directory for writing; see :func:`tasks.store.ownership.held`."""
+        return held(self.path, "run")
 
 
 def difference(known: Any, wanted: Any, name: str = "") -> str:

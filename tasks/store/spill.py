@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ SPILL = ".spill-"
 @contextmanager
 def spilling(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty database in memory for the length of the block, which spills into ``folder``."""
-    with TemporaryDirectory(prefix=SPILL, dir=folder) as spill:
+    with TemporaryDirectory(prefix=f"{SPILL}{os.getpid()}-", dir=folder) as spill:
         options: dict[str, Any] = {"temp_directory": spill, "memory_limit": f"{MEMORY_BYTES}B"}
         with duckdb.connect(config=options) as connection:
             yield connection

@@ -46,7 +46,12 @@ def doctor(
     """Runs ``latentprint doctor --json``: exit code, and the checks by name."""
 
     def run(*options: str, **changed: object) -> tuple[int, dict[str, dict[str, Any]]]:
-        inputs = {"model": checkpoint, "train": digit_files[0], "holdout": digit_files[1], "out": tmp_path} | changed
+        inputs = {
+            "model": checkpoint,
+            "train": digit_files[0],
+            "holdout": digit_files[1],
+            "out": tmp_path / "out",
+        } | changed
         given = [(name, each) for name, value in inputs.items() for each in (value if type(value) is list else [value])]
         arguments = [text for name, value in given if value for text in (f"--{name}", str(value))]
         monkeypatch.setattr("sys.argv", ["latentprint", "doctor", "--json", "--threads", "1", *arguments, *options])

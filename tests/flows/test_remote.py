@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 import pytest
@@ -18,7 +21,7 @@ from tasks.parameters import ScoreParameters
 from tasks.remote import RemoteRun, staging_folder
 from tasks.score import take_over_scores
 from tasks.scoring import ScoreJob
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
 
 Machine = Callable[..., tuple[int, str, str]]
@@ -134,7 +137,7 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     remote.fetch()
     run = write_run(remote.run.path)
     (run.scores / ".part-x.parquet.1.tmp").write_bytes(b"half")
-    n_files = 5  # run.json, manifest, rejects, a part a split
+    n_files = 5  # run.json, manifest, rejects, a part a split; the marker is no news
     assert (remote.publish(), remote.publish()) == (n_files, 0)
     assert ".tmp" not in "".join(objects(store, "runs/second"))
     part = run.part("train-000000.tar")
@@ -149,7 +152,7 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     other.run.rejects.write_bytes(b"changed")
     assert other.publish() == 2
     assert set(objects(store, "runs/second")) == {
-        "run.json", "manifest.parquet", "rejects.parquet", "scores/part-holdout-000000.parquet",
+        ".latentprint", "run.json", "manifest.parquet", "rejects.parquet", "scores/part-holdout-000000.parquet",
     }  # fmt: skip
     remote.fetch()
     assert remote.run.rejects.read_bytes() == b"changed"
@@ -189,6 +192,7 @@ def test_a_copy_without_images_takes_none_from_the_store(
     url = f"s3://runs/third{options}"
     monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path))
     remote = RemoteRun(url)
+    remote.fetch()
     tar = remote.run.shards / "train-000000.tar"
     tar.parent.mkdir(parents=True)
     tar.write_bytes(b"tar")
@@ -198,7 +202,9 @@ def test_a_copy_without_images_takes_none_from_the_store(
     again.fetch(without=("shards/",))
     with again.published():
         pass
-    assert objects(store, "runs/third") == {"shards/train-000000.tar": b"tar"}
+    stored = objects(store, "runs/third")
+    assert stored.pop(".latentprint")
+    assert stored == {"shards/train-000000.tar": b"tar"}
 
 
 def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[Path, Path]) -> None:
@@ -209,6 +215,160 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         assert len(errors.strip().splitlines()) == 1
         assert says in errors
         assert "secret" not in errors
+
+
+def put(options: str, path: str, content: bytes = b"evil") -> None:
+    """An object under exactly this name, which no client in between tidies up."""
+    host = options.partition("endpoint_override=")[2].partition("&")[0]
+    connection = http.client.HTTPConnection(host)
+    connection.request("PUT", f"/{quote(path, safe='/')}", body=content)
+    assert connection.getresponse().status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../.bashrc",
+        "../../../victim",
+        "scores/../../../../victim",
+        "a/../../../../victim",
+        "..",
+        "scores/..",
+        "scores/./x",
+        "scores\\..\\victim",
+        "C:/victim",
+        "scores/C:x",
+        "a\x01b",
+        "x" * 300,
+        "nul",
+        "con.txt",
+    ],
+)
+def test_an_object_whose_name_leads_out_of_the_run_is_refused_and_nothing_is_fetched(
+    name: str, options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket wrote into the home directory: ``PREFIX/run/../../../../.bashrc``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".bashrc").write_bytes(b"precious")
+    folder = f"runs/hostile-{hashlib.sha1(name.encode()).hexdigest()}"
+    put(options, f"{folder}/run.json", b'{"data": {"sources": {}, "fingerprints": {}}}')
+    put(options, f"{folder}/{name}")
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = machine("one/two", "verify", "--run", f"s3://{folder}{options}")
+    assert (code, output) == (2, ""), errors
+    assert "name is refused" in errors
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / ".bashrc").read_bytes() == b"precious"
+
+
+def test_hidden_objects_stay_where_they_are(options: str, store: pafs.FileSystem, tmp_path: Path) -> None:
+    """A bucket that supplies ``.remote.json`` would say what is sent where, and ``.lock`` whom to wait for."""
+    hidden = [".remote.json", ".lock", "scores/.part.parquet.1.tmp", ".spill-abcdefgh/x", ".ssh/authorized_keys"]
+    put(options, "runs/hidden/run.json", b'{"data": {"sources": {}, "fingerprints": {}}}')
+    for name in hidden:
+        put(options, f"runs/hidden/{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTPRINT_STAGING", str(tmp_path))
+        remote = RemoteRun(f"s3://runs/hidden{options}")
+        remote.fetch()
+    here = {str(path.relative_to(remote.run.path)) for path in remote.run.path.rglob("*") if path.is_file()}
+    assert here == {"run.json", ".latentprint", ".remote.json"}
+    assert json.loads(remote.run.remote.read_text())["files"].keys() == {"run.json"}
+    assert remote.publish() == 0
+    assert set(objects(store, "runs/hidden")) == {"run.json", *hidden}
+
+
+@pytest.mark.parametrize("run", ["..", "a/..", ".", "a/../../x", ".hidden", "a//b", "C:"])
+def test_a_run_of_such_a_name_has_no_local_copy(run: str) -> None:
+    with pytest.raises(RunError, match="no run has such a name"):
+        staging_folder(f"s3://bucket/{run}")
+
+
+def test_two_stores_have_two_copies() -> None:
+    one, other = (staging_folder(f"s3://b/run?region=r&endpoint_override={host}") for host in ("a", "b"))
+    assert one != other
+    assert staging_folder("s3://b/run?region=r") == staging_folder("s3://b/run/")
+
+
+def test_a_place_in_a_store_that_holds_something_else_is_refused_and_stays(
+    options: str, store: pafs.FileSystem, machine: Machine, digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    put(options, "runs/photos/shards/train-000000.tar", b"mine")
+    url = f"s3://runs/photos{options}"
+    for command in (["shard", "--train", digit_files[0], "--out", url], ["verify", "--run", url]):
+        code, output, errors = machine("one", *command)
+        assert (code, output) == (2, "")
+        assert "s3://runs/photos is not empty, and latentprint did not make it" in errors
+    assert objects(store, "runs/photos") == {"shards/train-000000.tar": b"mine"}
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_link_in_the_local_copy_is_not_sent(options: str, store: pafs.FileSystem, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"secret")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTPRINT_STAGING", str(tmp_path / "staging"))
+        remote = RemoteRun(f"s3://runs/links{options}")
+        remote.fetch()
+    write_run(remote.run.path)
+    (remote.run.path / "notes").symlink_to(tmp_path / "key")
+    remote.publish()
+    assert b"secret" not in objects(store, "runs/links").values()
+
+
+def test_an_object_and_a_folder_of_one_name_are_one_line(
+    options: str, store: pafs.FileSystem, machine: Machine
+) -> None:
+    put(options, "runs/both/run.json", b'{"data": {"sources": {}, "fingerprints": {}}}')
+    for name in ("a", "a/b"):
+        put(options, f"runs/both/{name}")
+    code, _, errors = machine("one", "verify", "--run", f"s3://runs/both{options}")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "cannot be written" in errors or "not a run" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shard", "--train", "URL", "--out", "RUN"],
+        ["shard", "--train", "DATA", "--holdout", "URL", "--out", "RUN"],
+        ["audit", "--model", "MODEL", "--train=URL", "--out", "RUN"],
+        ["audit", "--model", "URL", "--train", "DATA", "--out", "RUN"],
+        ["shard", "--train", "DATA", "--out", "URL"],
+        ["score", "--run", "URL", "--model", "MODEL"],
+        ["audit", "--model", "MODEL", "--train", "DATA", "--out", "RUN", "--reuse", "URL"],
+        ["report", "--compare", "RUN", "URL"],
+        ["gate", "--run", "RUN", "--baseline", "URL"],
+        ["sql", "--runs", "URL", "SELECT 1"],
+        ["train", "--data", "URL", "--out", "RUN"],
+        ["doctor", "--model", "MODEL", "--train", "URL", "--json"],
+        ["serve", "--model", "MODEL", "--train", "URL", "--runs", "RUN"],
+    ],
+)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/x?access_key=AKIA&secret_key=hunter2",
+        "s3://AKIA:hunter2@bucket/x",
+        "https://h/x?X-Amz-Signature=hunter2",
+    ],
+)
+def test_a_secret_in_a_location_is_in_no_file_and_in_nothing_that_is_printed(
+    url: str,
+    arguments: list[str],
+    machine: Machine,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefect keeps the parameters of every flow, so it is refused before one begins."""
+    monkeypatch.setattr("flows.prefect_server._start", lambda *_: pytest.fail("a server was started"))
+    given = {"URL": url, "DATA": str(digit_files[0]), "MODEL": str(tmp_path / "m"), "RUN": str(tmp_path / "run")}
+    replaced = [next((a.replace(k, v) for k, v in given.items() if a in (k, f"--train={k}")), a) for a in arguments]
+    code, output, errors = machine("one", *replaced)
+    assert (code, output) == (2, "")
+    assert "credentials belong into the environment" in errors
+    assert "hunter2" not in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

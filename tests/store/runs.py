@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.store.files import write_json
+from tasks.store.ownership import mark
 from tasks.store.parts import write_part
 from tasks.store.run import RunDirectory
 from tasks.store.schemas import CALIBRATION, FLAGS, MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
@@ -108,6 +109,7 @@ def write_calibration(run: RunDirectory, folds: dict[tuple[str, str, str], int])
 def write_run(path: Path, images: Sequence[Image] = IMAGES, timestep: int = 20) -> RunDirectory:
     """A run directory with these images, as the pipeline leaves it."""
     run = RunDirectory(path)
+    mark(path, "run")
     write_json(run.record, {"run_id": "r"})
     write_manifest(run, images)
     pq.write_table(REJECTS.empty_table(), run.rejects)

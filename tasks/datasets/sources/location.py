@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
 from tasks.datasets.decoding import MAX_BYTES, Rejected
+from tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
 
 READ_AHEAD = 8 * 2**20
 """Bytes asked from a store at a time."""
@@ -283,9 +284,10 @@ class _StoreStream(io.RawIOBase):
 def _locate_in_store(text: str) -> Location:
     scheme, _, rest = text.partition("://")
     key, _, options = rest.partition("?")
-    if "@" in key.partition("/")[0]:
+    if has_secret(text):
         raise SourceError(
-            f"{scheme}://...: credentials belong into the environment, not into a location that is recorded"
+            f"{redacted(text)}: credentials belong into the environment, not into a location that is recorded; "
+            f"options are {', '.join(sorted(STORE_OPTIONS))}"
         )
     if scheme != "s3" or not key.partition("/")[0]:
         raise SourceError(
@@ -294,7 +296,7 @@ def _locate_in_store(text: str) -> Location:
     try:
         filesystem, _ = _connect(scheme, key.partition("/")[0], options)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise SourceError(f"{text}: cannot be reached ({str(error).partition(chr(10))[0]})") from error
+        raise SourceError(f"{redacted(text)}: cannot be reached ({str(error).partition(chr(10))[0]})") from error
     return StoredLocation(filesystem, scheme, key.rstrip("/"))
 
 
