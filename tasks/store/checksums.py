@@ -28,15 +28,18 @@ def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
 
 
 def is_sharded(run: RunDirectory) -> bool:
-    """Are the manifest and every shard that was finished still there? One that was deleted is to be made again."""
-    return run.manifest.exists() and all(
-        (run.path / name).exists() for name in read_checksums(run) if name.startswith(f"{run.shards.name}/")
+    """Is every shard that was finished still there, and the manifest as it was written? If not, they are made again."""
+    return (
+        run.manifest.exists()
+        and not any(damaged_files(run, file.name) for file in (run.manifest, run.rejects))
+        and all((run.path / name).exists() for name in read_checksums(run) if name.startswith(f"{run.shards.name}/"))
     )
 
 
-def discard_damaged_parts(run: RunDirectory) -> list[str]:
-    """Delete the score parts that are no longer what was written, so that they are made again; returns their names."""
-    parts = [name for name in damaged_files(run, f"{run.scores.name}/") if (run.path / name).exists()]
+def discard_damaged_parts(run: RunDirectory, *folders: Path) -> list[str]:
+    """Delete the parts that are no longer what was written, so that they are made again; returns their names."""
+    damaged = (name for folder in folders for name in damaged_files(run, f"{folder.name}/"))
+    parts = [name for name in damaged if (run.path / name).exists()]
     for name in parts:
         (run.path / name).unlink()
     return parts

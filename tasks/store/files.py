@@ -6,10 +6,17 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+LARGEST_JSON = 2**28
+"""Bytes: evidence of fifty thousand images is below a megabyte."""
+DEEPEST_JSON = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -45,11 +52,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object stored at ``path``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """The object stored at ``path``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON object of text, too deep, or no regular file of at most ``LARGEST_JSON`` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_JSON:
+        raise ValueError(f"{path}: a regular file of at most {LARGEST_JSON >> 20} MiB is expected")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a JSON object is expected")
+    level: list[Any] = [content]
+    for _ in range(DEEPEST_JSON):
+        level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
+    if level:
+        raise ValueError(f"{path}: nested too deep")
+    if _SURROGATE.search(text):
+        json.dumps(content, ensure_ascii=False).encode()  # half of a pair is no text, and could be written nowhere
     return content
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def is_disk_full(error: BaseException | None) -> bool:

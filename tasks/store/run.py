@@ -221,7 +221,7 @@ class RunDirectory:
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
         try:
             return read_json(self.record)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
 
     def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
