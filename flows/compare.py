@@ -18,7 +18,8 @@ def compare(before: Path, after: Path, out: Path | None = None, redact: bool = F
     """Write the page, into the later run's directory if nowhere else; returns where it is and each run's two answers.
 
     Raises:
-        RunError: one is no run directory, has no evidence yet or is not what was written, or the page cannot be written.
+        RunError: one is no run directory, has no evidence yet, or is not what was written; or the page cannot be
+            written.
     """
     page = out or RunDirectory(after).comparison
     write_comparison(before, after, page, redact)

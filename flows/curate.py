@@ -11,6 +11,7 @@ from prefect import flow
 from tasks.curate import choose_images, write_cleaned
 from tasks.parameters import CurateParameters
 from tasks.store.run import RunDirectory
+from tasks.store.seal import reading
 
 
 @flow(name="curate", flow_run_name="curate {run}")
@@ -23,5 +24,5 @@ def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters
         SourceError: a shard of the run is damaged.
     """
     RunDirectory(run).read_record()
-    with RunDirectory(out).lock():
+    with RunDirectory(out).lock(), reading(RunDirectory(run)):
         return write_cleaned(run, out, choose_images(run, parameters.query), parameters)

@@ -37,8 +37,8 @@ def extract(
     """Generate, match and count; what is finished already is kept. Returns the memorized share of the samples.
 
     Raises:
-        RunError: the run is not scored, its images are not what was written, it is in use, holds an extraction with other parameters, or has fewer than two
-            near-duplicate groups of training images.
+        RunError: the run is not scored, its images are not what was written, it is in use, holds an extraction with
+            other parameters, or has fewer than two near-duplicate groups of training images.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
         ExtractionFailed: some tars could not be generated; finished ones are kept, and running again goes on.

@@ -58,8 +58,8 @@ def report(run: Path, redact: bool = False, before: Path | None = None, summary:
 
 def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:
     """What a command prints: ``run``, ``membership`` and ``reproduction`` with ``level``, ``label`` and ``sentence``
-    each, ``verdict``, both sentences, ``comparisons``, a row a comparison and score, ``report``, the page, and ``seal``,
-    the SHA-256 of SHA256SUMS."""
+    each, ``verdict``, both sentences, ``comparisons``, a row a comparison and score, ``report``, the page, and
+    ``seal``, the SHA-256 of SHA256SUMS."""
     found = answers(evidence)
     return {
         "run": str(run),

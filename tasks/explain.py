@@ -56,7 +56,8 @@ def explain_image(run: RunDirectory, sample_id: str) -> Explanation:
     """Everything that the run knows of one image.
 
     Raises:
-        RunError: not a scored run, not what was written, or it has no image of that name; the message names some that are like it.
+        RunError: not a scored run, not what was written, or without an image of that name; the message names some that
+            are like it.
         SourceError: a shard is damaged.
     """
     record = run.read_record()

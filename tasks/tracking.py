@@ -51,7 +51,7 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
     require_unchanged(run, "tables/")
     evidence = read_evidence(run)
     if run.verdict.exists() and _sealed_by(run.verdict) != seal(run):
-        raise RunError(f"{run.verdict}: decided on another state of the run: run 'latentprint gate' again, or delete it")
+        raise RunError(f"{run.verdict}: decided on another state of the run: run the gate again, or delete it")
     if not re.fullmatch(r"[\w.-]{1,128}", case.run_id):  # it goes into a filter of MLflow's, which knows no binding
         raise RunError(f"{run.path}: its run id is {visible(case.run_id)}: run 'latentprint audit' again")
     with reading(run):

@@ -66,7 +66,11 @@ def _remembered(run: RunDirectory) -> Iterator[tuple[Path, date]]:
         except (OSError, ValueError) as error:
             raise GateError(f"{run.verdict}: cannot be read as JSON ({error}): delete it") from error
     record = run.read_record()
-    found = ((run.record, record, "scored_on"), (run.record, record, "reported_on"), (run.verdict, verdict, "decided_on"))
+    found = (
+        (run.record, record, "scored_on"),
+        (run.record, record, "reported_on"),
+        (run.verdict, verdict, "decided_on"),
+    )
     for file, content, name in found:
         if content.get(name) is None:
             continue

@@ -33,13 +33,16 @@ FOLDERS = tuple(place for place in (*TABLES, *IMAGES, "tables/", "matches-before
 STUDIES = ("sweep/", "side/")
 """Folders to which a study may add parts at any time: those that are not recorded yet are of one that was stopped."""
 STARTED = ("matches/", "reproductions/", "false-copies/", "samples/", "matches-before/", *STUDIES)
-"""Folders whose parts count for nothing until their stage has ended and recorded them: it may go on where it stopped."""
+"""Folders whose parts count for nothing until their stage has ended and recorded them: it goes on where it stopped."""
 MADE_BY = {
     **dict.fromkeys(("evidence.json", "flags.parquet", "tables"), "report"),
     **dict.fromkeys(("scores", "calibration.json", "calibration.parquet", "validity"), "score"),
     **dict.fromkeys(("extraction.json", "matches", "reproductions", "false-copies", "samples"), "extract"),
     **dict.fromkeys(("cleaned.json", "matches-before"), "report --before"),
-    **{"odds.parquet": "odds", "sweep": "sweep", "side": "side", "side.json": "side"},
+    "odds.parquet": "odds",
+    "sweep": "sweep",
+    "side": "side",
+    "side.json": "side",
 }
 """First part of a path -> the command that writes it; ``audit`` any other."""
 NEWLINE = "\n"
@@ -72,7 +75,7 @@ def require_unchanged(run: RunDirectory, *places: str) -> None:
         places: paths within the run; one that ends in ``/`` is a folder with all that is recorded or read of it.
 
     Raises:
-        RunError: a file is changed, missing, a link, or unknown to SHA256SUMS. The line names the first, and the remedy.
+        RunError: a file is changed, missing, a link, or unknown to SHA256SUMS. The line names the first and the remedy.
     """
     problems = [f"{name}: {problem}" for name, problem in changes(run, *places)]
     if problems:
@@ -159,6 +162,8 @@ def reading(run: RunDirectory) -> Iterator[None]:
     """
     try:
         yield
+    except OSError:  # of a disk or a folder, and said so by whoever writes there
+        raise
     except UNREADABLE as error:
         what = f"{type(error).__name__}: {str(error).partition(NEWLINE)[0]}"
         raise RunError(
