@@ -29,7 +29,6 @@ TABLES = (
 """What a warehouse reads."""
 FINDINGS = ("evidence.json", "calibration.json", "extraction.json", "cleaned.json", "side.json")
 IMAGES = ("shards/", "samples/")
-FOLDERS = tuple(place for place in (*TABLES, *IMAGES, "tables/", "matches-before/") if place.endswith("/"))
 STUDIES = ("sweep/", "side/")
 """Folders to which a study may add parts at any time: those that are not recorded yet are of one that was stopped."""
 STARTED = ("matches/", "reproductions/", "false-copies/", "samples/", "matches-before/", *STUDIES)
@@ -186,7 +185,8 @@ def _files(run: Path, place: str) -> set[str]:
         return {place.rstrip("/")}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(run) for path in found)
-    return {name.as_posix() for name in names if name.suffix in (".parquet", ".tar") and name.name[:1] != "."}
+    kind = ".tar" if place in IMAGES else ".parquet"
+    return {name.as_posix() for name in names if name.suffix == kind and name.name[:1] != "."}
 
 
 def _problem(path: Path, checksum: str | None, *, is_there: bool) -> str:
