@@ -10,7 +10,7 @@ from tasks.reporting.card import CardInputs, dataset_section, model_metadata, mo
 from tasks.reporting.gate_evidence import read_case
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
-from tasks.store.seal import TABLES, reading, require_as_written
+from tasks.store.seal import TABLES, reading, require_unchanged
 from tasks.store.warehouse import Warehouse
 
 Kind = Literal["model", "dataset", "metadata"]
@@ -35,8 +35,8 @@ def card(run: Path, kind: Kind) -> str:
 
 def read_card_inputs(run: RunDirectory) -> CardInputs:
     """See :func:`card`."""
-    require_as_written(run, *TABLES, run.evidence.name)
     case = read_case(run)
+    require_unchanged(run, *TABLES)
     with Warehouse(run) as warehouse:
         (summary,) = warehouse.table("summary").to_pylist()
         by_copies, rejects = (warehouse.table(name).to_pylist() for name in ("scores_by_copies", "rejects_by_reason"))

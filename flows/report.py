@@ -18,7 +18,7 @@ from tasks.reporting.headline import answers
 from tasks.store.checksums import add_checksums
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, seal
+from tasks.store.seal import finished, reading, seal
 from tasks.verify import require_scored
 
 
@@ -36,7 +36,7 @@ def report(run: Path, redact: bool = False, before: Path | None = None, summary:
         RunError: not a run directory, not what its stages wrote, or in use.
     """
     directory = RunDirectory(run)
-    with directory.lock():
+    with directory.lock(), reading(directory):
         require_scored(directory, *([directory.cleaned.name] if before else []))
         check(run)
         weigh_evidence(run)

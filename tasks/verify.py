@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tasks.datasets.shards import verify_shard
 from tasks.store.checksums import damaged_files
 from tasks.store.files import digest, read_json, sha256
-from tasks.store.manifest import manifest_digest
+from tasks.store.manifest import count_images, manifest_digest
 from tasks.store.parts import read_provenance
 from tasks.store.run import RunDirectory, RunError, difference
 from tasks.store.seal import (
@@ -25,6 +25,7 @@ from tasks.store.seal import (
     UNREADABLE,
     changes,
     read_evidence,
+    recorded_files,
     require_same_record,
     require_unchanged,
 )
@@ -58,6 +59,7 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
         RunError: this is not a run directory.
     """
     record = run.read_record()
+    recorded_files(run)
     damaged = damaged_files(run)
     yield from (Finding(name, "", reason) for name, reason in damaged.items())
     yield from _unsealed(run, record, damaged)
@@ -133,7 +135,10 @@ def _manifest_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Fi
     found = manifest_digest(run.manifest)
     if found != record.get("manifest_digest"):
         yield Finding(run.manifest.name, "", f"its digest is {found}, run.json says {record.get('manifest_digest')}")
-    elif "scoring" in record:
+        return
+    if "images" in record and record["images"] != count_images(run.manifest):
+        yield Finding(run.record.name, "", "its counts of images are not those of the manifest")
+    if "scoring" in record:
         run_id = digest({"manifest": found, **record["scoring"]})
         if run_id != record.get("run_id"):
             yield Finding(run.record.name, "", f"its run id is {record.get('run_id')}, its contents give {run_id}")

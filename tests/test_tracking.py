@@ -61,7 +61,7 @@ def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         publish(RunDirectory(tmp_path), "sqlite:///x.db", "e")
 
 
-@pytest.mark.parametrize("run_id", ["x' or tags.a = 'b", "", "a\nb", "x" * 200])
+@pytest.mark.parametrize("run_id", ["x' or tags.a = 'b", "a\nb", "x" * 200])
 def test_a_run_id_that_would_widen_mlflows_filter_is_refused(run_id: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     REHEARSALS[0].write(run.path)

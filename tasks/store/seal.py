@@ -10,6 +10,7 @@ itself: against them there is only a seal that was kept elsewhere. ``infra/SECUR
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def require_unchanged(run: RunDirectory, *places: str) -> None:
 
 def changes(run: RunDirectory, *places: str) -> Iterator[tuple[str, str]]:
     """(path within the run, what is wrong and the remedy) of every file that is not as it was recorded; see above."""
-    recorded = read_checksums(run)
+    recorded = recorded_files(run)
     for place in places:
         there = _files(run.path, place)
         known = {name for name in recorded if name == place or (place.endswith("/") and name.startswith(place))}
@@ -95,13 +96,30 @@ def changes(run: RunDirectory, *places: str) -> Iterator[tuple[str, str]]:
                 yield name, problem
 
 
+def recorded_files(run: RunDirectory) -> dict[str, str]:
+    """Path within the run -> SHA-256, as SHA256SUMS has it; empty where no stage has finished.
+
+    Raises:
+        RunError: SHA256SUMS is no file that can be read.
+    """
+    try:
+        if run.checksums.exists() and not stat.S_ISREG(run.checksums.lstat().st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return read_checksums(run)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{run.checksums}: cannot be read ({reason}): delete it, and run the same audit again"
+        ) from error
+
+
 def require_known(run: RunDirectory, *places: str) -> None:
     """Before a stage goes on in folders that it has finished once: refuse parts that it did not write.
 
     Raises:
         RunError: there is one, and the stage would record it as its own.
     """
-    recorded = read_checksums(run)
+    recorded = recorded_files(run)
     for place in places:
         known = {name for name in recorded if name.startswith(place)}
         if known and (added := sorted(_files(run.path, place) - known)):

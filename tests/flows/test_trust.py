@@ -253,6 +253,14 @@ def test_whoever_writes_the_sums_as_well_is_told_by_the_seal_alone(run: RunDirec
     )
 
 
+def test_a_report_of_foreign_json_is_one_line_too(run: RunDirectory) -> None:
+    set_json(run.extraction, 5, "ratio")
+    reseal(run)
+    assert "not as latentprint writes them (AttributeError" in refused(lambda: report(run.path))
+    set_json(run.record, 10**6, "images", "train", "distinct")
+    assert "its counts of images are not those of the manifest" in refused(lambda: report(run.path))
+
+
 def test_a_clock_behind_the_run_revives_no_waiver(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -422,6 +430,15 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: RunDirectory) -> None:
         assert name in refused(lambda: gate(run.path, LOOSE))
         (run.path / name).unlink()
         (run.path / "aside").rename(run.path / name)
+    part = first(run.scores)
+    for path in (part, run.checksums):
+        path.unlink()
+        os.mkfifo(path)
+        assert path.name in refused(lambda: report(run.path))
+        assert "no regular file" in str([*verify_run(run)] if path == part else refused(lambda: list(verify_run(run))))
+    run.checksums.unlink()
+    part.unlink()
+    reseal(run)
     waivers = run.path.parent / "waivers.toml"
     os.mkfifo(waivers)
     assert "waivers cannot be read" in refused(lambda: gate(run.path, LOOSE, waivers=waivers))
