@@ -212,7 +212,7 @@ def _problem(path: Path, checksum: str | None, *, is_there: bool) -> str:
     again = f"run the same 'latentprint {MADE_BY.get(path.name, MADE_BY.get(path.parent.name, 'audit'))}' again"
     put_back = f"put it back, or delete it and {again}"
     if not is_there:
-        return f"missing; {put_back}"
+        return f"missing; put it back, or {again}"
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return f"no regular file; {put_back}"
