@@ -4,7 +4,8 @@
 #   MODEL=my-ddpm TRAIN=photos/ HOLDOUT=unseen/ RUN=runs/candidate sh infra/examples/gate.sh
 #
 # The exit status is the gate's: 0 pass, 1 fail, 2 usage or input error, 3 inconclusive; anything but 0 stops a pipeline.
-# SEAL, as audit printed it, takes no other run (infra/SECURITY.md). Limits of your own go into GATE. RUN is kept: a second job over the same inputs goes on where this one stopped.
+# Limits of your own go into GATE. RUN is kept: a second job over the same inputs goes on where this one stopped.
+# With SEAL, as audit printed it, no other run is taken (infra/SECURITY.md).
 set -eu
 
 : "${RUN:?the run directory}"
