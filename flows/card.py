@@ -10,6 +10,7 @@ from tasks.reporting.card import CardInputs, dataset_section, model_metadata, mo
 from tasks.reporting.gate_evidence import read_case
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
+from tasks.store.seal import TABLES, reading, require_unchanged
 from tasks.store.warehouse import Warehouse
 
 Kind = Literal["model", "dataset", "metadata"]
@@ -24,15 +25,18 @@ def card(run: Path, kind: Kind) -> str:
     """Markdown, or for ``metadata`` the YAML head of a model card.
 
     Raises:
-        RunError: not a run directory, or one without evidence.
-        GateError: its evidence cannot be read.
+        RunError: not a run directory, one without evidence, or not what was written.
+        GateError: its odds cannot be read.
     """
-    return WRITERS[kind](read_card_inputs(RunDirectory(run)))
+    directory = RunDirectory(run)
+    with reading(directory):
+        return WRITERS[kind](read_card_inputs(directory))
 
 
 def read_card_inputs(run: RunDirectory) -> CardInputs:
     """See :func:`card`."""
     case = read_case(run)
+    require_unchanged(run, *TABLES)
     with Warehouse(run) as warehouse:
         (summary,) = warehouse.table("summary").to_pylist()
         by_copies, rejects = (warehouse.table(name).to_pylist() for name in ("scores_by_copies", "rejects_by_reason"))

@@ -128,7 +128,17 @@ def _progress_on_standard_error() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     console = Console(stderr=True, highlight=False)
-    logger.addHandler(RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
+    handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler.addFilter(_harmless)
+    logger.addHandler(handler)
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    """Every message is printed; names in it from outside cannot steer the terminal."""
+    from tasks.reporting.formats import harmless
+
+    record.msg, record.args = harmless(record.getMessage()), ()
+    return True
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -10,19 +10,20 @@ from typing import Any
 
 from tasks.compare import write_comparison
 from tasks.reporting.headline import answers
-from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
+from tasks.store.seal import read_evidence
 
 
 def compare(before: Path, after: Path, out: Path | None = None, redact: bool = False) -> dict[str, Any]:
     """Write the page, into the later run's directory if nowhere else; returns where it is and each run's two answers.
 
     Raises:
-        RunError: one is no run directory or has no evidence yet, or the page cannot be written.
+        RunError: one is no run directory, has no evidence yet, or is not what was written; or the page cannot be
+            written.
     """
     page = out or RunDirectory(after).comparison
     write_comparison(before, after, page, redact)
-    found = {str(run): answers(read_json(RunDirectory(run).evidence)) for run in (before, after)}
+    found = {str(run): answers(read_evidence(RunDirectory(run))) for run in (before, after)}
     levels = {
         run: {"membership": answer.membership.level, "reproduction": answer.reproduction.level}
         for run, answer in found.items()

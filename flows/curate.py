@@ -13,6 +13,7 @@ from tasks.datasets.apart import require_apart
 from tasks.parameters import CurateParameters
 from tasks.store.ownership import held
 from tasks.store.run import RunDirectory
+from tasks.store.seal import reading
 
 
 @flow(name="curate", flow_run_name="curate {run}")
@@ -29,5 +30,5 @@ def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters
     for location in RunDirectory(run).read_record().get("data", {}).get("sources", {}).values():
         if "://" not in location:
             require_apart(out, location)
-    with held(out, "cleaned set"):
+    with held(out, "cleaned set"), reading(RunDirectory(run)):
         return write_cleaned(run, out, choose_images(run, parameters.query), parameters)

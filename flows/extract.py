@@ -20,8 +20,11 @@ from tasks.parameters import ComputeParameters, ExtractParameters
 from tasks.progress import Progress
 from tasks.references import TrainingImages
 from tasks.score import grouped
+from tasks.store.checksums import add_checksums, discard_damaged_parts
 from tasks.store.run import RunDirectory
+from tasks.store.seal import finished, require_known, require_unchanged
 
+PARTS = ("samples/", "matches/", "reproductions/", "false-copies/")
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
 
@@ -34,24 +37,29 @@ def extract(
     """Generate, match and count; what is finished already is kept. Returns the memorized share of the samples.
 
     Raises:
-        RunError: the run is not scored, is in use, holds an extraction with other parameters, or has fewer than two
-            near-duplicate groups of training images.
+        RunError: the run is not scored, its images are not what was written, it is in use, holds an extraction with
+            other parameters, or has fewer than two near-duplicate groups of training images.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
         ExtractionFailed: some tars could not be generated; finished ones are kept, and running again goes on.
     """
     directory, begin = RunDirectory(run), time.monotonic()
+    directory.read_record()
+    require_unchanged(directory, "manifest.parquet", "shards/")
     model, checksum = scored_model(directory)
     check_sampler(model, parameters)
     TrainingImages(directory, parameters.embedding).require_groups()
     with directory.lock():
         directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
+        require_known(directory, *PARTS)
+        discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
         devices = devices_for(compute)
         jobs = sample_jobs(run, model, checksum, parameters, compute.batch_size)
         progress = Progress("generating", parameters.samples, "samples")
         with device_workers(devices, threads_for(compute, devices), progress):
             finish([generate_group.submit(group) for group in grouped(jobs, len(devices))])
         summary = match_and_count(run, jobs, compute.threads)
+        add_checksums(directory, [directory.extraction, *finished(directory, *PARTS)])
         timings = {**directory.read_record().get("timings", {}), "extract_seconds": time.monotonic() - begin}
         directory.update_record(timings=timings)
     return summary

@@ -6,6 +6,7 @@ run.json, evidence.json (, a baseline's) + limits + waivers -> verdict.json, jun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 from tasks.reporting.gate import GateVerdict, Limits, decide
 from tasks.reporting.gate_evidence import GateError, read_case
 from tasks.reporting.gate_formats import junit_xml, markdown
-from tasks.reporting.gate_waivers import read_waivers
+from tasks.reporting.gate_waivers import day_of, read_waivers
 from tasks.store.files import atomic_open, write_json
 from tasks.store.run import RunDirectory
+from tasks.store.seal import require_seal
+from tasks.store.seal import seal as seal_of
 
 if TYPE_CHECKING:
     from tasks.reporting.gate_rehearsal import Rehearsal
@@ -30,19 +33,31 @@ def gate(
     out: Path | None = None,
     junit: Path | None = None,
     summary: Path | None = None,
+    seal: str = "",
+    baseline_seal: str = "",
 ) -> GateVerdict:
     """Decide, and write verdict.json and junit.xml (into the run directory, if nowhere else) and the Markdown summary.
 
+    Args:
+        seal: that the run must have, as ``audit`` printed it; empty: any.
+        baseline_seal: the same of the baseline.
+
     Raises:
-        GateError: no limit was asked for, or an input cannot be read or an output not be written.
-        RunError: not a run directory, or one without evidence.
+        GateError: no limit was asked for, an input cannot be read or an output not be written, or the clock is behind.
+        RunError: not a run directory, one without evidence, not what was written, or another run than is expected.
     """
-    directory = RunDirectory(run)
+    directory, earlier = RunDirectory(run), RunDirectory(baseline) if baseline else None
+    if baseline_seal and earlier is None:
+        raise GateError("--baseline-seal goes with --baseline RUN")
+    for side, expected in ((directory, seal), (earlier, baseline_seal)):
+        if side and expected:
+            require_seal(side, expected)
     case = read_case(directory, limits.min_controls)
-    other = read_case(RunDirectory(baseline), limits.min_controls) if baseline else None
+    other = read_case(earlier, limits.min_controls) if earlier else None
     known = read_waivers(waivers) if waivers else []
+    today = day_of(datetime.now(UTC).date(), filter(None, (directory, earlier)))
     try:
-        verdict = decide(case, limits, datetime.now(UTC).date(), other, known)
+        verdict = replace(decide(case, limits, today, other, known), seal=seal_of(directory))
         write_json(out or directory.verdict, verdict.as_dict())
         with atomic_open(junit or directory.junit) as stream:
             stream.write(junit_xml(verdict))

@@ -10,7 +10,9 @@ from prefect import flow
 
 from tasks.odds import estimate
 from tasks.parameters import OddsParameters
+from tasks.store.checksums import add_checksums
 from tasks.store.run import RunDirectory
+from tasks.store.seal import TABLES, require_unchanged
 
 
 @flow(name="odds", flow_run_name="odds {run}")
@@ -18,7 +20,7 @@ def odds(run: Path, parameters: OddsParameters = OddsParameters(), device: str =
     """Write ``odds.parquet``, a row an image, in place of any that is there; returns its rows.
 
     Raises:
-        RunError: the run is not scored, or is in use.
+        RunError: the run is not scored, not what was written, or is in use.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: more steps than timesteps in its schedule, as many chains as plain samples, or more of them
             than memory holds.
@@ -26,5 +28,8 @@ def odds(run: Path, parameters: OddsParameters = OddsParameters(), device: str =
     """
     directory = RunDirectory(run)
     directory.read_record()
+    require_unchanged(directory, *TABLES, "shards/")
     with directory.lock():
-        return estimate(run, parameters, device)
+        rows = estimate(run, parameters, device)
+        add_checksums(directory, [directory.odds])
+        return rows

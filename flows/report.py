@@ -4,6 +4,7 @@ sql/checks (must find nothing) -> evidence.json, flags.parquet -> sql/marts -> t
     -> Prefect artifact
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tasks.reporting.headline import answers
 from tasks.store.checksums import add_checksums
 from tasks.store.files import read_json
 from tasks.store.run import RunDirectory
+from tasks.store.seal import finished, reading, seal
+from tasks.verify import require_scored
 
 
 @flow(name="report", flow_run_name="report {run}")
@@ -30,18 +33,20 @@ def report(run: Path, redact: bool = False, before: Path | None = None, summary:
 
     Raises:
         ChecksFailed: a check of sql/checks found rows.
-        RunError: not a run directory, or in use.
+        RunError: not a run directory, not what its stages wrote, or in use.
     """
     directory = RunDirectory(run)
-    directory.read_record()
-    with directory.lock():
+    with directory.lock(), reading(directory):
+        require_scored(directory, *([directory.cleaned.name] if before else []))
         check(run)
         weigh_evidence(run)
         if before is not None:
             measure_cleaning(run, before)
         export_marts(run)
-        add_checksums(directory, [directory.evidence, directory.flags, *directory.tables.glob("*.parquet")])
+        made = [directory.evidence, directory.flags, *directory.tables.glob("*.parquet")]
+        add_checksums(directory, [*made, *finished(directory, "cleaned.json", "matches-before/")])
         page = write_report(run, redact, summary=summary)
+        directory.update_record(reported_on=datetime.now(UTC).date().isoformat())
     evidence = read_json(directory.evidence)
     result = headline(run, evidence, page)
     create_markdown_artifact(key="memorization-report", markdown="\n\n".join(f"**{line}**" for line in lines(result)))
@@ -53,7 +58,8 @@ def report(run: Path, redact: bool = False, before: Path | None = None, summary:
 
 def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:
     """What a command prints: ``run``, ``membership`` and ``reproduction`` with ``level``, ``label`` and ``sentence``
-    each, ``verdict``, both sentences, ``comparisons``, a row a comparison and score, and ``report``, the page."""
+    each, ``verdict``, both sentences, ``comparisons``, a row a comparison and score, ``report``, the page, and
+    ``seal``, the SHA-256 of SHA256SUMS."""
     found = answers(evidence)
     return {
         "run": str(run),
@@ -64,13 +70,15 @@ def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:
         "verdict": found.sentence,
         "comparisons": _headline_rows(evidence),
         "report": str(page),
+        "seal": seal(RunDirectory(run)),
     }
 
 
 def lines(headline: dict[str, Any]) -> tuple[str, ...]:
-    """The headline in words: either answer on a line, then the page."""
+    """The headline in words: either answer on a line, then the page and the seal."""
     both = (headline["membership"], headline["reproduction"])
-    return *(f"{answer['label']}: {answer['sentence']}" for answer in both), f"report: {headline['report']}"
+    told = (f"{answer['label']}: {answer['sentence']}" for answer in both)
+    return *told, f"report: {headline['report']}", f"seal: {headline['seal']}"
 
 
 def _headline_rows(evidence: dict[str, Any]) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from tasks.store.checksums import add_checksums, discard_damaged_parts, read_che
 from tasks.store.files import digest
 from tasks.store.manifest import shard_names
 from tasks.store.run import RunDirectory
+from tasks.store.seal import finished, require_known
 from tasks.validity import n_scored_again, validity_jobs
 
 
@@ -48,10 +49,10 @@ def score(
     What ``reuse``, another run, has scored with this checkpoint and these parameters is taken from there.
 
     Raises:
+        RunError: a part was added to a finished run, or another process works in this directory.
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
         CalibrationFailed: some shards could not be calibrated on, so that nothing is scored.
         WorkerDied: each that scores images again.
-        RunError: another process works in this directory.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
     directory, folder = RunDirectory(run), resolve(model)
@@ -64,7 +65,8 @@ def score(
         record = directory.read_record()
         run_id = digest({"manifest": record["manifest_digest"], **scoring})
         directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
-        discard_damaged_parts(directory)
+        require_known(directory, "scores/", "validity/")
+        discard_damaged_parts(directory, directory.scores, directory.validity)
         directory.reusable.unlink(missing_ok=True)
         other = RunDirectory(reuse) if reuse else None
         shards, written = shard_names(directory.manifest), read_checksums(directory)
@@ -89,7 +91,7 @@ def score(
             raise ShardsFailed(failed)
         directory.reusable.unlink(missing_ok=True)
         calibrated_on = [file for file in (directory.calibration, directory.calibration_images) if file.exists()]
-        add_checksums(directory, [*calibrated_on, *map(directory.part, shards)])
+        add_checksums(directory, [*calibrated_on, *map(directory.part, shards), *finished(directory, "validity/")])
         return run_id
 
 

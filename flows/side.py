@@ -12,7 +12,9 @@ from tasks.checks import check_sampler
 from tasks.extract import scored_model
 from tasks.parameters import SideParameters
 from tasks.side import compare_scales, sample_scales
+from tasks.store.checksums import add_checksums
 from tasks.store.run import RunDirectory
+from tasks.store.seal import finished, require_unchanged
 
 
 @flow(name="side", flow_run_name="side {run}")
@@ -20,12 +22,16 @@ def side(run: Path, parameters: SideParameters = SideParameters(), device: str =
     """Sample under every scale; scales that are there already are kept. Returns ``side.json``.
 
     Raises:
-        RunError: the run is not scored, has no generated images yet, or is in use.
+        RunError: the run is not scored, not what was written, has no generated images yet, or is in use.
         CheckpointError: the checkpoint is not the one that was scored, or samples are not finite.
         ParametersError: more steps than timesteps in its schedule, or clusters that make no labels.
     """
     directory = RunDirectory(run)
+    directory.read_record()
+    require_unchanged(directory, "manifest.parquet", "shards/", "samples/", "extraction.json")
     check_sampler(scored_model(directory)[0], parameters)
     with directory.lock():
         surrogates = sample_scales(run, parameters, device)
-        return compare_scales(run, parameters, surrogates)
+        summary = compare_scales(run, parameters, surrogates)
+        add_checksums(directory, [directory.side_summary, *finished(directory, "side/")])
+        return summary

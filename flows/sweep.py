@@ -19,6 +19,7 @@ from tasks.parameters import ComputeParameters, SweepParameters
 from tasks.progress import Progress
 from tasks.score import grouped
 from tasks.scoring import ScoreJob
+from tasks.store.checksums import add_checksums
 from tasks.store.run import RunDirectory
 from tasks.sweep import sweep_group, write_sweep_page
 from tasks.sweeping import SweepJob, sampled_rows, with_timesteps
@@ -49,4 +50,6 @@ def sweep(
     with directory.lock(), device_workers(devices, threads_for(compute, devices), progress):
         for future in [sweep_group.submit(group) for group in grouped(jobs, len(devices))]:
             future.result()
-        return write_sweep_page(run, parameters.images, parameters.seed)
+        page = write_sweep_page(run, parameters.images, parameters.seed)
+        add_checksums(directory, [directory.tables / "sweep_summary.parquet", *(job.part for job in jobs)])
+        return page

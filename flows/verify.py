@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tasks.store.run import RunDirectory
+from tasks.store.seal import seal
 from tasks.verify import count_verified, verify_run
 
 
 def verify(run: Path) -> dict[str, Any]:
-    """What was verified and the differences found: ``run``, ``shards``, ``parts``, ``differences``.
+    """What was verified and the differences found: ``run``, ``seal``, ``shards``, ``parts``, ``differences``.
 
     Raises:
         RunError: this is not a run directory.
     """
     directory = RunDirectory(run)
     differences = [finding._asdict() for finding in verify_run(directory)]
-    return {"run": str(run), **count_verified(directory), "differences": differences}
+    return {"run": str(run), "seal": seal(directory), **count_verified(directory), "differences": differences}

@@ -29,6 +29,7 @@ from tasks.store.files import atomic_path, read_json, write_json
 from tasks.store.run import RunDirectory
 from tasks.store.sampling import Sample
 from tasks.store.schemas import FLAGS
+from tasks.store.seal import record_digest
 from tasks.store.warehouse import ChecksFailed, Warehouse
 
 SCORE_NAMES = (
@@ -105,6 +106,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         directory.evidence,
         {
             "run_id": record["run_id"],
+            "record_digest": record_digest(record),
             "checkpoint_sha256": record["scoring"]["checkpoint_sha256"],
             **evidence,
             "methods": {name: method.as_dict() for name, method in by_method.items()},

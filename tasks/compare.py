@@ -14,6 +14,7 @@ from tasks.reporting.gate_evidence import identity
 from tasks.store.files import atomic_open, read_json
 from tasks.store.history import HistoryWarehouse
 from tasks.store.run import RunDirectory, RunError
+from tasks.store.seal import TABLES, read_evidence, reading, require_as_written, require_unchanged
 
 
 def write_comparison(before: Path, after: Path, out: Path, redact: bool = False) -> None:
@@ -27,8 +28,20 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
         raise RunError(f"{before}: is compared with itself: name two runs")
     for run in runs.values():
         record = run.read_record()
-        if not run.evidence.exists() or read_json(run.evidence).get("run_id") != record.get("run_id"):
+        if read_evidence(run).get("run_id") != record.get("run_id"):
             raise RunError(f"{run.path}: no evidence.json of this run; make it: 'latentprint report --run {run.path}'")
+        require_as_written(run, *TABLES, run.evidence.name)
+    require_unchanged(runs["B"], "shards/")
+    with reading(runs["B"]):
+        page = _page(runs, redact)
+    try:
+        with atomic_open(out) as stream:
+            stream.write(page.encode())
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _page(runs: dict[str, RunDirectory], redact: bool) -> str:
     with HistoryWarehouse(runs) as warehouse:
         ranking, flags, images, trend = (
             warehouse.table(name) for name in ("ranking", "flagged", "images", "rank_trend")
@@ -37,12 +50,7 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
     changed = changed_flags(trend)
     shown = [*_shown(changed.new), *_shown(changed.gone)]
     b = replace(b, pictures=pictures_of(runs["B"], _of_run(images, "B"), shown))
-    page = render_comparison(a, b, trend, redact)
-    try:
-        with atomic_open(out) as stream:
-            stream.write(page.encode())
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}): choose another --out") from error
+    return render_comparison(a, b, trend, redact)
 
 
 def _compared(directory: RunDirectory, name: str, ranking: pa.Table, flags: pa.Table) -> ComparedRun:

@@ -35,6 +35,7 @@ from tasks.store.ownership import BUILDING, building
 from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError, difference
 from tasks.store.schemas import CURATION
+from tasks.store.seal import FINDINGS, TABLES, read_evidence, reading, require_as_written
 from tasks.store.spill import spilling
 from tasks.store.warehouse import Warehouse
 
@@ -51,8 +52,9 @@ def choose_images(run: Path, query: str) -> pa.Table:
 
     Raises:
         QueryError: it is refused, wrong, or has no column sample_id.
-        RunError: the flagged images are meant, and the comparison that flags them is void.
+        RunError: the run is not what was written, or the flagged images are meant, and their comparison is void.
     """
+    require_as_written(RunDirectory(run), *TABLES, *FINDINGS, "shards/")
     if query == FLAGGED and (why := why_no_flags(RunDirectory(run))):
         raise RunError(f"{run}: its flags do not count ({why}): name the images with --images")
     with Warehouse(RunDirectory(run)) as warehouse:
@@ -65,11 +67,12 @@ def choose_images(run: Path, query: str) -> pa.Table:
 
 def why_no_flags(run: RunDirectory) -> str:
     """Why the run flags no image, as evidence.json says it; empty: its flags count, or it has no evidence yet."""
-    evidence = read_json(run.evidence) if run.evidence.exists() else {}
-    flags, membership = (evidence.get("conformal") or {}, (evidence.get("verdict") or {}).get("membership") or {})
-    if flags.get("status") != "void" and not membership.get("is_void"):
-        return ""
-    return str(flags.get("reason") or membership.get("reason") or "the comparison is void").rstrip(".")
+    evidence = read_evidence(run) if run.evidence.exists() else {}
+    with reading(run):
+        flags, membership = (evidence.get("conformal") or {}, (evidence.get("verdict") or {}).get("membership") or {})
+        if flags.get("status") != "void" and not membership.get("is_void"):
+            return ""
+        return str(flags.get("reason") or membership.get("reason") or "the comparison is void").rstrip(".")
 
 
 @task(name="write-cleaned-set", cache_policy=NO_CACHE)

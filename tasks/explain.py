@@ -27,6 +27,7 @@ from tasks.store.dictionary import SQL
 from tasks.store.files import finite, read_json
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.sampling import Sample
+from tasks.store.seal import FINDINGS, IMAGES, TABLES, reading, require_as_written
 from tasks.store.warehouse import Warehouse
 
 N_NEIGHBOURS = 5
@@ -55,12 +56,19 @@ def explain_image(run: RunDirectory, sample_id: str) -> Explanation:
     """Everything that the run knows of one image.
 
     Raises:
-        RunError: not a scored run, or it has no image of that name; the message names some that are like it.
+        RunError: not a scored run, not what was written, or without an image of that name; the message names some that
+            are like it.
         SourceError: a shard is damaged.
     """
     record = run.read_record()
     if "scoring" not in record:
         raise RunError(f"{run.path}: not scored yet; do that first with 'latentprint score'")
+    require_as_written(run, *TABLES, *FINDINGS, *IMAGES)
+    with reading(run):
+        return _explained(run, record, sample_id)
+
+
+def _explained(run: RunDirectory, record: Row, sample_id: str) -> Explanation:
     with Warehouse(run) as warehouse:
         standing = _standing(warehouse, sample_id)
         pixels = _pictures(run, [standing])[sample_id]

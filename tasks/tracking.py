@@ -6,20 +6,22 @@ MLflow is an optional extra, and imported here alone. Nothing goes anywhere but 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.reporting.formats import is_finite
+from tasks.reporting.formats import is_finite, visible
 from tasks.reporting.gate import Case
 from tasks.reporting.gate_evidence import read_case
 from tasks.reporting.headline import answers
 from tasks.store.credentials import redacted
 from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.seal import finished, read_evidence, reading, require_unchanged, seal
 
 RUN_ID = "latentprint.run_id"
-ARTIFACTS = ("run.json", "evidence.json", "verdict.json", "junit.xml", "report.html", "sweep.html", "tables")
+ARTIFACTS = ("run.json", "evidence.json", "verdict.json", "junit.xml", "report.html", "sweep.html", "tables/")
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",
@@ -44,10 +46,18 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
 
     Raises:
         TrackingError: see there.
-        RunError, GateError: not a run with evidence.
+        RunError, GateError: not a run with evidence, not what was written, or a verdict of another state.
     """
     record, case = run.read_record(), read_case(run)
-    evidence = read_json(run.evidence)
+    require_unchanged(run, "tables/")
+    evidence = read_evidence(run)
+    if run.verdict.exists() and _sealed_by(run.verdict) != seal(run):
+        raise RunError(f"{run.verdict}: decided on another state of the run: run the gate again, or delete it")
+    if not re.fullmatch(r"[\w.-]{1,128}", case.run_id):  # it goes into a filter of MLflow's, which knows no binding
+        raise RunError(f"{run.path}: its run id is {visible(case.run_id)}: run 'latentprint audit' again")
+    with reading(run):
+        measured, given = metrics(case, evidence), parameters(record, evidence)
+        told = tags(case, evidence, description)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -65,17 +75,26 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
         id_, now = logged.info.run_id, logged.info.start_time
         client.log_batch(
             id_,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics(case, evidence).items()],
-            params=[Param(name, str(value)) for name, value in parameters(record, evidence).items()],
-            tags=[RunTag(name, value) for name, value in tags(case, evidence, description).items()],
+            metrics=[Metric(name, value, now, 0) for name, value in measured.items()],
+            params=[Param(name, str(value)) for name, value in given.items()],
+            tags=[RunTag(name, value) for name, value in told.items()],
         )
-        for artifact in filter(Path.exists, (run.path / name for name in ARTIFACTS)):
-            log = client.log_artifacts if artifact.is_dir() else client.log_artifact
-            log(id_, str(artifact), *([artifact.name] if artifact.is_dir() else []))
+        for artifact in finished(run, *ARTIFACTS):
+            if artifact.is_file() and not artifact.is_symlink():  # a link could send any file of this machine away
+                folder = artifact.parent.relative_to(run.path).as_posix()
+                client.log_artifact(id_, str(artifact), None if folder == "." else folder)
         client.set_terminated(id_)
     except MlflowException as error:
         raise TrackingError(f"{redacted(uri)}: {redacted(str(error).splitlines()[0])}") from error
     return {"uri": redacted(uri), "experiment": experiment, "mlflow_run_id": str(id_)}
+
+
+def _sealed_by(verdict: Path) -> str:
+    """The seal of the run that a verdict was decided on; empty: it does not say."""
+    try:
+        return str(read_json(verdict).get("seal", ""))
+    except (OSError, ValueError):
+        return ""
 
 
 def parameters(record: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Mapping
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,24 @@ import pyarrow.parquet as pq
 from tasks.datasets.shards import verify_shard
 from tasks.store.checksums import damaged_files
 from tasks.store.containment import is_within
-from tasks.store.files import digest, sha256
-from tasks.store.manifest import manifest_digest
+from tasks.store.files import digest, read_json, sha256
+from tasks.store.manifest import count_images, manifest_digest
 from tasks.store.parts import read_provenance
 from tasks.store.run import RunDirectory, RunError, difference
+from tasks.store.seal import (
+    FINDINGS,
+    IMAGES,
+    TABLES,
+    UNREADABLE,
+    changes,
+    read_evidence,
+    recorded_files,
+    require_same_record,
+    require_unchanged,
+)
 
 ROWS_AT_A_TIME = 10_000
+MADE_BY_REPORT = ("flags.parquet", "evidence.json")
 Rows = list[dict[str, Any]]
 
 
@@ -49,8 +61,10 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
         RunError: this is not a run directory.
     """
     record = run.read_record()
+    recorded_files(run)
     damaged = damaged_files(run) | _irregular(run)
     yield from (Finding(name, "", reason) for name, reason in damaged.items())
+    yield from _unsealed(run, record, damaged)
     if run.manifest.name in damaged:
         return
     try:
@@ -60,8 +74,46 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
                 yield Finding(f"shards/{shard}", difference.sample_id, difference.reason)
             if "scored_with" in record and _name(run, run.part(shard)) not in damaged:
                 yield from _part_findings(run, shard, rows, record["scored_with"])
-    except (OSError, pa.ArrowException, RunError) as error:
-        yield Finding(run.manifest.name, "", f"cannot be read ({error})")
+    except UNREADABLE as error:
+        yield Finding(run.manifest.name, "", f"cannot be read ({_line(error)})")
+
+
+def _unsealed(run: RunDirectory, record: dict[str, Any], damaged: Mapping[str, str]) -> Iterator[Finding]:
+    """What ``SHA256SUMS`` does not say: files that no stage recorded, evidence of another run.json."""
+    if not run.checksums.exists():
+        yield Finding(run.checksums.name, "", "missing: nothing says what was written; run the same command again")
+        return
+    for name, problem in changes(run, *TABLES, *FINDINGS, *IMAGES):
+        if name not in damaged:
+            yield Finding(name, "", problem)
+    if run.evidence.exists() and run.evidence.name not in damaged:
+        try:
+            require_same_record(run, record, read_evidence(run))
+        except RunError:
+            yield Finding(run.record.name, "", "it is not the one that evidence.json was made from")
+
+
+def require_scored(run: RunDirectory, *made_anew: str) -> None:
+    """Before a report: everything that it reads is what the run's stages wrote, and they wrote it for this run.json.
+
+    Flags that are not as they were written are deleted: the report makes them again.
+
+    Args:
+        made_anew: what the report does not read but write, beside ``MADE_BY_REPORT``.
+
+    Raises:
+        RunError: something is not; the line names the first, and the remedy.
+    """
+    record = run.read_record()
+    for _ in changes(run, run.flags.name):
+        run.flags.unlink(missing_ok=True)
+    made_before = [place for place in (*TABLES, *FINDINGS, *IMAGES) if place not in (*MADE_BY_REPORT, *made_anew)]
+    require_unchanged(run, *made_before)
+    try:
+        for finding in chain(_manifest_findings(run, record), _record_findings(run, record)):
+            raise RunError(f"{run.path}: {finding}; run the same 'latentprint audit' again")
+    except UNREADABLE as error:
+        raise RunError(f"{run.path}: cannot be read ({error}); run the same 'latentprint audit' again") from error
 
 
 def count_verified(run: RunDirectory) -> dict[str, int]:
@@ -85,6 +137,11 @@ def _irregular(run: RunDirectory) -> dict[str, str]:
     return found
 
 
+def _line(error: BaseException) -> str:
+    """What an error says, in its first line."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _name(run: RunDirectory, file: Path) -> str:
     return file.relative_to(run.path).as_posix()
 
@@ -93,10 +150,26 @@ def _manifest_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Fi
     found = manifest_digest(run.manifest)
     if found != record.get("manifest_digest"):
         yield Finding(run.manifest.name, "", f"its digest is {found}, run.json says {record.get('manifest_digest')}")
-    elif "scoring" in record:
+        return
+    if "images" in record and record["images"] != count_images(run.manifest):
+        yield Finding(run.record.name, "", "its counts of images are not those of the manifest")
+    if "scoring" in record:
         run_id = digest({"manifest": found, **record["scoring"]})
         if run_id != record.get("run_id"):
             yield Finding(run.record.name, "", f"its run id is {record.get('run_id')}, its contents give {run_id}")
+
+
+def _record_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Finding]:
+    """Does ``run.json`` say what the first part and the extraction say that they were made from?"""
+    for part in sorted(run.scores.glob("part-*.parquet"))[:1]:
+        made_from = {name: value for name, value in read_provenance(part).items() if name != "shard_sha256"}
+        if made_from != record.get("scored_with"):
+            yield Finding(run.record.name, "", f"it is not what {_name(run, part)} was made from")
+    if run.extraction.exists():
+        claimed = record.get("extraction")
+        parameters = claimed.get("parameters") if isinstance(claimed, dict) else None
+        if parameters != read_json(run.extraction).get("parameters"):
+            yield Finding(run.record.name, "", f"it is not what {run.extraction.name} was made from")
 
 
 def _rows_by_shard(manifest: Path) -> Iterator[tuple[str, Rows]]:

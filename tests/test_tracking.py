@@ -10,8 +10,11 @@ import pytest
 from tasks.reporting.gate import Case
 from tasks.reporting.gate_bounds import Measurement
 from tasks.reporting.gate_rehearsal import REHEARSALS
-from tasks.store.run import RunDirectory
+from tasks.store.files import read_json, write_json
+from tasks.store.run import RunDirectory, RunError
+from tasks.store.seal import seal
 from tasks.tracking import TrackingError, metrics, parameters, publish, tags
+from tests.store.runs import reseal
 
 
 def test_a_quantity_is_logged_with_both_bounds_or_not_at_all() -> None:
@@ -58,6 +61,17 @@ def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         publish(RunDirectory(tmp_path), "sqlite:///x.db", "e")
 
 
+@pytest.mark.parametrize("run_id", ["x' or tags.a = 'b", "a\nb", "x" * 200])
+def test_a_run_id_that_would_widen_mlflows_filter_is_refused(run_id: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    REHEARSALS[0].write(run.path)
+    write_json(run.record, {"run_id": run_id})
+    write_json(run.evidence, {**read_json(run.evidence), "run_id": run_id})
+    reseal(run)
+    with pytest.raises(RunError, match="its run id is"):
+        publish(run, f"sqlite:///{tmp_path}/mlflow.db", "audits")
+
+
 def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts beside its database
@@ -74,5 +88,19 @@ def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: py
     assert logged.data.tags["latentprint.run_id"] == "known-bad"
     assert logged.data.tags["mlflow.note.content"] == "# a card"
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"run.json", "evidence.json"}
+    (tmp_path / "private").write_text("secret")
+    for name in ("report.html", "tables/x.parquet"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).symlink_to(tmp_path / "private")
+    with pytest.raises(RunError, match="no regular file"):
+        publish(run, uri, "audits")
+    (run.path / "tables" / "x.parquet").unlink()
+    write_json(run.verdict, {"outcome": "pass", "seal": "another"})
+    with pytest.raises(RunError, match="another state of the run"):
+        publish(run, uri, "audits")
+    write_json(run.verdict, {"outcome": "pass", "seal": seal(run)})
+    publish(run, uri, "audits")
+    sent = {file.path for file in client.list_artifacts(logged.info.run_id)}
+    assert sent == {"run.json", "evidence.json", "verdict.json"}
     with pytest.raises(TrackingError, match="nonsense://x: "):
         publish(run, "nonsense://x", "audits")

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tasks.reporting.formats import harmless
+
 app = typer.Typer(
     name="latentprint",
     help="How easily does a diffusion model give its training images back? Start with: latentprint demo",
@@ -99,8 +101,8 @@ Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores
 
 
 def show(result: dict[str, Any], as_json: bool, *lines: str) -> None:
-    """The result as JSON, or in words."""
+    """The result as JSON, or in words; names from outside cannot steer the terminal in either."""
     if as_json:
-        print(json.dumps(result, indent=2, default=str))
+        print(json.dumps(result, indent=2, default=str).replace("\x7f", "\\u007f"))
     else:
-        print("\n".join(lines))
+        print(harmless("\n".join(lines)))

@@ -37,6 +37,8 @@ def gate(
     max_memorized_share_increase: Annotated[float | None, typer.Option(help="Share above the baseline's.")] = None,
     min_controls: Annotated[int, typer.Option(help="Fewest images of either group, 30 or more.")] = 30,
     waivers: Annotated[Path | None, _option("TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
+    seal: Annotated[str, typer.Option(help="The seal that audit printed; any other run is refused.")] = "",
+    baseline_seal: Annotated[str, typer.Option(help="The same of the baseline.")] = "",
     out: Annotated[Path | None, typer.Option(help="Verdict as JSON; default RUN/verdict.json.")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML; default RUN/junit.xml.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Summary for a pull request.")] = None,
@@ -46,7 +48,8 @@ def gate(
     """Pass or block a checkpoint: exit 0 pass, 1 fail, 2 usage or input error, 3 inconclusive.
 
     Limits are held against the bounds of intervals. A false pass and a false failure each have at most 2.5%
-    probability, however many limits are asked. Missing, non-finite, void or too few numbers are inconclusive.
+    probability, however many limits are asked. Missing, non-finite, void or too few numbers are inconclusive. A run
+    that is not as its stages wrote it (see verify) is an input error, never a pass.
 
     Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
     """
@@ -75,7 +78,7 @@ def gate(
         raise typer.Exit(0 if all(row["ok"] for row in rows) else 1)
     if run is None:
         raise typer.BadParameter("--run is needed (or --self-test)")
-    verdict = decide(run, limits, baseline, waivers, out, junit, markdown)
+    verdict = decide(run, limits, baseline, waivers, out, junit, markdown, seal, baseline_seal)
     show(verdict.as_dict(), as_json, *lines(verdict))
     raise typer.Exit(verdict.exit_code)
 
@@ -89,6 +92,6 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     differences = result["differences"]
     lines = [": ".join(filter(None, difference.values())) for difference in differences]
     summary = f"{run}: {result['shards']} shards and {result['parts']} parts verified, {len(differences)} differences"
-    show(result, as_json, *lines, summary)
+    show(result, as_json, *lines, summary, f"seal: {result['seal'] or 'none'}")
     if differences:
         raise typer.Exit(1)

@@ -5,6 +5,7 @@
 #
 # The exit status is the gate's: 0 pass, 1 fail, 2 usage or input error, 3 inconclusive; anything but 0 stops a pipeline.
 # Limits of your own go into GATE. RUN is kept: a second job over the same inputs goes on where this one stopped.
+# With SEAL, as audit printed it, no other run is taken (infra/SECURITY.md).
 set -eu
 
 : "${RUN:?the run directory}"
@@ -22,7 +23,7 @@ latentprint gate --self-test $GATE >&2
 summary="$RUN/gate.md"
 status=0
 # shellcheck disable=SC2086
-latentprint gate --run "$RUN" $GATE ${WAIVERS:+--waivers "$WAIVERS"} --markdown "$summary" || status=$?
+latentprint gate --run "$RUN" $GATE ${WAIVERS:+--waivers "$WAIVERS"} ${SEAL:+--seal "$SEAL"} --markdown "$summary" || status=$?
 
 # Where the CI server shows Markdown (GitHub does), show it.
 if [ -n "${GITHUB_STEP_SUMMARY:-}" ] && [ -f "$summary" ]; then

@@ -35,6 +35,7 @@ from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Sch
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 CONDITION = "condition.npy"
+PIPELINE = "model_index.json"
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 LARGEST = 100_000
 """Of the numbers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
@@ -167,13 +168,13 @@ def resolve(model: str) -> Path:
 
 
 def checkpoint_sha256(model: Path) -> str:
-    """SHA-256 over the names and bytes of the files that define the model: configs and safetensors of its parts.
+    """SHA-256 over the names and bytes of :func:`model_files`.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
     total = hashlib.sha256()
-    for file in _model_files(model):
+    for file in model_files(model):
         total.update(f"{file.relative_to(model).as_posix()}\0".encode())
         try:
             with file.open("rb") as stream:
@@ -302,6 +303,11 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         raise CheckpointError(
             f"{folder}/{part}: no .safetensors weights (pickled .bin weights are refused: convert them)"
         )
+    for index in (folder / part).glob("*.index.json"):
+        weights = _config(folder, part, index.name).get("weight_map")
+        for name in weights.values() if isinstance(weights, dict) else ():
+            if not isinstance(name, str) or folder / part / name not in files:
+                raise CheckpointError(f"{index}: weights {name!r:.80} do not lie beside it: put them there")
     for file in files:  # safetensors would say of one that may not be read that it is not there
         try:
             file.open("rb").close()
@@ -434,7 +440,12 @@ def _line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
-def _model_files(model: Path) -> list[Path]:
+def model_files(model: Path) -> list[Path]:
+    """The files that define the model: configs and safetensors of its parts, the condition, and the pipeline's index.
+
+    Nothing else is read to score or to sample. Weights lie in their part's own folder: :func:`_load_part` refuses an
+    index of shards that names any other place.
+    """
     files = [p for part in ("unet", "scheduler", "vae", "vqvae") for p in sorted((model / part).glob("*"))]
-    condition = [model / CONDITION] if (model / CONDITION).is_file() else []
-    return [p for p in files if p.suffix in (".json", ".safetensors")] + condition
+    beside = [model / name for name in (CONDITION, PIPELINE) if (model / name).is_file()]
+    return [p for p in files if p.suffix in (".json", ".safetensors")] + beside

@@ -10,6 +10,7 @@ ABSENT = "–"
 SIGNIFICANT_DIGITS = 4
 LONGEST_NAME = 120
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -91,6 +92,15 @@ def visible(text: Any, longest: int = LONGEST_NAME) -> str:
 def visible_lines(text: Any, longest: int) -> str:
     """The same for what has lines, such as DuckDB's words on a query with the place in it."""
     return "\n".join(visible(line, longest) for line in str(text).split("\n"))
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal, lines and all: what would steer the terminal or turn the direction of writing as escapes.
+
+    >>> harmless("a\\x1b[2J\\nb\\x9b")
+    'a\\\\x1b[2J\\nb\\\\x9b'
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def markdown_text(text: Any) -> str:

@@ -133,6 +133,8 @@ class GateVerdict:
     findings: tuple[Finding, ...]
     waivers: tuple[Waiver, ...]
     """All of the file, also those that do not count."""
+    seal: str = ""
+    """Of the run, SHA-256 of its SHA256SUMS."""
 
     @property
     def exit_code(self) -> int:

@@ -10,14 +10,13 @@ Evidence may lack anything and hold anything; whatever is not as it should be be
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -29,9 +28,11 @@ from tasks.reporting.gate import Case
 from tasks.reporting.gate_bounds import Measurement, largest
 from tasks.reporting.headline import MEMBERSHIP_LABELS, REPRODUCTION_LABELS, membership_score
 from tasks.store.files import digest, read_json
-from tasks.store.run import RunDirectory, RunError
+from tasks.store.run import RunDirectory
+from tasks.store.seal import UNREADABLE, read_evidence, require_same_record, require_unchanged
 
-ODDS = "odds.parquet"
+LOGARITHMS = ("log_probability", "log_probability_low", "log_probability_high")
+MOST_ODDS = 1_000_000
 LEAST_EXCESS = -1e9
 """(share - f) / (1 - f) is negative where fewer copies are counted than false ones expected."""
 RULES_OF_COPIES = ("ratio", "adaptive")
@@ -46,18 +47,17 @@ class GateError(Exception):
 
 
 def read_case(run: RunDirectory, min_controls: int = MINIMUM_CONTROLS) -> Case:
-    """A run as the gate sees it.
+    """A run as the gate sees it, if it is as its stages wrote it.
 
     Raises:
-        RunError: not a run directory, or one without evidence.
-        GateError: run.json or evidence.json is not JSON, or odds.parquet not Parquet.
+        RunError: not a run directory, or one without evidence, or not what was written.
+        GateError: odds.parquet or the manifest is not Parquet, or has other columns.
     """
-    record = _json_object(run.record) if run.record.exists() else run.read_record()
-    if not run.evidence.exists():
-        raise RunError(f"{run.path}: no evidence.json; make it with 'latentprint report --run {run.path}'")
-    evidence = _json_object(run.evidence)
+    record, evidence = run.read_record(), read_evidence(run)
+    require_unchanged(run, run.evidence.name, run.odds.name, run.manifest.name)
+    require_same_record(run, record, evidence)
     run_id = str(record.get("run_id") or "unknown")
-    measured = measurements({**evidence, "odds": _odds_rows(run.path / ODDS)}, min_controls)
+    measured = measurements({**evidence, "odds": _odds_rows(run.odds)}, min_controls)
     if not record.get("run_id") or evidence.get("run_id") != record["run_id"]:
         reason = "evidence.json belongs to another run than run.json: run 'latentprint report' again"
         measured = {name: Measurement(reason=reason) for name in measured}
@@ -258,8 +258,7 @@ def _odds(images: Any) -> Measurement:
     """
     if not isinstance(images, list) or not images:
         return Measurement(reason="odds: not estimated in this run (latentprint odds)")
-    names = ("log_probability", "log_probability_low", "log_probability_high")
-    each = [[image.get(name) for name in names] for image in images if isinstance(image, Mapping)]
+    each = [[image.get(name) for name in LOGARITHMS] for image in images if isinstance(image, Mapping)]
     if len(each) < len(images) or any(high is None for *_, high in each):
         return Measurement(reason="odds: an upper bound is missing")
     if not all(logarithm is None or _is_real(logarithm) for row in each for logarithm in row):
@@ -313,31 +312,36 @@ def _section(content: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise GateError(f"{path}: cannot be read as JSON ({error}): run 'latentprint report' again") from error
-
-
 def _odds_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    with _parquet(path, "odds"):
+        if pq.read_metadata(path).num_rows > MOST_ODDS:
+            raise GateError(f"{path}: more than {MOST_ODDS:,} rows: run 'latentprint odds' again")
+        return pq.read_table(path, columns=list(LOGARITHMS)).to_pylist()
+
+
+@contextmanager
+def _parquet(path: Path, command: str) -> Iterator[None]:
+    """Within, what is wrong with a table becomes one line.
+
+    Raises:
+        GateError: it is no Parquet, or has other columns.
+    """
     try:
-        return pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise GateError(f"{path}: cannot be read as Parquet ({error}): run 'latentprint odds' again") from error
+        yield
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
+        raise GateError(f"{path}: cannot be read ({reason}): run the same 'latentprint {command}' again") from error
 
 
 def _family(model: Any) -> str | None:
     """Digest of the network's and the scheduler's configuration, without what differs from one save to the next."""
-    configs = {}
+    configs: dict[str, Any] = {}
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         try:
-            config = json.loads((Path(str(model)) / part).read_text(encoding="utf-8"))
+            config = read_json(Path(str(model)) / part)
         except (OSError, ValueError):
-            return None
-        if not isinstance(config, dict):
             return None
         configs[part] = {key: value for key, value in config.items() if key == "_class_name" or key[:1] != "_"}
     return digest(configs)
@@ -347,6 +351,7 @@ def _holdout_digest(manifest: Path) -> str | None:
     """128-bit BLAKE2b over the distinct contents that were held out, in order of their hashes; None without any."""
     if not manifest.exists():
         return None
-    table = pq.read_table(manifest, columns=["content_hash"], filters=pc.field("split") == "holdout")
-    contents = sorted(set(map(str, table["content_hash"].to_pylist())))
+    with _parquet(manifest, "audit"):
+        table = pq.read_table(manifest, columns=["content_hash"], filters=pc.field("split") == "holdout")
+        contents = sorted(set(map(str, table["content_hash"].to_pylist())))
     return hashlib.blake2b("\0".join(contents).encode(), digest_size=16).hexdigest() if contents else None

@@ -26,9 +26,10 @@ from tasks.evidence.reproduction import answer as answer_reproduction
 from tasks.evidence.statistics import Interval, binomial_interval
 from tasks.reporting.gate import Limits, Outcome
 from tasks.reporting.gate_bounds import Measurement, difference
-from tasks.reporting.gate_evidence import ODDS
+from tasks.store.checksums import add_checksums
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory
+from tasks.store.seal import finished, record_digest
 
 Evidence = dict[str, Any]
 N_IMAGES = 400
@@ -55,9 +56,11 @@ class Rehearsal:
         run = RunDirectory(path)
         write_json(run.record, {"run_id": self.name})
         evidence = self.evidence()
-        run.evidence.write_text(json.dumps({"run_id": self.name, **evidence}), encoding="utf-8")
+        known = {"run_id": self.name, "record_digest": record_digest(run.read_record())}
+        run.evidence.write_text(json.dumps({**known, **evidence}), encoding="utf-8")
         if "odds" in evidence:
-            pq.write_table(pa.Table.from_pylist(evidence["odds"]), path / ODDS)
+            pq.write_table(pa.Table.from_pylist(evidence["odds"]), run.odds)
+        add_checksums(run, finished(run, run.evidence.name, run.odds.name))
 
 
 @cache

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import stat
 import tomllib
-from collections.abc import Mapping
-from datetime import date, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tasks.reporting.formats import visible
 from tasks.reporting.gate import Waiver
 from tasks.reporting.gate_evidence import GateError
+from tasks.store.files import read_json
+from tasks.store.run import RunDirectory
+
+LARGEST = 2**20
+"""Bytes of a file of waivers."""
+CLOCKS_DIFFER = timedelta(days=1)
 
 
 def read_waivers(path: Path) -> list[Waiver]:
@@ -19,13 +27,58 @@ def read_waivers(path: Path) -> list[Waiver]:
         GateError: there is no such file, it is not TOML, or ``waiver`` is not a list of tables.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise ValueError(f"a regular file of at most {LARGEST >> 20} MiB is expected")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{path}: waivers cannot be read ({error})") from error
     entries = content.pop("waiver", [])
     if content or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise GateError(f"{path}: nothing but [[waiver]] tables is expected, each with rule, reason, owner, expires")
     return [_waiver(entry) for entry in entries]
+
+
+def day_of(today: date, runs: Iterable[RunDirectory]) -> date:
+    """The day that waivers are held against: today, or the latest day that a run remembers.
+
+    A run remembers when it was scored, reported and last decided on. Clocks of two machines may differ by a day.
+
+    Raises:
+        GateError: the clock is further behind, or a day is none.
+    """
+    days = [today]
+    for file, day in ((file, day) for run in runs for file, day in _remembered(run)):
+        if day > today + CLOCKS_DIFFER:
+            raise GateError(
+                f"{file} is of {day.isoformat()}, and the clock says {today.isoformat()}: a waiver could be past its "
+                "day; set the clock, or put the file right"
+            )
+        days.append(day)
+    return max(days)
+
+
+def _remembered(run: RunDirectory) -> Iterator[tuple[Path, date]]:
+    verdict = {}
+    if run.verdict.exists():
+        try:
+            verdict = read_json(run.verdict)
+        except (OSError, ValueError) as error:
+            raise GateError(f"{run.verdict}: cannot be read as JSON ({error}): delete it") from error
+    record = run.read_record()
+    found = (
+        (run.record, record, "scored_on"),
+        (run.record, record, "reported_on"),
+        (run.verdict, verdict, "decided_on"),
+    )
+    for file, content, name in found:
+        if content.get(name) is None:
+            continue
+        try:
+            day = date.fromisoformat(content[name])
+        except (TypeError, ValueError) as error:
+            raise GateError(f"{file}: {name} is {visible(content[name])}; a date is needed: put it right") from error
+        yield file, day
 
 
 def _waiver(entry: Mapping[str, Any]) -> Waiver:

@@ -13,7 +13,7 @@ from tasks.store.containment import OutsideError, inside, open_regular
 from tasks.store.files import atomic_open, sha256
 from tasks.store.run import RunDirectory
 
-_PART = re.compile(r"scores/part-[^/]+\.parquet")
+_PART = re.compile(r"samples/samples-[0-9]+\.tar|[a-z-]+/part-[^/]+\.parquet")
 
 
 def read_checksums(run: RunDirectory) -> dict[str, str]:
@@ -36,17 +36,21 @@ def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
 
 
 def is_sharded(run: RunDirectory) -> bool:
-    """Are the manifest and every shard that was finished still there? One that was deleted is to be made again."""
+    """Is every shard that was finished still there, and the manifest as it was written? If not, they are made again."""
     names = [name for name in read_checksums(run) if name.startswith(f"{run.shards.name}/")]
-    return run.manifest.exists() and all(_exists(run, name) for name in names)
+    return (
+        run.manifest.exists()
+        and not any(damaged_files(run, file.name) for file in (run.manifest, run.rejects))
+        and all(_exists(run, name) for name in names)
+    )
 
 
-def discard_damaged_parts(run: RunDirectory) -> list[str]:
-    """Delete the score parts that are no longer what was written, so that they are made again; returns their names.
+def discard_damaged_parts(run: RunDirectory, *folders: Path) -> list[str]:
+    """Delete the parts that are no longer what was written, so that they are made again; returns their names.
 
     Nothing else is deleted, whatever stands in ``SHA256SUMS``.
     """
-    damaged = damaged_files(run, f"{run.scores.name}/")
+    damaged = (name for folder in folders for name in damaged_files(run, f"{folder.name}/"))
     parts = [name for name in damaged if _PART.fullmatch(name) and _exists(run, name)]
     for name in parts:
         inside(run.path, name).unlink()

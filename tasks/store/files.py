@@ -6,12 +6,18 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from tasks.store.containment import open_regular
+
+LARGEST_JSON = 2**28
+"""Bytes: evidence of fifty thousand images is below a megabyte."""
+DEEPEST_JSON = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -48,12 +54,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object stored at ``path``."""
+    """The object stored at ``path``.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no JSON object of text, too deep, or larger than ``LARGEST_JSON`` bytes.
+    """
     with open_regular(path) as stream:
-        content = json.loads(stream.read().decode("utf-8"))
+        content_bytes = stream.read(LARGEST_JSON + 1)
+    if len(content_bytes) > LARGEST_JSON:
+        raise ValueError(f"{path}: a file of at most {LARGEST_JSON >> 20} MiB is expected")
+    try:
+        text = content_bytes.decode("utf-8")
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a JSON object is expected")
+    level: list[Any] = [content]
+    for _ in range(DEEPEST_JSON):
+        level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
+    if level:
+        raise ValueError(f"{path}: nested too deep")
+    if _SURROGATE.search(text):
+        json.dumps(content, ensure_ascii=False).encode()  # half of a pair is no text, and could be written nowhere
     return content
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def is_disk_full(error: BaseException | None) -> bool:

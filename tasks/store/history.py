@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.store.dictionary import LAYERS, describe_columns
-from tasks.store.files import digest, read_json
+from tasks.store.files import digest
 from tasks.store.queries import QueryProcess, answer_queries
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import RUNS
-from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database
+from tasks.store.seal import read_evidence, reading
+from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database, readable_tables
 from tasks.store.warehouse import Warehouse
 
 HISTORY = "history"
@@ -137,11 +138,13 @@ def runs_table(runs: Mapping[str, RunDirectory]) -> pa.Table:
 
 
 def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
+    with reading(run):
+        return _described_run(name, run, position)
+
+
+def _described_run(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
     record = run.read_record()
-    try:
-        evidence = read_json(run.evidence) if run.evidence.exists() else {}
-    except ValueError as error:
-        raise RunError(f"{run.evidence}: cannot be read as JSON: run 'latentprint report' again") from error
+    evidence = read_evidence(run) if run.evidence.exists() else {}
     scoring, timestep = record.get("scoring") or {}, scored_timestep(run)
     return {
         "run": name,
@@ -191,7 +194,8 @@ def _connect_all(
         connection.execute(f"CREATE SCHEMA run_{i}")
         connection.execute(f"USE run_{i}")
         readable += mount_run(connection, run, prefix=f"run_{i}_")
-        create_views(connection)
+        with readable_tables(run):
+            create_views(connection)
     connection.execute("USE main")
     connection.execute("SET VARIABLE runs = $1", [list(runs)])
     connection.register("runs", runs_table(runs))

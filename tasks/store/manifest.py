@@ -16,6 +16,9 @@ from tasks.store.schemas import MANIFEST
 from tasks.store.spill import spilling
 from tasks.store.splits import source_name
 
+NOT_COVERED = ("source_uri", "bytes")
+"""Columns outside the digest: where the images were read from, and the size that an encoder of PNG gave them."""
+
 
 def require_columns(manifest: Path) -> None:
     """Refuse the manifest of an earlier version, which lacks a column.
@@ -29,16 +32,33 @@ def require_columns(manifest: Path) -> None:
 
 
 def manifest_digest(manifest: Path) -> str:
-    """128-bit BLAKE2b over (sample_id, content_hash) of every row in order: what was scored, not how it was stored."""
-    total = hashlib.blake2b(digest_size=16)
+    """128-bit BLAKE2b over every row in order, without ``NOT_COVERED``: what was scored, and how it was grouped.
+
+    Each column gives the lengths of its values as text, -1 for null, and their characters, one after the other.
+    """
+    columns = [name for name in MANIFEST.names if name not in NOT_COVERED]
+    parts = {name: (_hasher(), _hasher()) for name in columns}
     with pq.ParquetFile(manifest) as file:
-        for batch in file.iter_batches(columns=["sample_id", "content_hash"]):
-            end, separator = pa.scalar(""), pa.scalar("\0")
-            texts: Any = pc.binary_join_element_wise(*batch.columns, end, separator)  # type: ignore[call-overload]  # any number
-            _, offsets, characters = texts.buffers()
-            if len(texts):
-                total.update(memoryview(characters)[: np.frombuffer(offsets, np.int32)[len(texts)]])
-    return total.hexdigest()
+        for batch in file.iter_batches(columns=columns):
+            for name, (lengths, characters) in parts.items():
+                texts: Any = batch[name].cast(pa.large_string())
+                lengths.update(pc.binary_length(texts).fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8"))
+                characters.update(_characters(texts.fill_null("")))
+    digests = (f"{name} {n.hexdigest()} {text.hexdigest()}\n" for name, (n, text) in parts.items())
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _characters(texts: Any) -> memoryview:
+    """Of all values, without a copy; ``texts`` are a large_string array without nulls."""
+    _, offsets, characters = texts.buffers()
+    if not len(texts) or characters is None:
+        return memoryview(b"")
+    bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(characters)[bounds[0] : bounds[-1]]
 
 
 def count_images(manifest: Path) -> dict[str, dict[str, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from tasks.store.dictionary import LAYERS, SQL
 from tasks.store.manifest import require_columns
 from tasks.store.run import RunDirectory, RunError
 from tasks.store.schemas import TABLES
+from tasks.store.seal import UNREADABLE
 
+KEYS = ("sample_id", "content_hash", "split")
+NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL.*")
 MOST_SPILLED = 16 * 2**30
 
 
@@ -70,14 +75,44 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     readable: list[str] = []
     if not run.manifest.exists() and "manifest_digest" in run.read_record():
         raise RunError(f"{run.manifest}: missing; put it back, or run the same command again")
-    try:
+    with readable_tables(run):
         if run.manifest.exists():
             require_columns(run.manifest)
         for name, files in tables.items():
             readable += _mount(connection, name, files, TABLES[name], prefix)
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise RunError(f"{run.path}: its Parquet files cannot be read: {str(error).partition(chr(10))[0]}") from error
     return readable
+
+
+@contextmanager
+def readable_tables(run: RunDirectory) -> Iterator[None]:
+    """Within, what is wrong with a run's Parquet files becomes one line.
+
+    Raises:
+        RunError: a file is damaged, or has columns of other types.
+    """
+    try:
+        yield
+    except (duckdb.Error, *UNREADABLE) as error:
+        raise RunError(f"{run.path}: its Parquet files cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def _require_kinds(found: duckdb.DuckDBPyRelation, expected: duckdb.DuckDBPyRelation, file: Path) -> None:
+    """Refuse a table whose keys are missing, or whose columns hold texts where numbers belong, and the like.
+
+    Raises:
+        ValueError: it is one.
+    """
+    kinds = {name: _kind(kind) for name, kind in zip(found.columns, found.types, strict=True)}
+    for name, kind in zip(expected.columns, expected.types, strict=True):
+        if name in KEYS and name not in kinds:
+            raise ValueError(f"{file.name}: there is no column {name}")
+        if kinds.get(name, _kind(kind)) != _kind(kind):
+            raise ValueError(f"{file.name}: column {name} is no {_kind(kind)}")
+
+
+def _kind(kind: object) -> str:
+    text = str(kind)
+    return {"VARCHAR": "text", "BOOLEAN": "truth value"}.get(text, "number" if NUMBER.fullmatch(text) else text)
 
 
 def _mount(
@@ -99,7 +134,9 @@ def _mount(
     connection.execute(f"SET VARIABLE {variable} = $1", [patterns])
     options = "union_by_name = true, hive_partitioning = false"
     query = f"FROM read_parquet(getvariable('{variable}'), {options})"
-    if not set(schema.names) <= set(connection.sql(query).columns):  # of an earlier version: null in what it lacks
+    found = connection.sql(query)
+    _require_kinds(found, connection.from_arrow(schema.empty_table()), files[0])
+    if not set(schema.names) <= set(found.columns):  # of an earlier version: null in what it lacks
         connection.register(f"{prefix}{name}_columns", schema.empty_table())
         query += f" UNION ALL BY NAME FROM {prefix}{name}_columns"
     connection.execute(f"CREATE VIEW {name} AS {query}")

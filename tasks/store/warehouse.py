@@ -26,7 +26,7 @@ from tasks.store.dictionary import LAYERS, RAW, SQL, describe_columns, describe_
 from tasks.store.files import atomic_path
 from tasks.store.queries import Form, Parameters, QueryProcess, answer_queries
 from tasks.store.run import RunDirectory
-from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database
+from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database, readable_tables
 
 MOST_FAILURES = 1000
 ROWS_PER_GROUP = 2**17
@@ -103,8 +103,9 @@ class Warehouse:
         Raises:
             RunError: the run's Parquet files cannot be read.
         """
-        rows: pa.Table = self._connection.sql(query, params=parameters).to_arrow_table()
-        return rows.cast(self._described(relation, rows.schema))
+        with readable_tables(self.run):
+            rows: pa.Table = self._connection.sql(query, params=parameters).to_arrow_table()
+            return rows.cast(self._described(relation, rows.schema))
 
     def describe(self, relation: str) -> dict[str, dict[str, str]]:
         """``unit`` and ``description`` of each column of a relation."""
@@ -141,7 +142,7 @@ class Warehouse:
     def export_marts(self, folder: Path) -> None:
         """Write every mart to ``folder/NAME.parquet``, row group after row group."""
         for name in self.marts():
-            with self._connection.table(name).to_arrow_reader(ROWS_PER_GROUP) as reader:
+            with readable_tables(self.run), self._connection.table(name).to_arrow_reader(ROWS_PER_GROUP) as reader:
                 schema = self._described(name, reader.schema)
                 with atomic_path(folder / f"{name}.parquet") as temporary, pq.ParquetWriter(temporary, schema) as out:
                     for batch in reader:
@@ -201,7 +202,8 @@ def _connect(
     """
     connection = open_database(spill, memory_bytes, threads, spill_bytes)
     readable = mount_run(connection, run)
-    create_views(connection)
+    with readable_tables(run):
+        create_views(connection)
     confine(connection, readable)
     return connection
 

@@ -36,7 +36,7 @@ from tasks.store.queries import QueryError
 from tasks.store.run import RunDirectory, RunError
 from tasks.train import load_weights
 from tests.conftest import Latentprint
-from tests.store.runs import write_flags, write_run
+from tests.store.runs import reseal, write_flags, write_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 SCORING, SAMPLES = ScoreParameters(timestep=20), ExtractParameters(samples=48, steps=4)
@@ -162,12 +162,14 @@ def test_the_flags_of_a_void_comparison_choose_no_images(where: str, tmp_path: P
     """Case 5: 209 of 250 stood out beside "inconclusive", and curation took them."""
     run = write_run(tmp_path / "run")
     write_flags(run, {("train/a", "A"): 0.04})
+    reseal(run)
     asked = CurateParameters(action="drop")
     assert choose_images.fn(run.path, asked.query)["sample_id"].to_pylist() == ["train/a"]
     why = "Pixels alone tell them apart."
     void = {"conformal": {"conformal": {"status": "void", "reason": why}}}
     void["membership"] = {"verdict": {"membership": {"is_void": True, "reason": why}}}
     write_json(run.evidence, void[where])
+    reseal(run)
     with pytest.raises(RunError, match=r"do not count \(Pixels alone tell them apart\): name the images with --images"):
         choose_images.fn(run.path, asked.query)
     assert choose_images.fn(run.path, "FROM ranking")["sample_id"].to_pylist() == ["train/a", "train/b", "train/c"]

@@ -28,7 +28,7 @@ from tasks.store.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
 from tests.reporting.synthetic import HOSTILE
 from tests.reporting.test_html import Page
-from tests.store.runs import is_numeric
+from tests.store.runs import is_numeric, reseal
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 HOSTILE_FILE = "<img src=x onerror=alert(1)>.png"
@@ -150,6 +150,7 @@ def test_odds_are_those_of_the_table_and_missing_ones_say_why(run: Path) -> None
         assert "for other images only" in explain(run, other)["odds"]["reason"]
     finally:
         (run / "odds.parquet").unlink()
+        reseal(RunDirectory(run))
 
 
 def test_provenance_leads_back_to_the_file_and_the_checkpoint(run: Path) -> None:
@@ -232,10 +233,12 @@ def test_a_run_without_scores_or_evidence_says_so(
         explain(tmp_path / "sharded", "x")
     evidence = (run / "evidence.json").read_bytes()
     (run / "evidence.json").unlink()
+    reseal(RunDirectory(run))
     try:
         assert "see its report" in explain(run, "train/020.png")["contributions"]["reason"]
     finally:
         (run / "evidence.json").write_bytes(evidence)
+        reseal(RunDirectory(run))
 
 
 def test_the_command_prints_json(run: Path, latentprint: Any) -> None:

@@ -279,6 +279,7 @@ def test_two_runs_are_compared_in_one_page(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "pages" / "compare.html"
+    report(extracted)
     found = compare(run, extracted, out)
     assert (found["report"], set(found["levels"])) == (str(out), {str(run), str(extracted)})
     page = out.read_text()
@@ -296,7 +297,7 @@ def test_two_runs_are_compared_in_one_page(
         assert says in " ".join(error.replace("│", "").split())
     (run / "evidence.json").unlink()
     code, error = run_in_process(monkeypatch, capsys, "report", "--compare", str(run), str(extracted))
-    assert (code, "no evidence.json of this run" in error) == (2, True)
+    assert (code, "no evidence.json; make it" in error) == (2, True)
 
 
 def planted(run: Path, digits: np.ndarray) -> list[SampleJob]:

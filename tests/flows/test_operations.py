@@ -217,7 +217,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     """What is finished is told by content, never by time; durations come from a clock that only goes forward."""
     calls = [*(Path(tasks.score.__file__).parent).rglob("*.py"), *Path(cli.__file__).parent.rglob("*.py")]
     readers = {path.name for path in calls if re.search(r"time\.time\(|datetime\.now\(", path.read_text())}
-    assert readers == {"gate.py", "score.py"}, "the day on which a waiver expires, and the day that the page prints"
+    days = "the days on which a waiver expires, a run was scored (the page prints it), and it was reported"
+    assert readers == {"gate.py", "report.py", "score.py"}, days
     job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(timestep=20), 0)
     assert score_shard(job, "cpu") > 0
     for moment in (0, 2**32):  # 1970, and 2106

@@ -15,7 +15,7 @@ from tasks.reporting.formats import markdown_text
 from tasks.reporting.gate_rehearsal import REHEARSALS
 from tasks.store.files import read_json, write_json
 from tasks.store.run import RunDirectory
-from tests.store.runs import write_run
+from tests.store.runs import reseal, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:1)`@team"
 BAD, NOTHING = (next(r for r in REHEARSALS if r.name == name) for name in ("known-bad", "nothing-measured"))
@@ -30,7 +30,7 @@ def audited(path: Path, evidence: dict[str, Any], model: str = "models/ddpm", so
     }
     write_json(run.record, {"run_id": "r", "model": model, "data": {"sources": sources}, "scoring": scoring})
     write_json(run.evidence, {"run_id": "r", **evidence})
-    return run.path
+    return reseal(run).path
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from flows.gate import gate
 from tasks.evidence.reproduction import CONTROLS, Counts, of_rule
 from tasks.reporting.gate import Case, Finding, Limits, decide
-from tasks.reporting.gate_evidence import GateError, identity, measurements, read_case
+from tasks.reporting.gate_evidence import identity, measurements, read_case
 from tasks.reporting.gate_rehearsal import LIMITS, counted, verdict
 from tasks.reporting.headline import key_numbers
 from tasks.store.files import write_json
 from tasks.store.run import RunDirectory, RunError
 from tests.reporting.test_gate import AUC, REHEARSED, TODAY, only
-from tests.store.runs import IMAGES, Image, write_run
+from tests.store.runs import IMAGES, Image, reseal, write_run
 
 CLEAN: dict[str, Any] = REHEARSED["known-clean"].evidence()
 BAD: dict[str, Any] = REHEARSED["known-bad"].evidence()
@@ -154,10 +154,12 @@ def test_evidence_of_another_run_decides_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     REHEARSED["known-clean"].write(run.path)
     assert decide(read_case(run), LIMITS, TODAY).outcome == "pass"
-    write_json(run.record, {"run_id": "another"})
-    assert decide(read_case(run), LIMITS, TODAY).outcome == "inconclusive"
-    write_json(run.record, {})
-    assert decide(read_case(run), LIMITS, TODAY).outcome == "inconclusive"
+    for record in ({"run_id": "another"}, {}):
+        write_json(run.record, record)
+        with pytest.raises(RunError, match=r"run\.json is not the one that evidence\.json was made from"):
+            read_case(run)
+        reseal(run)
+        assert decide(read_case(run), LIMITS, TODAY).outcome == "inconclusive"
 
 
 def test_a_run_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_run_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         gate(run.path, AUC)
     for broken in ("", "[1]", "{"):
         run.evidence.write_text(broken)
-        with pytest.raises(GateError, match=r"evidence\.json"):
+        with pytest.raises(RunError, match=r"evidence\.json"):
             gate(run.path, AUC)
 
 
