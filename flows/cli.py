@@ -18,13 +18,13 @@ from rich.logging import RichHandler
 from flows.commands import app
 from flows.commands.arguments import remote_runs
 from flows.prefect_server import configure_environment
-from tasks.processes import TERMINATED, end_on_sigterm
+from tasks.processes import INTERRUPTED, TERMINATED, end_on_signals
 from tasks.store.credentials import has_secret, redacted
 
 LONGEST_COMPLAINT = 4000
 _IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-GRACE_SECONDS = 5.0
-"""After SIGTERM, for the run to end by itself."""
+GRACE_SECONDS = 3.0
+"""After SIGTERM or Ctrl-C, for the run to end by itself."""
 
 configure_environment()
 
@@ -33,7 +33,8 @@ def main() -> None:
     """Entry point of the console script."""
     _progress_on_standard_error()
     stopped = f"stopped; {_resume()}"
-    end_on_sigterm(GRACE_SECONDS, f"latentprint: {stopped}")
+    shell = sys.argv[1:2] == ["sql"]  # where Ctrl-C drops a line, or stops a query
+    end_on_signals(GRACE_SECONDS, f"latentprint: {stopped}", interrupts=not shell)
     code = 2
     try:
         with remote_runs:
@@ -41,9 +42,9 @@ def main() -> None:
             _require_no_secret(sys.argv)
             app()
     except SystemExit as stop:
-        if stop.code != TERMINATED:
+        if stop.code not in (TERMINATED, INTERRUPTED):
             raise
-        code, complaint = TERMINATED, stopped
+        code, complaint = int(stop.code), stopped
     except Exception as error:  # what is not the user's to mend is raised again
         words = _explained(error)
         if words is None:
@@ -55,7 +56,7 @@ def main() -> None:
                 traceback.clear_frames(link.__traceback__)
     with suppress(BrokenPipeError):  # whoever read it may be gone
         print(f"latentprint: {complaint}", file=sys.stderr, flush=True)
-    if code == TERMINATED:
+    if code in (TERMINATED, INTERRUPTED):
         os._exit(code)  # an orderly exit would wait for threads that may still be at work
     raise SystemExit(code)
 
@@ -143,6 +144,7 @@ def _harmless(record: logging.LogRecord) -> bool:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
+    from flows.prefect_server import ServerError
     from tasks.checks import ParametersError
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
@@ -167,6 +169,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ChecksFailed,
         GateError,
         TrackingError,
+        ServerError,
     )
 
 

@@ -1,28 +1,42 @@
 """A Prefect server for one command: nothing to set up, nothing left behind, works with the network off.
 
-Where ``PREFECT_API_URL`` names a server, that one is used. Otherwise one is started on a free loopback port, dies with
-this process (also when it is killed), and keeps the history of every task run in ``PREFECT_HOME``.
+Where ``PREFECT_API_URL`` names a server, that one is used. Otherwise one is started on a free loopback port and asks
+for a token that only this user's processes know (``prefect_api``). It dies with this process, also when that is killed,
+and is started again when it is killed itself. Its history goes with it, unless ``PREFECT_HOME`` names a place for it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import re
+import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from tasks.processes import die_with_parent
 
+logger = logging.getLogger("latentprint")
 STARTUP_SECONDS = 180
+RESTARTS = 3
+"""How often a server that was killed is started again before the command gives up."""
+WAITING = 1024
+"""Connections that wait while it is."""
+OWN_HOME = "latentprint-prefect-"
+PASSWORD = "latentprint-api-auth"
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -47,6 +61,10 @@ RECORD_EVERY_TASK = {
 recorder: 0.2 would make it 0, a busy loop that takes a core from the scoring.)"""
 
 
+class ServerError(Exception):
+    """No Prefect server can be had: its home cannot be used, or it did not start."""
+
+
 def configure_environment() -> None:
     """Set defaults that must be in place before Prefect is imported; a user's own settings win."""
     for name, value in {**QUIET, **RECORD_EVERY_TASK}.items():
@@ -59,64 +77,223 @@ def configure_environment() -> None:
 
 @contextmanager
 def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
-    """Run the block against a Prefect API, starting a server for it if none is configured; ``scheduler``: one that
-    starts the runs of deployments when their time has come."""
+    """Run the block against a Prefect API, starting a server for it if none is configured.
+
+    Args:
+        scheduler: one that starts the runs of deployments when their time has come, and shows its pages.
+
+    Raises:
+        ServerError: ``PREFECT_HOME`` cannot be used, or the server did not start.
+    """
     from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     if PREFECT_API_URL.value():
         yield
         return
-    server, url = _start(scheduler)
-    try:
-        with temporary_settings({PREFECT_API_URL: url}):
-            os.environ["PREFECT_API_URL"] = url
-            try:
-                yield
-            except Exception:  # whatever ended the flow: raised again
-                APILogWorker.drain_all(timeout=5)  # what is still queued would complain once the server is gone
-                raise
-            APILogWorker.drain_all(timeout=5)
-            time.sleep(1.5)  # the recorder flushes its last task runs every second
-    except (SystemExit, KeyboardInterrupt):
-        server.kill()  # to stop by itself takes it longer than a user, or a machine that shuts down, will wait
-        raise
-    finally:
-        del os.environ["PREFECT_API_URL"]
-        server.terminate()
+    with _home(scheduler) as (home, is_kept):
+        server = _Server(home, scheduler)
+        if scheduler:
+            logger.info("Prefect: %s, password in %s", server.url.removesuffix("/api"), server.password)
+        settings = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: server.auth}
+        is_history_wanted = False
         try:
-            server.wait(timeout=10)
+            with temporary_settings(settings), _environment({each.name: text for each, text in settings.items()}):
+                try:
+                    yield
+                    is_history_wanted = is_kept
+                finally:
+                    if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):
+                        APILogWorker.drain_all(timeout=5)  # what is queued would complain once the server is gone
+                if is_history_wanted:
+                    time.sleep(1.5)  # the recorder flushes its last task runs every second
+        finally:
+            # to stop by itself takes it longer than a user, or a machine that shuts down, will wait
+            server.close(orderly=is_history_wanted)
+
+
+class _Server:
+    """The process, and a thread that starts it again should it die.
+
+    The listening socket is this process's. Connections wait in it while the server is started again, and nobody else
+    can take its port.
+    """
+
+    def __init__(self, home: Path, scheduler: bool) -> None:
+        self.home = home
+        self.password = home / PASSWORD if scheduler else None
+        self.auth = _kept_auth(home / PASSWORD) if scheduler else f"latentprint:{secrets.token_urlsafe(32)}"
+        port = int(os.environ.get("PREFECT_SERVER_API_PORT", 0)) if scheduler else 0
+        try:
+            self._socket = socket.create_server(("127.0.0.1", port), backlog=WAITING)
+        except OSError as error:
+            raise ServerError(f"port {port} of PREFECT_SERVER_API_PORT: {error.strerror}: name another") from error
+        origin = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"{origin}/api"
+        self._settings = {
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_API_AUTH_STRING": self.auth,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+            "PREFECT_UI_API_URL": self.url,
+            "PREFECT_UI_ENABLED": str(int(scheduler)),
+            "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
+            "PREFECT_API_BLOCKS_REGISTER_ON_START": "0",  # they are never used, and cost seconds
+            "PREFECT__SERVER_FINAL": "1",
+            **({} if scheduler else {"PREFECT__SERVER_EPHEMERAL": "1"}),
+        }
+        self._closing = threading.Lock()
+        self._closed = False
+        self._process = self._start()
+        threading.Thread(target=self._watch, name="Prefect server", daemon=True).start()
+
+    def close(self, *, orderly: bool) -> None:
+        """End it; ``orderly``: let it write down what it knows first."""
+        with self._closing:
+            self._closed = True
+        if orderly:
+            self._process.terminate()
+        else:
+            self._process.kill()
+        try:
+            self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            self._process.kill()
+            self._process.wait()
+        self._socket.close()
 
-
-def _start(scheduler: bool) -> tuple[subprocess.Popen[bytes], str]:
-    """Start uvicorn and wait for its health; one start at a time, since all migrate the same database."""
-    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "latentprint-server.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        port = _free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-        options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-        environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_FINAL": "1"}
-        if not scheduler:
-            environment["PREFECT__SERVER_EPHEMERAL"] = "1"
-        with tempfile.TemporaryFile() as errors:  # not a pipe: nobody reads it once the server answers
-            server = subprocess.Popen(
-                [*command, *options],
-                env=environment,
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start it and wait for its health; one start at a time, since all migrate the same database."""
+        with (self.home / "latentprint-server.lock").open("w") as lock, tempfile.TemporaryFile() as errors:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process = subprocess.Popen(
+                # -P: not even a prefect.py that lies in the working directory is imported
+                [sys.executable, "-P", str(Path(__file__).with_name("prefect_api.py")), str(self._socket.fileno())],
+                env={**os.environ, **self._settings},
                 stdout=subprocess.DEVNULL,
-                stderr=errors,
+                stderr=errors,  # not a pipe: nobody reads it once the server answers
+                pass_fds=[self._socket.fileno()],
                 preexec_fn=die_with_parent,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the server last
             )
             try:
-                _wait_until_healthy(server, f"http://127.0.0.1:{port}/api", errors)
+                _wait_until_healthy(process, self.url, errors)
             except BaseException:  # Ctrl-C too: nobody else knows of the server yet; raised again
-                server.kill()
+                process.kill()
+                process.wait()
                 raise
-    return server, f"http://127.0.0.1:{port}/api"
+        return process
+
+    def _watch(self) -> None:
+        for _ in range(RESTARTS):
+            self._process.wait()
+            with self._closing:
+                if self._closed:
+                    return
+                logger.warning("the Prefect server was killed; starting it again, the run goes on")
+                try:
+                    self._process = self._start()
+                except (ServerError, OSError) as error:
+                    logger.error("%s", error)
+                    break
+        else:
+            self._process.wait()
+        if not self._closed:
+            logger.error("no Prefect server any more: ending the run")
+            os.kill(os.getpid(), signal.SIGTERM)  # Prefect would wait for minutes
+
+
+@contextmanager
+def _home(scheduler: bool) -> Iterator[tuple[Path, bool]]:
+    """Where the server keeps its database, and whether it stays: ``PREFECT_HOME``, if that is set."""
+    named = os.environ.get("PREFECT_HOME")
+    if not named and not scheduler:
+        with _own_home() as home:
+            yield home, False
+        return
+    home = Path(named or Path.home() / ".prefect")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})"
+        raise ServerError(f"PREFECT_HOME {home} {reason}: set it to another directory") from error
+    yield home, True
+
+
+@contextmanager
+def _own_home() -> Iterator[Path]:
+    """A directory for one command. It is locked for that long, so that what a killed command left can be told."""
+    while True:
+        try:
+            home = Path(tempfile.mkdtemp(prefix=OWN_HOME))
+        except OSError as error:
+            raise ServerError(f"no temporary directory ({error.strerror}): set TMPDIR to one with space") from error
+        for left in home.parent.glob(f"{OWN_HOME}*"):
+            with _locked(left) as is_ours:
+                if is_ours and left != home:
+                    shutil.rmtree(left, ignore_errors=True)
+        with _locked(home) as is_ours:
+            if not is_ours:  # another command just took it for one that was left
+                continue
+            try:
+                yield home
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this user's ``folder`` is there and nobody else had locked it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder.exists() and os.fstat(handle).st_uid == os.getuid()
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def _kept_auth(file: Path) -> str:
+    """``user:password`` of a scheduler's API: the user's setting, or made once and kept in ``file``, for this user only.
+
+    Raises:
+        ServerError: others can read the file, or have made it.
+    """
+    if given := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        return given
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(f"latentprint:{secrets.token_urlsafe(32)}\n")
+    except FileExistsError:
+        pass
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW)) as stream:
+        status = os.fstat(stream.fileno())
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise ServerError(f"{file}: others can read or change it: remove it, and a new password is made")
+        return stream.read().strip()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """For the processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, errors: BinaryIO) -> None:
@@ -125,17 +302,17 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, errors: Binar
     while time.monotonic() < deadline:
         if server.poll() is not None:
             errors.seek(0)
-            message = errors.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"the Prefect server ended with code {server.returncode}: {message}")
+            raise ServerError(_why_ended(server.returncode, errors.read().decode(errors="replace")))
         try:
-            with opener.open(f"{url}/health", timeout=5):
+            with opener.open(f"{url}/health", timeout=1):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_SECONDS} s")
+    raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS} s: is this machine busy?")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _why_ended(code: int, words: str) -> str:
+    """The error that a traceback ends with."""
+    reasons = re.findall(r"^\w[\w.]*(?:Error|Exception|Exit)\b.*", words, re.MULTILINE)
+    reason = reasons[-1] if reasons else f"code {code}"
+    return f"the Prefect server did not start ({reason}): set PREFECT_HOME to a directory that can be written to"
