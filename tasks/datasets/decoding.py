@@ -26,7 +26,6 @@ import hashlib
 import io
 import logging
 import re
-import time
 import warnings
 from dataclasses import dataclass
 
@@ -48,8 +47,8 @@ MOST_SCANS = 100
 """Of a JPEG, thumbnails and further pictures counted too; a progressive one has about ten. Each passes over all pixels,
 however few bytes it has: 600 of them took a minute."""
 
-MOST_SECONDS = 20.0
-"""Processor time for one image. Decoding ``MAX_PIXELS`` takes a few."""
+MOST_READS = 2**21
+"""Times that Pillow may ask for the next piece of a file: some seconds of work. 64 million pixels take 100,000."""
 
 _START_OF_SCAN = b"\xff\xda"
 """Within a scan's own data 0xFF is followed by 0 or a restart marker, so that this is never part of a picture."""
@@ -135,23 +134,20 @@ class Picture:
         return buffer.getvalue()
 
 
-class _Timed(io.BytesIO):
-    """An image file that ends the decoding which reads it when ``MOST_SECONDS`` are over.
+class _Pieces(io.BytesIO):
+    """An image file that ends the decoding which reads it after ``MOST_READS``.
 
-    A limit without a process or a signal of its own: Pillow reads its files piece by piece, between the chunks, frames,
-    directories and tiles that an attacker multiplies, and its slow decoders, which are written in Python, pixel run by
-    pixel run. What it does not reach is a single call of a library, whose time goes with ``MAX_PIXELS``.
+    A limit without a process, a signal or a clock, so that the same file always has the same fate: Pillow reads its
+    files piece by piece, between the chunks, comments, directories and runs that an attacker multiplies. What it does
+    not reach is a single call of a library, whose time goes with ``MAX_PIXELS``.
     """
 
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self._n_reads = 0
-        self._begin = time.thread_time()
+    n_reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        self._n_reads += 1
-        if not self._n_reads % 64 and time.thread_time() - self._begin > MOST_SECONDS:
-            raise Rejected(f"not decoded within {MOST_SECONDS:g} seconds of processor time", "TimeoutError")
+        self.n_reads += 1
+        if self.n_reads > MOST_READS:
+            raise Rejected(f"more than {MOST_READS} pieces: too many to decode", "TimeoutError")
         return super().read(size)
 
 
@@ -166,7 +162,7 @@ def decode(content: bytes) -> Picture:
     if len(content) > MAX_BYTES:
         raise Rejected(f"{len(content)} bytes: at most {MAX_BYTES} are read")
     try:
-        with Image.open(_Timed(content), formats=FORMATS) as image:
+        with Image.open(_Pieces(content), formats=FORMATS) as image:
             if image.format in ("JPEG", "MPO") and (n_scans := content.count(_START_OF_SCAN)) > MOST_SCANS:
                 raise Rejected(f"{n_scans} scans: at most {MOST_SCANS} are decoded")
             return _decode(image)
