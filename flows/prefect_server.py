@@ -262,7 +262,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _kept_auth(file: Path) -> str:
-    """``user:password`` of a scheduler's API: the user's setting, or made once and kept in ``file``, for this user only.
+    """``user:password`` of a scheduler's API: the user's setting, or made once and kept in ``file`` for this user.
 
     Raises:
         ServerError: others can read the file, or have made it.

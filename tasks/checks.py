@@ -13,7 +13,16 @@ from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.holdouts import require_held_out
 from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError, grid_of, image_shape, load_denoiser, load_schedule, state_shape
+from tasks.diffusion.checkpoint import (
+    CheckpointError,
+    LoadedModel,
+    grid_of,
+    image_shape,
+    load_denoiser,
+    load_schedule,
+    require_sane,
+    state_shape,
+)
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from tasks.diffusion.names import BaselineName, Precision
 from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
@@ -44,7 +53,7 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
         SourceError: a source is missing, empty or unreadable, or the held-out images are the training images.
     """
     require_held_out(sources)
-    load_denoiser(str(model), "cpu")
+    require_loadable(model)
     channels, height, width = image_shape(model)
     for name, location in sources.items():
         picture = fitting(_first_picture(location))
@@ -54,6 +63,20 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
             raise CheckpointError(
                 f"{location}: {images} are {shape_in_words(*found)}, but {model} takes {takes}: {PREPARE}"
             )
+
+
+def require_loadable(model: Path) -> LoadedModel:
+    """The checkpoint on the CPU, once it has predicted something.
+
+    Raises:
+        CheckpointError: not a checkpoint, not loadable, or what it predicts is absurd.
+    """
+    loaded = load_denoiser(str(model), "cpu")
+    try:
+        require_sane(loaded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model}: {error}") from error
+    return loaded
 
 
 def check_parameters(model: Path, parameters: ScoreParameters) -> None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
@@ -56,15 +59,19 @@ class DeviceWorker:
         """
         if self._closed:
             raise WorkersClosed
+        processes: list[BaseProcess] = []
         try:
-            return self._executor.submit(function, *arguments, self.device).result()
+            call = self._executor.submit(function, *arguments, self.device)
+            processes = list(self._executor._processes.values())
+            return call.result()
         except RuntimeError as error:  # a broken pool's, or that of one shut down since we looked; or the function's
             if self._closed:
                 raise WorkersClosed from error
             if not isinstance(error, BrokenProcessPool):
                 raise
+            reason = _last_words(processes)
             self._executor = self._spawn()
-            raise WorkerDied(f"the worker process of {self.device} was killed (out of memory?)") from error
+            raise WorkerDied(f"the worker process of {self.device} {reason}") from error
 
     def close(self) -> None:
         """End the child now; a call under way is lost, and with it nothing that was published."""
@@ -140,6 +147,19 @@ def count_done(n: int) -> None:
     if _done is not None:
         with _done.get_lock():
             _done.value += n
+
+
+def _last_words(processes: Sequence[BaseProcess]) -> str:
+    """How a child ended, and what usually is behind it."""
+    for process in processes:
+        process.join(POLL_SECONDS)
+    code = next((process.exitcode for process in processes if process.exitcode), None)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limited = "" if limit == resource.RLIM_INFINITY else f"; its address space is limited to {limit / 1e9:.3g} GB"
+    if code is None or code == -signal.SIGKILL:
+        return f"was killed (out of memory?{limited})"
+    how = f"crashed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{how} (out of memory, or damage to its libraries{limited})"
 
 
 def _begin_child(threads: int, counter: Synchronized[int]) -> None:

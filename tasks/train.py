@@ -13,8 +13,10 @@ from diffusers import DDPMPipeline
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import load_denoiser
+from tasks.diffusion.checkpoint_files import free_memory
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.training import Trainer, build_unet
@@ -29,14 +31,33 @@ from tasks.store.ownership import building
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_PER_LOSS_POINT = 100
 SAMPLING_BATCH = 64
+CHECK_EVERY = 64
+FLOATS = 6
+"""Further bytes per byte of pixels: stacked, laid out anew, and as float32."""
 
 
 def load_images(data: str) -> tuple[torch.Tensor, list[str]]:
-    """Every image of a source, uint8 (N, C, H, W), and their content hashes."""
-    pictures = [item.picture() for item in open_source(data)]
-    shapes = {picture.pixels.shape for picture in pictures}
-    if len(shapes) != 1:
-        raise ValueError(f"{data}: the images differ in shape ({sorted(shapes)[:3]} ...); training needs one size")
+    """Every image of a source, uint8 (N, C, H, W), and their content hashes.
+
+    Raises:
+        SourceError: there are none, one cannot be used, they differ in shape, or they do not fit into memory.
+    """
+    pictures: list[Picture] = []
+    n_bytes = 0
+    for item in open_source(data):
+        try:
+            picture = item.picture()
+        except Rejected as error:
+            raise SourceError(f"{item.uri}: {error}; training takes whole sets: mend it or take it out") from error
+        if pictures and picture.pixels.shape != pictures[0].pixels.shape:
+            shapes = " and ".join("x".join(map(str, one.pixels.shape)) for one in (pictures[0], picture))
+            raise SourceError(f"{item.uri}: the images differ in shape ({shapes}); training needs one size")
+        pictures.append(picture)
+        n_bytes += picture.pixels.nbytes
+        if len(pictures) % CHECK_EVERY == 0 and FLOATS * n_bytes > free_memory():
+            raise SourceError(f"{data}: its first {len(pictures)} images do not fit into memory; train on fewer")
+    if not pictures:
+        raise SourceError(f"{data}: no images found")
     pixels = torch.from_numpy(np.stack([np.atleast_3d(picture.pixels) for picture in pictures])).permute(0, 3, 1, 2)
     return pixels.contiguous(), [picture.content_hash for picture in pictures]
 

@@ -43,6 +43,16 @@ MAX_BYTES = 512 * 2**20
 """Files with more bytes are refused before they are read; ``MAX_PIXELS`` of uncompressed 16-bit RGB take fewer."""
 
 
+MOST_SCANS = 100
+"""Of a JPEG, thumbnails and further pictures counted too; a progressive one has about ten. Each passes over all pixels,
+however few bytes it has: 600 of them took a minute."""
+
+MOST_READS = 2**21
+"""Times that Pillow may ask for the next piece of a file: some seconds of work. 64 million pixels take 100,000."""
+
+_START_OF_SCAN = b"\xff\xda"
+"""Within a scan's own data 0xFF is followed by 0 or a restart marker, so that this is never part of a picture."""
+
 _LONGEST_REASON = 500
 """Characters of a reason that another library gives."""
 
@@ -124,6 +134,23 @@ class Picture:
         return buffer.getvalue()
 
 
+class _Pieces(io.BytesIO):
+    """An image file that ends the decoding which reads it after ``MOST_READS``.
+
+    A limit without a process, a signal or a clock, so that the same file always has the same fate: Pillow reads its
+    files piece by piece, between the chunks, comments, directories and runs that an attacker multiplies. What it does
+    not reach is a single call of a library, whose time goes with ``MAX_PIXELS``.
+    """
+
+    n_reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.n_reads += 1
+        if self.n_reads > MOST_READS:
+            raise Rejected(f"more than {MOST_READS} pieces: too many to decode", "TimeoutError")
+        return super().read(size)
+
+
 def decode(content: bytes) -> Picture:
     """Decode an image file.
 
@@ -135,10 +162,14 @@ def decode(content: bytes) -> Picture:
     if len(content) > MAX_BYTES:
         raise Rejected(f"{len(content)} bytes: at most {MAX_BYTES} are read")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(_Pieces(content), formats=FORMATS) as image:
+            if image.format in ("JPEG", "MPO") and (n_scans := content.count(_START_OF_SCAN)) > MOST_SCANS:
+                raise Rejected(f"{n_scans} scans: at most {MOST_SCANS} are decoded")
             return _decode(image)
     except Rejected:
         raise
+    except MemoryError as error:
+        raise Rejected("it takes more memory than there is", type(error).__name__) from error
     except UnidentifiedImageError as error:
         raise Rejected(f"not a readable image{_looks_like(content)}", type(error).__name__) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format and damage
@@ -200,10 +231,10 @@ def _choice_among_several(image: Image.Image) -> str:
     """The conversion that takes one picture of a file that holds several, where one is the picture."""
     if len(image.info.get("sizes", ())) > 1:
         return "ico_largest"
-    n_frames = getattr(image, "n_frames", 1)
-    if n_frames > 1 and image.format != "MPO":
-        raise Rejected(f"{n_frames} frames: one image is needed")
-    return "mpo_first" if n_frames > 1 else ""
+    is_animated = getattr(image, "is_animated", False)  # to count the frames, Pillow would read them all
+    if is_animated and image.format != "MPO":
+        raise Rejected("several frames or pages: one image is needed")
+    return "mpo_first" if is_animated else ""
 
 
 def _sixteen_bit_samples(image: Image.Image) -> bool:

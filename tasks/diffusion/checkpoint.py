@@ -10,9 +10,8 @@ Only safetensors are read; a checkpoint that holds its weights as a pickle is re
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from tasks.diffusion.checkpoint_files import (
+    LARGEST,
+    CheckpointError,
+    in_a_line,
+    not_loadable,
+    read_condition,
+    read_config,
+    require_modest,
+    require_weights,
+    sha256_of,
+)
 from tasks.diffusion.denoiser import Denoiser, PredictionType
 from tasks.diffusion.names import Grid
 from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
@@ -37,8 +46,10 @@ NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 CONDITION = "condition.npy"
 PIPELINE = "model_index.json"
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
-LARGEST = 100_000
-"""Of the numbers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
+LARGEST_WEIGHT = 1e6
+"""In absolute value. Trained weights lie below some hundreds; such a one leaves float32 no digits for the others."""
+LARGEST_OUTPUT = 1e3
+"""Root mean square of what a network may predict of unit Gaussian noise; every kind of prediction is of order 1."""
 MOST_DIMENSIONS = 2**28
 """Of what a network diffuses."""
 
@@ -48,10 +59,6 @@ GRID_CHECKED = (20, 100, 200, 500, 999)
 
 Shape = tuple[int, int, int]
 """(channels, height, width)"""
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be scored; the message names the file and what to do."""
 
 
 @dataclass
@@ -173,15 +180,7 @@ def checkpoint_sha256(model: Path) -> str:
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    total = hashlib.sha256()
-    for file in model_files(model):
-        total.update(f"{file.relative_to(model).as_posix()}\0".encode())
-        try:
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise _unreadable(file, error) from error
-    return total.hexdigest()
+    return sha256_of(model_files(model), model)
 
 
 def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
@@ -216,13 +215,33 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
     )
 
 
+def require_sane(model: LoadedModel) -> None:
+    """Does the network predict anything of noise? One evaluation, at the last timestep.
+
+    Raises:
+        CheckpointError: what it predicts is not finite, or beyond ``LARGEST_OUTPUT``: no weights that were trained.
+    """
+    noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
+    conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
+    t = torch.full((1,), conditioning, device=model.device)
+    module = model.network.module
+    with torch.inference_mode(), model.given(0 if model.n_classes else None):
+        output = model.network(noise.to(model.device, module.dtype), t).double()
+    size = float(output.square().mean().sqrt())
+    if not size <= LARGEST_OUTPUT:
+        raise CheckpointError(
+            f"what its network predicts of Gaussian noise has root mean square {size:.3g}, beyond "
+            f"{LARGEST_OUTPUT:g}: its weights are damaged, or not of this config"
+        )
+
+
 def state_shape(model: Path) -> Shape:
     """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
         CheckpointError: not a pipeline around one of ``NETWORKS``.
     """
-    config = _config(model, "unet", "config.json")
+    config = read_config(model, "unet", "config.json")
     if config.get("_class_name") not in NETWORKS:
         raise CheckpointError(
             f"{model}: its unet is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
@@ -250,7 +269,7 @@ def image_shape(model: Path) -> Shape:
     part = _autoencoder_part(model)
     if part is None:
         return channels, height, width
-    path, config = model / part / "config.json", _config(model, part, "config.json")
+    path, config = model / part / "config.json", read_config(model, part, "config.json")
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise CheckpointError(f"{path}: block_out_channels is {levels!r:.80}; a list of 1 to 8 numbers is needed")
@@ -260,14 +279,14 @@ def image_shape(model: Path) -> Shape:
 
 def n_classes(model: Path) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
-    classes = _config(model, "unet", "config.json").get("num_class_embeds")
+    classes = read_config(model, "unet", "config.json").get("num_class_embeds")
     return None if classes is None else _positive(model / "unet" / "config.json", "num_class_embeds", classes)
 
 
 def _autoencoder_part(folder: Path) -> str | None:
     for part, class_name in AUTOENCODERS.items():
         if (folder / part).is_dir():
-            found = _config(folder, part, "config.json").get("_class_name")
+            found = read_config(folder, part, "config.json").get("_class_name")
             if found != class_name:
                 raise CheckpointError(f"{folder}/{part}: a {found!r}; {class_name} is needed")
             return part
@@ -280,40 +299,20 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
     if features is None:
         return None
     path, features = folder / CONDITION, _positive(folder / "unet" / "config.json", "cross_attention_dim", features)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
             f"(tokens, {features}); those of the empty prompt for unconditional use"
         )
-    try:
-        condition = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (ValueError, OSError, EOFError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable array ({_line(error)})") from error
-    if condition.ndim != 2 or condition.shape[1] != features:
-        raise CheckpointError(f"{path}: shape {tuple(condition.shape)}; (tokens, {features}) is needed")
-    if not bool(condition.isfinite().all()):
-        raise CheckpointError(f"{path}: holds NaN or infinite values")
-    return condition
+    return read_condition(path, features)
 
 
 def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """A network of the checkpoint, for evaluation."""
-    files = list((folder / part).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder}/{part}: no .safetensors weights (pickled .bin weights are refused: convert them)"
-        )
-    for index in (folder / part).glob("*.index.json"):
-        weights = _config(folder, part, index.name).get("weight_map")
-        for name in weights.values() if isinstance(weights, dict) else ():
-            if not isinstance(name, str) or folder / part / name not in files:
-                raise CheckpointError(f"{index}: weights {name!r:.80} do not lie beside it: put them there")
-    for file in files:  # safetensors would say of one that may not be read that it is not there
-        try:
-            file.open("rb").close()
-        except OSError as error:
-            raise _unreadable(file, error) from error
-    kind = getattr(diffusers, str(_config(folder, part, "config.json").get("_class_name")))
+    weights, config = require_weights(folder, part), read_config(folder, part, "config.json")
+    kind = getattr(diffusers, str(config.get("_class_name")))
+    with _quiet_diffusers():
+        require_modest(folder, part, kind, config, weights, dtype.itemsize)
     try:
         with _quiet_diffusers():
             network, info = kind.from_pretrained(
@@ -325,7 +324,7 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
                 torch_dtype=dtype,
             )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
-        raise CheckpointError(f"{folder}/{part}: not loadable ({_line(error)}): damaged, or a wrong config?") from error
+        raise not_loadable(folder / part, error) from error
     for keys, what in (
         ("missing_keys", "weights are missing"),
         ("mismatched_keys", "weights of another shape than its config's"),
@@ -334,8 +333,13 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         if info.get(keys):
             raise CheckpointError(f"{folder}/{part}: {what}, {sorted(map(str, info[keys]))[0]} first: wrong config?")
     for name, weight in network.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
+        largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
+        if not math.isfinite(largest):
             raise CheckpointError(f"{folder}/{part}: {name} holds NaN or infinite weights")
+        if largest > LARGEST_WEIGHT:
+            raise CheckpointError(
+                f"{folder}/{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
+            )
     return network.eval().requires_grad_(False)
 
 
@@ -357,7 +361,7 @@ def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
         CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
     """
     path = folder / "scheduler" / "scheduler_config.json"
-    config = _config(folder, "scheduler", "scheduler_config.json")
+    config = read_config(folder, "scheduler", "scheduler_config.json")
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise CheckpointError(
@@ -374,7 +378,7 @@ def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
         with _quiet_diffusers():
             scheduler = kind.from_config(config)
     except Exception as error:  # each scheduler has its own ways with a setting that it does not know
-        raise CheckpointError(f"{path}: {class_name} does not take it ({_line(error)})") from error
+        raise CheckpointError(f"{path}: {class_name} does not take it ({in_a_line(error)})") from error
     if class_name.startswith("FlowMatch"):
         sigmas = sorted(scheduler.sigmas.double().tolist())
         _check_signal(path, [1.0 - sigma for sigma in sigmas])
@@ -412,40 +416,11 @@ def _positive(path: Path, name: str, value: object) -> int:
     return value
 
 
-def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
-    path = folder / part / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: not a diffusers checkpoint (no {part}/{name}); a DDPMPipeline folder is needed"
-        ) from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({_line(error)}): put it back") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected")
-    return content
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read ({error.strerror}): a readable file is needed")
-
-
-def _line(error: BaseException) -> str:
-    """What an error comes from, in its first sentence: what was raised on the way repeats paths."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
-
-
 def model_files(model: Path) -> list[Path]:
     """The files that define the model: configs and safetensors of its parts, the condition, and the pipeline's index.
 
-    Nothing else is read to score or to sample. Weights lie in their part's own folder: :func:`_load_part` refuses an
-    index of shards that names any other place.
+    Nothing else is read to score or to sample: weights lie in their part's own folder.
     """
     files = [p for part in ("unet", "scheduler", "vae", "vqvae") for p in sorted((model / part).glob("*"))]
-    beside = [model / name for name in (CONDITION, PIPELINE) if (model / name).is_file()]
+    beside = [model / name for name in (CONDITION, PIPELINE) if os.path.lexists(model / name)]
     return [p for p in files if p.suffix in (".json", ".safetensors")] + beside

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.checks import ParametersError, check_parameters, shape_in_words
+from tasks.checks import ParametersError, check_parameters, require_loadable, shape_in_words
 from tasks.datasets.apart import require_apart
 from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import SourceError
 from tasks.devices import DeviceError, cores, devices_for, threads_for
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, image_shape, load_denoiser, resolve
+from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, image_shape, resolve
 from tasks.doctor.images import count_items, look_at_holdout, look_at_images
 from tasks.doctor.patient import Check, Patient, first_line, size
 from tasks.doctor.probe import probe_network
@@ -90,7 +90,7 @@ def _checkpoint(patient: Patient) -> Check:
     try:
         folder = resolve(patient.model)
         takes = image_shape(folder)
-        model = load_denoiser(str(folder), "cpu")
+        model = require_loadable(folder)
     except CheckpointError as error:
         return Check("checkpoint", "fail", str(error), "give a DDPMPipeline folder with safetensors weights")
     patient.folder, patient.takes = folder, takes

@@ -171,7 +171,7 @@ def test_a_conditional_network_takes_the_given_condition_and_is_refused_without_
     assert float((eps[0] - eps[1]).abs().max()) > 1e-3
     assert len(hashes) == 2  # another condition is another model
     np.save(folder / "condition.npy", given.numpy()[:, :4])
-    with pytest.raises(CheckpointError, match=r"\(tokens, 6\) is needed"):
+    with pytest.raises(CheckpointError, match=r"\(tokens, 6\) are needed"):
         load_denoiser(str(folder), "cpu")
 
 

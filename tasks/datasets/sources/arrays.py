@@ -9,16 +9,21 @@ import math
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tasks.bounded import array_header, read_at_most
 from tasks.datasets.decoding import MAX_BYTES, in_words
 from tasks.datasets.sources.base import Item, Source, named_item
-from tasks.datasets.sources.location import Location, SourceError, decompressed
+from tasks.datasets.sources.location import Location, SourceError
+from tasks.datasets.sources.names import LONGEST_LABEL, shortened
+from tasks.datasets.sources.unpacking import decompressed, open_member
+
+LONGEST_LIST = 300
+"""Characters of what a message quotes of a file."""
 
 Pixels = NDArray[np.generic]
 
@@ -34,8 +39,10 @@ class IdxFile(Source):
 
     def __iter__(self) -> Iterator[Item]:
         beside = self.path.sibling(self.path.name.replace("images", "labels").replace("idx3", "idx1"))
-        labels = list(_read_idx(beside, n_dimensions=1)) if beside.is_file() else None
-        return _items(self.path, _read_idx(self.path, n_dimensions=3), labels)
+        with ExitStack() as files:
+            images = files.enter_context(_idx(self.path, n_dimensions=3))
+            labels = files.enter_context(_idx(beside, n_dimensions=1)) if beside.is_file() else None
+            yield from _items(self.path, images, labels)
 
 
 class NumpyFile(Source):
@@ -53,7 +60,7 @@ class NumpyFile(Source):
     def __iter__(self) -> Iterator[Item]:
         with _damage_named(self.path, "array"), self.path.open() as stream:
             if self.path.suffix == ".npy":
-                yield from _items(self.path, _read_npy(self.path, stream), None)
+                yield from _items(self.path, _npy_images(self.path, stream), None)
             else:
                 with zipfile.ZipFile(stream) as archive:
                     yield from self._archived(archive)
@@ -63,35 +70,40 @@ class NumpyFile(Source):
         candidates = [name for name in arrays if name != "labels"]
         name = "images" if "images" in candidates else candidates[0] if len(candidates) == 1 else None
         if name is None:
-            raise SourceError(f"{self.path}: no array called 'images' among {', '.join(arrays) or 'none'}")
-        labels = None
-        if "labels" in arrays:
-            with archive.open("labels.npy") as stream:
-                labels = npy.read_array(stream, allow_pickle=False)
-            if labels.ndim != 1:
-                raise SourceError(f"{self.path}: labels of shape {labels.shape}: one for each image is needed")
-        with archive.open(f"{name}.npy") as stream:
-            yield from _items(self.path, _read_npy(self.path, stream), labels)
+            found = shortened(", ".join(arrays) or "none", LONGEST_LIST)
+            raise SourceError(f"{self.path}: no array called 'images' among {found}")
+        with ExitStack() as members:
+
+            def stream(array: str) -> IO[bytes]:
+                return members.enter_context(open_member(archive, archive.getinfo(f"{array}.npy")))
+
+            labels = _npy_labels(self.path, stream("labels")) if "labels" in arrays else None
+            yield from _items(self.path, _npy_images(self.path, stream(name)), labels)
 
 
-def _items(path: Location, images: Iterator[Pixels], labels: Sequence[object] | Pixels | None) -> Iterator[Item]:
-    n_images = 0
-    for index, pixels in enumerate(images):
-        if labels is not None and index >= len(labels):
-            raise SourceError(f"{path}: only {len(labels)} labels for the images")
-        label = None if labels is None else _as_label(labels[index])
+class _Array(NamedTuple):
+    shape: Sequence[int]
+    rows: Iterator[Pixels]
+
+
+def _items(path: Location, images: _Array, labels: _Array | None) -> Iterator[Item]:
+    """Both are read side by side, so that neither is held."""
+    if labels is not None and labels.shape[0] != images.shape[0]:
+        raise SourceError(f"{path}: {labels.shape[0]} labels for {images.shape[0]} images")
+    for index, pixels in enumerate(images.rows):
+        label = None if labels is None else _as_label(next(labels.rows).item())
         yield named_item(f"{index:08d}", f"{path}#{index}", pixels, label)
-        n_images = index + 1
-    if labels is not None and len(labels) != n_images:
-        raise SourceError(f"{path}: {len(labels)} labels for {n_images} images")
+    if labels is not None:
+        next(labels.rows, None)  # also says whether more follow
 
 
 def _as_label(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _read_idx(path: Location, n_dimensions: int) -> Iterator[NDArray[np.uint8]]:
-    """The file's images (n_dimensions = 3) or numbers (1), one after another."""
+@contextmanager
+def _idx(path: Location, n_dimensions: int) -> Iterator[_Array]:
+    """The file's images (n_dimensions = 3) or numbers (1)."""
     with _damage_named(path, "idx file"), decompressed(path) as stream:
         header = stream.read(4 * (n_dimensions + 1))
         if len(header) != 4 * (n_dimensions + 1):
@@ -99,30 +111,50 @@ def _read_idx(path: Location, n_dimensions: int) -> Iterator[NDArray[np.uint8]]:
         magic, *shape = struct.unpack(f">{n_dimensions + 1}I", header)
         if magic != 0x0800 + n_dimensions:
             raise ValueError(f"magic number {magic:#06x}, expected {0x0800 + n_dimensions:#06x}")
-        yield from _read_rows(stream, shape, np.dtype(np.uint8))
+        yield _Array(shape, _named_rows(path, "idx file", _read_rows(stream, shape, np.dtype(np.uint8))))
 
 
-def _read_npy(path: Location, stream: IO[bytes]) -> Iterator[Pixels]:
-    version = npy.read_magic(stream)
-    header = npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
-    shape, is_fortran, dtype = header
+def _header(path: Location, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    shape, is_fortran, dtype = array_header(stream)
     if dtype.hasobject:
         raise SourceError(f"{path}: holds pickled objects, which are never loaded; save the images as uint8")
+    return shape, is_fortran, dtype
+
+
+def _npy_images(path: Location, stream: IO[bytes]) -> _Array:
+    shape, is_fortran, dtype = _header(path, stream)
     if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 0:
         raise SourceError(
-            f"{path}: uint8 images of shape (N, H, W) or (N, H, W, C) are needed, got {dtype} of shape {shape}"
+            f"{path}: uint8 images of shape (N, H, W) or (N, H, W, C) are needed, "
+            f"got {shortened(f'{dtype} of shape {shape}', LONGEST_LIST)}"
         )
-    if is_fortran and len(shape) > 1:
-        content = stream.read(math.prod(shape))
-        yield from np.frombuffer(content, np.uint8).reshape(shape, order="F")
-    else:
-        yield from _read_rows(stream, shape, dtype)
+    return _Array(shape, _fortran_rows(path, stream, shape) if is_fortran else _read_rows(stream, shape, dtype))
 
 
-def _read_rows(stream: IO[bytes], shape: Sequence[int], dtype: np.dtype[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def _npy_labels(path: Location, stream: IO[bytes]) -> _Array:
+    shape, _, dtype = _header(path, stream)
+    if dtype.kind not in "biufSU" or dtype.itemsize > LONGEST_LABEL * 4:
+        raise SourceError(f"{path}: labels are {shortened(str(dtype), LONGEST_LIST)}: numbers or texts are needed")
+    if len(shape) != 1:
+        raise SourceError(f"{path}: labels of shape {shape}: one for each image is needed")
+    return _Array(shape, _read_rows(stream, shape, dtype))
+
+
+def _fortran_rows(path: Location, stream: IO[bytes], shape: tuple[int, ...]) -> Iterator[Pixels]:
+    """An image of such an array lies scattered over all of it, so it is read whole, and bounded."""
+    if math.prod(shape) > MAX_BYTES:
+        raise SourceError(
+            f"{path}: {math.prod(shape)} bytes in Fortran order, of which at most {MAX_BYTES} are read: "
+            "save numpy.ascontiguousarray(images)"
+        )
+    content = read_at_most(stream, math.prod(shape))
+    yield from np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(shape, order="F"))
+
+
+def _read_rows(stream: IO[bytes], shape: Sequence[int], dtype: np.dtype[Any]) -> Iterator[Pixels]:
     """``shape[0]`` arrays of ``shape[1:]``. Raises ValueError where the stream has less or more."""
     n_rows, *row_shape = shape
-    n_bytes = math.prod(row_shape)
+    n_bytes = math.prod(row_shape) * dtype.itemsize
     if not 0 < n_bytes <= MAX_BYTES:
         raise ValueError(f"images of shape {tuple(row_shape)}")
     for index in range(n_rows):
@@ -132,6 +164,11 @@ def _read_rows(stream: IO[bytes], shape: Sequence[int], dtype: np.dtype[np.uint8
         yield np.frombuffer(row, dtype).reshape(row_shape)
     if stream.read(1):  # also makes a compressed stream compare its checksum
         raise ValueError(f"it goes on after its {n_rows} images")
+
+
+def _named_rows(path: Location, what: str, rows: Iterator[Pixels]) -> Iterator[Pixels]:
+    with _damage_named(path, what):
+        yield from rows
 
 
 @contextmanager

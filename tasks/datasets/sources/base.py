@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.datasets.decoding import Picture, Rejected, decode, from_array
 from tasks.datasets.sources.location import Location, locate
-from tasks.datasets.sources.names import as_text, valid
+from tasks.datasets.sources.names import LONGEST_LABEL, LONGEST_NAME, as_text, shortened, shortened_name, valid
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ def named_item(
     label: str | None = None,
     metadata: str | None = None,
 ) -> Item:
-    """An item whose key and place hold names that others chose."""
-    return Item(as_text(key), as_text(uri), content, None if label is None else valid(label), metadata)
+    """An item whose key and place hold names that others chose; one of too long a name is refused."""
+    if len(key) > LONGEST_NAME:
+        content = Rejected(f"a name of {len(key)} characters: at most {LONGEST_NAME} are kept")
+        key, uri = shortened_name(key), shortened_name(uri)
+    label = None if label is None else shortened(valid(label), LONGEST_LABEL)
+    return Item(as_text(key), as_text(uri), content, label, metadata)
 
 
 class Source(ABC):

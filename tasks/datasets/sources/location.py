@@ -12,7 +12,6 @@ answer is nobody's fault, so it ends the run, which can be resumed.
 from __future__ import annotations
 
 import errno
-import gzip
 import io
 import math
 import os
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
+from tasks.bounded import Oversized, open_regular, read_at_most
 from tasks.datasets.decoding import MAX_BYTES, Rejected
 from tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
 
@@ -101,13 +101,6 @@ class Location(ABC):
         """A whole file of at most ``MAX_BYTES``, or why not."""
 
 
-@contextmanager
-def decompressed(file: Location) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked if its name says that it is gzipped."""
-    with file.open() as stream:
-        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if file.suffix in (".gz", ".tgz") else stream
-
-
 def locate(where: str | Path | Location) -> Location:
     """The location that a user's text stands for.
 
@@ -171,16 +164,14 @@ class LocalLocation(Location):
         return status.st_size, status.st_mtime_ns
 
     def open(self) -> IO[bytes]:
-        return self.path.open("rb")
+        return open_regular(self.path)
 
     def read(self) -> bytes | Rejected:
         try:
-            status = self.path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return Rejected("a device, socket or pipe, not a file")
-            return _too_large(status.st_size) or self.path.read_bytes()
-        except OSError as error:
-            return Rejected(error.strerror or str(error), type(error).__name__)
+            with open_regular(self.path) as stream:
+                return _too_large(os.fstat(stream.fileno()).st_size) or read_at_most(stream, MAX_BYTES)
+        except (OSError, Oversized) as error:
+            return Rejected(getattr(error, "strerror", None) or str(error), type(error).__name__)
 
 
 @dataclass(frozen=True)

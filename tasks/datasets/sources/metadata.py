@@ -8,17 +8,27 @@ import json
 import math
 import posixpath
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
+from tasks.bounded import Oversized
 from tasks.datasets.decoding import Rejected, in_words
 from tasks.datasets.sources.location import Location
-from tasks.datasets.sources.names import valid
+from tasks.datasets.sources.names import shortened, valid
 
 LONGEST_TEXT = 1024
 """Characters; a longer text is cut."""
 
 LONGEST_METADATA = 8192
 """Characters of one image's metadata; columns that do not fit, in the order of their names, are left out."""
+
+LONGEST_LINE = 2**20
+"""Characters."""
+
+LARGEST_FILE = 2**29
+"""Characters of a file of metadata."""
+
+MOST_ROWS = 2**22
+"""Of all files of a folder: they are held in memory."""
 
 _FILES = ("metadata.csv", "metadata.jsonl")
 
@@ -50,6 +60,7 @@ class FolderMetadata:
 
     def __init__(self, folder: Location) -> None:
         self.damage: dict[str, Rejected] = {}
+        self._n_rows = 0
         self._rows: dict[str, dict[str, str | None]] = {}
         for name, file in folder.files():
             if posixpath.basename(name) in _FILES and "/." not in f"/{name}":
@@ -66,26 +77,38 @@ class FolderMetadata:
         return None
 
     def _add(self, name: str, file: Location) -> None:
-        content = file.read()
-        if isinstance(content, Rejected):
-            self.damage[name] = content
-            return
         rows = self._rows.setdefault(posixpath.dirname(name), {})
         try:
-            for row in (_csv_rows if name.endswith(".csv") else _json_rows)(content.decode("utf-8-sig")):
-                if isinstance(file_name := row.pop("file_name", None), str):
-                    rows[posixpath.normpath(file_name)] = as_metadata(row)
+            with file.open() as stream:
+                for row in (_csv_rows if name.endswith(".csv") else _json_rows)(_lines(stream)):
+                    if isinstance(file_name := row.pop("file_name", None), str):
+                        rows[posixpath.normpath(file_name)] = as_metadata(row)
+                        self._n_rows += 1
+                    if self._n_rows > MOST_ROWS:
+                        raise Oversized(f"more than {MOST_ROWS} rows")
+        except OSError as error:
+            self.damage[name] = Rejected(error.strerror or str(error), type(error).__name__)
         except (ValueError, RecursionError, csv.Error) as error:
             self.damage[name] = Rejected(f"damaged metadata ({in_words(error)})", type(error).__name__)
 
 
-def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines of bounded length: a single one may fill the memory else."""
+    n_signs, text = 0, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    while line := text.readline(LONGEST_LINE + 1):
+        n_signs += len(line)
+        if len(line) > LONGEST_LINE or n_signs > LARGEST_FILE:
+            raise Oversized(f"more than {LONGEST_LINE} characters in a line, or {LARGEST_FILE} in all")
+        yield line
+
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for row in csv.DictReader(lines):
         yield {name: value for name, value in row.items() if value != ""}
 
 
-def _json_rows(text: str) -> Iterator[dict[str, Any]]:
-    for line in filter(str.strip, io.StringIO(text)):
+def _json_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in filter(str.strip, lines):
         row = json.loads(line)
         if not isinstance(row, dict):
             raise ValueError("a line that is no JSON object")
@@ -99,6 +122,6 @@ def _text(text: str) -> str:
 def _scalar(value: Any) -> str | float | None:
     if isinstance(value, str):
         text = _text(value)
-        return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+        return shortened(text, LONGEST_TEXT)
     is_number = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
     return value if is_number else None

@@ -9,6 +9,7 @@ Names decide only what is passed over; what a file is, its content decides:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Literal
 
@@ -21,6 +22,13 @@ _COMPANIONS = """
     .ipynb .js .lock .log .md5 .py .sh .sha256 .sha512
 """
 _COMPANION_NAMES = "copying desktop.ini license licence makefile readme sha256sums thumbs.db"
+
+LONGEST_NAME = 4096
+"""Characters of an item's name, as of a path on Linux; items of a longer one are refused."""
+_KEPT_OF_LONG_NAME = 200
+
+LONGEST_LABEL = 1024
+"""Characters; a longer label is cut."""
 
 Kind = Literal["image", "companion", "archive", "unknown"]
 
@@ -60,15 +68,34 @@ def parent_label(name: str) -> str | None:
 
 
 class UniqueNames:
-    """Gives each name back, the second ``a.png`` as ``a.png#2``: archives may hold a name twice."""
+    """Gives each name back, the second ``a.png`` as ``a.png#2``: archives may hold a name twice.
+
+    Digests are kept, not names: an archive of long names must not fill the memory.
+    """
 
     def __init__(self) -> None:
-        self._uses: dict[str, int] = {}
+        self._uses: dict[bytes, int] = {}
 
     def __call__(self, name: str) -> str:
-        unique = name
-        while unique in self._uses:
-            self._uses[name] += 1
-            unique = f"{name}#{self._uses[name]}"
-        self._uses[unique] = 1
+        unique, key = name, _digest(name)
+        while (found := _digest(unique)) in self._uses:
+            self._uses[key] += 1
+            unique = f"{name}#{self._uses[key]}"
+        self._uses[found] = 1
         return unique
+
+
+def shortened(text: str, longest: int) -> str:
+    """``text``, or its beginning and an ellipsis."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def shortened_name(name: str) -> str:
+    """A name of at most ``LONGEST_NAME`` characters; different names stay different."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:_KEPT_OF_LONG_NAME]}…{_digest(name).hex()}"
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()

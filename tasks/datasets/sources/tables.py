@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
@@ -18,8 +19,17 @@ from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.location import Location, SourceError
 from tasks.datasets.sources.metadata import as_metadata
 from tasks.datasets.sources.names import kind_of
+from tasks.datasets.sources.pages import held_by, require_uncompressed
 
 ROWS_AT_A_TIME = 16
+BATCH_BYTES = 2**28
+"""Of a batch of more than one row, at most."""
+READ_AHEAD = 2**20
+LONGEST_CELL = 2**13
+"""Bytes of a text of which more is not kept anyway."""
+LARGEST_FOOTER = 2**26
+MOST_IN_FOOTER = 2**20
+"""Columns, row groups, values of one list."""
 _SUFFIXES = (".parquet", ".arrow")
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _SPLIT = re.compile(r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])")
@@ -98,7 +108,7 @@ class _Columns:
 def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected, str | None, str | None]]:
     """(encoded image, label, metadata) of each row."""
     columns, batches = (_read_parquet if file.suffix == ".parquet" else _read_arrow)(file, stream)
-    for batch in batches:
+    for batch in (whole.slice(i, ROWS_AT_A_TIME) for whole in batches for i in range(0, len(whole), ROWS_AT_A_TIME)):
         values = {name: _values(batch[name], columns.class_names.get(name)) for name in columns.names[1:]}
         images = batch[columns.image]
         images.validate(full=True)
@@ -109,12 +119,31 @@ def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected,
 
 
 def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
-    table = pq.ParquetFile(stream, page_checksum_verification=True)
+    table = pq.ParquetFile(
+        stream,
+        page_checksum_verification=True,
+        pre_buffer=False,
+        buffer_size=READ_AHEAD,
+        thrift_string_size_limit=LARGEST_FOOTER,
+        thrift_container_size_limit=MOST_IN_FOOTER,
+    )
     columns = _columns(file, table.schema_arrow)
-    return columns, table.iter_batches(ROWS_AT_A_TIME, columns=columns.names, use_threads=False)
+    return columns, _bounded_batches(table, stream, columns)
+
+
+def _bounded_batches(table: pq.ParquetFile, stream: IO[bytes], columns: _Columns) -> Iterator[pa.RecordBatch]:
+    """Fewer rows at a time where one could be large: a dictionary gives any number of rows the same huge value."""
+    is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
+    parts = [f"{columns.image}.{name}" for name in ("bytes", "path")] if is_struct else [columns.image]
+    leaves = [*parts, *columns.names[1:]]
+    for group, held in enumerate(held_by(table, stream, leaves)):
+        n_rows = max(1, min(ROWS_AT_A_TIME, BATCH_BYTES // max(1, held)))
+        yield from table.iter_batches(n_rows, [group], leaves, use_threads=False)
 
 
 def _read_arrow(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
+    require_uncompressed(stream)
+    stream.seek(0)
     reader = pa.ipc.open_stream(pa.PythonFile(stream))  # type: ignore[arg-type]  # an IO will do
     return _columns(file, reader.schema), _to_the_end(reader, stream)
 
@@ -131,6 +160,8 @@ def _to_the_end(reader: pa.RecordBatchReader, stream: IO[bytes]) -> Iterator[pa.
 def _content(value: Any) -> bytes | Rejected:
     """A column of structs has the file's bytes, or a path that is not followed."""
     content = value.get("bytes") if isinstance(value, Mapping) else value
+    if content is not None and not isinstance(content, bytes):
+        return Rejected("no bytes in this row")
     if content is None:
         path = value.get("path") if isinstance(value, Mapping) else None
         return Rejected(f"no bytes in the table, only a path ({path})" if path else "no image in this row")
@@ -140,9 +171,17 @@ def _content(value: Any) -> bytes | Rejected:
 def _values(column: pa.Array[Any], class_names: list[str] | None) -> list[Any]:
     """A column as Python has it; texts whatever their bytes, classes by their names, times and decimals as text."""
     kind = column.type
+    column.validate(full=kind not in (pa.string(), pa.large_string()))  # of those not whether they are UTF-8
+    if isinstance(column, pa.DictionaryArray):
+        dictionary, column = _values(column.dictionary, None), column.indices
+        return [None if i is None else _value(dictionary[i], class_names or []) for i in column.to_pylist()]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
-    column.validate(full=True)  # offsets from a damaged Arrow file would read foreign memory
+        column.validate(full=True)  # offsets from a damaged Arrow file would read foreign memory
+        column = pc.binary_slice(column, 0, LONGEST_CELL)
+    if pa.types.is_string_view(kind):
+        texts = (cell.as_buffer() for cell in column)
+        return [None if text is None else _value(text[:LONGEST_CELL].to_pybytes(), []) for text in texts]
     if pa.types.is_timestamp(kind):
         column = column.cast(pa.timestamp(kind.unit))  # in UTC: no name of a zone has to be understood
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_decimal(kind):
@@ -203,5 +242,9 @@ def _holds_paths(field: pa.Field[pa.DataType], features: dict[str, dict[str, Any
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)

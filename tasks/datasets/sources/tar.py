@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Self
+from typing import IO, Any, Self
 
+from tasks.bounded import read_at_most
 from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.folder import ARCHIVE_WITHIN
-from tasks.datasets.sources.location import Location, SourceError, decompressed
-from tasks.datasets.sources.names import UniqueNames, kind_of
+from tasks.datasets.sources.location import Location, SourceError
+from tasks.datasets.sources.names import LONGEST_LABEL, LONGEST_NAME, UniqueNames, kind_of, shortened, shortened_name
+from tasks.datasets.sources.unpacking import decompressed
 
 LARGEST_SAMPLE = 16
 """Images of one sample that wait for a label behind them; a bound on memory."""
 
+MOST_WAITING = 2**26
+"""Their bytes, of all but the last."""
+
 LARGEST_LABEL = 2**20
 """Bytes; a larger label file is ignored."""
+
+MOST_LABELS = 1024
+"""Label files of one sample; further ones are ignored."""
+
+LARGEST_HEADER = 2**16
+"""Bytes of a long name or of extended attributes."""
+
+MOST_BLANKS = 2**14
+"""Blocks of 512 bytes in a row that are no member; an archive of zeros would else be read for hours."""
+
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_DIGITS = re.compile(rb"[0-9]{32}")
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LABELS = (".json", ".cls")
@@ -56,14 +75,15 @@ def read_tar(stream: IO[bytes], wanted: Callable[[str], bool | Rejected]) -> Ite
     """
     name = ""
     try:
-        with _Tar(fileobj=stream, mode="r", tarinfo=_Member, ignore_zeros=True) as archive:
+        reader: Any = _Headers(stream)
+        with _Tar(fileobj=reader, mode="r", tarinfo=_Member, ignore_zeros=True) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep all that it has seen
                 if archive.damage:
                     yield "", archive.damage
                     archive.damage = None
-                name = member.name
-                if not member.isdir() and (verdict := wanted(name)):
+                name = shortened_name(member.name)
+                if not member.isdir() and (verdict := wanted(member.name)):
                     yield name, verdict if isinstance(verdict, Rejected) else _content(archive, member)
             if archive.damage or not archive.ended:
                 yield "", archive.damage or Rejected("the archive is cut off: its end mark is missing", "ReadError")
@@ -83,6 +103,33 @@ class _Tar(tarfile.TarFile):
     damage: Rejected | None = None
     ended = False
     """Was the last block read an end mark?"""
+    n_blank = 0
+    """Blocks since the last member."""
+    n_global = 0
+    """Bytes of attributes for all members, which ``tarfile`` keeps."""
+
+    @property
+    def headers(self) -> _Headers:
+        reader: Any = self.fileobj
+        assert isinstance(reader, _Headers)
+        return reader
+
+
+class _Headers:
+    """The archive's bytes; what ``tarfile`` takes for a long name or for attributes is looked at first."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.tell, self.seek = stream.tell, stream.seek
+        self.is_attributes = False
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        if self.is_attributes:
+            self.is_attributes = False
+            if _DIGITS.search(content):  # over which tarfile's pattern takes quadratic time (CVE-2024-6232)
+                raise tarfile.ReadError("attributes that are none")
+        return content
 
 
 class _Member(tarfile.TarInfo):
@@ -90,6 +137,9 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         """The next header; called block by block until one is valid."""
         assert isinstance(archive, _Tar)
+        archive.n_blank += 1
+        if archive.n_blank > MOST_BLANKS:
+            raise tarfile.ReadError(f"{MOST_BLANKS} blocks without a member")
         try:
             member = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # not in typeshed
@@ -99,8 +149,25 @@ class _Member(tarfile.TarInfo):
             reason = f"damaged header at byte {archive.offset}: a member is lost"
             archive.damage = archive.damage or Rejected(reason, "ReadError")
             raise
-        archive.ended = False
+        archive.ended, archive.n_blank = False, 0
         return member
+
+    def _proc_member(self, archive: _Tar) -> tarfile.TarInfo:
+        """Bounds what ``tarfile`` reads on a header's word, and keeps."""
+        if self.type in (*_PAX, *_LONG_NAMES) and self.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a name or attributes of {self.size} bytes: at most {LARGEST_HEADER} are read")
+        if self.type == tarfile.XGLTYPE:
+            archive.n_global += self.size
+            if archive.n_global > LARGEST_HEADER:
+                raise tarfile.ReadError(f"more than {LARGEST_HEADER} bytes of attributes for all members")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file, which is not read")
+        archive.headers.is_attributes = self.type in _PAX
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]  # not in typeshed
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """Refuses the map of a sparse file, which may be of any length."""
+        raise tarfile.ReadError("a sparse file, which is not read")
 
     def _block(self, count: int) -> int:
         """Refuses the negative sizes over which ``tarfile`` loops for ever (CVE-2025-8194)."""
@@ -110,13 +177,18 @@ class _Member(tarfile.TarInfo):
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Rejected:
+    if len(member.name) > LONGEST_NAME:
+        return Rejected(f"a name of {len(member.name)} characters: at most {LONGEST_NAME} are kept")
     if not member.isfile():
         return Rejected("a link or device, not a file: not followed")
-    if member.size > MAX_BYTES:
-        return Rejected(f"{member.size} bytes: at most {MAX_BYTES} are read")
+    if member.issparse():
+        return Rejected("a sparse file, which is not read")
+    limit = LARGEST_LABEL if member.name.endswith(_LABELS) else MAX_BYTES
+    if member.size > limit:
+        return Rejected(f"{member.size} bytes: at most {limit} are read")
     stream = archive.extractfile(member)
     assert stream is not None
-    return stream.read()
+    return read_at_most(stream, limit)
 
 
 def _members(file: Location) -> Iterator[tuple[str, bytes | Rejected]]:
@@ -142,18 +214,21 @@ def _labelled(members: Iterable[tuple[str, bytes | Rejected]]) -> Iterator[tuple
     """Items with their labels, sample by sample: neighbours whose names agree up to the first dot."""
     labels: dict[str, str | None] = {}
     items: list[tuple[str, bytes | Rejected]] = []
-    sample = ""
+    sample, n_waiting = "", 0
     for name, content in members:
+        n_bytes = len(content) if isinstance(content, bytes) else 0
         if _sample(name) != sample:
             yield from _sample_items(items, labels)
-            sample, items, labels = _sample(name), [], {}
-        elif len(items) >= LARGEST_SAMPLE:
+            sample, items, labels, n_waiting = _sample(name), [], {}, 0
+        elif len(items) >= LARGEST_SAMPLE or (items and n_waiting + n_bytes > MOST_WAITING):
             yield from _sample_items(items, labels)
-            items = []
+            items, n_waiting = [], 0
         if kind_of(name) == "companion":
-            labels[os.path.splitext(name)[0]] = _label(name, content)
+            if len(labels) < MOST_LABELS:
+                labels[os.path.splitext(name)[0]] = _label(name, content)
         else:
             items.append((name, content))
+            n_waiting += n_bytes
     yield from _sample_items(items, labels)
 
 
@@ -184,8 +259,8 @@ def _label(name: str, content: bytes | Rejected) -> str | None:
         return None
     try:
         if name.endswith(".cls"):
-            return content.decode().strip()
+            return shortened(content.decode().strip(), LONGEST_LABEL)
         label = json.loads(content).get("label")
     except (ValueError, AttributeError, RecursionError):
         return None
-    return None if label is None else str(label)
+    return None if label is None else shortened(str(label), LONGEST_LABEL)

@@ -9,11 +9,13 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO
 
+from tasks.bounded import read_at_most
 from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from tasks.datasets.sources.folder import ARCHIVE_WITHIN
 from tasks.datasets.sources.location import Location, SourceError
 from tasks.datasets.sources.names import UniqueNames, kind_of, parent_label
+from tasks.datasets.sources.unpacking import open_member
 
 _LONGEST_END = 22 + 2**16
 """Bytes of the end record and the longest comment behind it."""
@@ -72,7 +74,8 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Rejec
     if member.file_size > MAX_BYTES:
         return Rejected(f"{member.file_size} bytes: at most {MAX_BYTES} are read")
     try:
-        return archive.read(member)
+        with open_member(archive, member) as stream:
+            return read_at_most(stream, MAX_BYTES)
     except SourceError:
         raise
     except Exception as error:  # a bad checksum, a password, an unknown method, damaged deflate data, ...
