@@ -148,7 +148,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from tasks.checks import ParametersError
     from tasks.datasets.sources import SourceError
     from tasks.devices import DeviceError
-    from tasks.diffusion.checkpoint import CheckpointError
+    from tasks.diffusion.checkpoint_files import CheckpointError
     from tasks.extract import ExtractionFailed
     from tasks.reporting.gate_evidence import GateError
     from tasks.store.containment import OutsideError

@@ -23,7 +23,7 @@ class Oversized(ValueError):
     """There is more than is read; the message says how much is."""
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """A regular file, or a link to one, for reading: never a pipe, device or socket, which may not end.
 
     Raises:

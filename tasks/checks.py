@@ -14,7 +14,6 @@ from tasks.datasets.fitting import Fitting
 from tasks.datasets.holdouts import require_held_out
 from tasks.datasets.sources import SourceError, open_source
 from tasks.diffusion.checkpoint import (
-    CheckpointError,
     LoadedModel,
     grid_of,
     image_shape,
@@ -23,6 +22,7 @@ from tasks.diffusion.checkpoint import (
     require_sane,
     state_shape,
 )
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from tasks.diffusion.names import BaselineName, Precision
 from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.analyse import training_record
-from tasks.diffusion.checkpoint import CheckpointError
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.evidence.cleaning import EarlierImages, assess_cleaning
 from tasks.evidence.yields import Found
 from tasks.extract import scored_model

@@ -12,7 +12,8 @@ from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from tasks.device_worker import run_on_device
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, resolve
+from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.evidence.reproduction import CONTROLS
 from tasks.extraction import SampleJob, generate_shard
 from tasks.false_copies import MOST_QUERIES, measure_false_copies

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import CheckpointError, LoadedModel
+from tasks.diffusion.checkpoint import LoadedModel
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
 from tasks.parameters import ExtractParameters

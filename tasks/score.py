@@ -14,7 +14,7 @@ from prefect.task_runners import TaskRunner
 from tasks.calibrating import calibrate_shard, fit_calibration, known_calibration
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import WorkerDied, run_on_device
-from tasks.diffusion.checkpoint import CheckpointError
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.evidence.calibration import Calibration
 from tasks.scoring import ScoreJob, score_shard
 from tasks.store.files import is_disk_full

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tasks.datasets.shards import read_positions
 from tasks.datasets.sources import SourceError
 from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import CheckpointError, LoadedModel, checkpoint_sha256, load_denoiser
+from tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.diffusion.names import Precision
 from tasks.diffusion.tangents import DTYPES, set_precision
 from tasks.evidence.calibration import FITTED, Calibration

@@ -21,7 +21,8 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from tasks.checks import ParametersError
-from tasks.diffusion.checkpoint import CheckpointError, LoadedModel
+from tasks.diffusion.checkpoint import LoadedModel
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.diffusion.noise import gaussian, generator_for
 from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from tasks.diffusion.surrogate import BATCH, Classifier, Guided, Training, distil, fit_labels

@@ -23,13 +23,14 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
+from tasks.bounded import open_regular
 from tasks.datasets.decoding import Picture, Rejected
 from tasks.datasets.duplicates import near_duplicate_groups, signature, signs
 from tasks.datasets.fitting import Fitting
 from tasks.datasets.sources import Item, Source, SourceError
 from tasks.datasets.sources.names import valid
 from tasks.datasets.sources.tar import read_tar
-from tasks.store.containment import OutsideError, inside, open_regular
+from tasks.store.containment import OutsideError, inside
 from tasks.store.files import atomic_open, atomic_path
 from tasks.store.schemas import MANIFEST, REJECTS
 from tasks.store.spill import spilling

@@ -19,7 +19,8 @@ from tasks.datasets.apart import require_apart
 from tasks.datasets.fingerprint import fingerprint
 from tasks.datasets.sources import SourceError
 from tasks.devices import DeviceError, cores, devices_for, threads_for
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, image_shape, resolve
+from tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
+from tasks.diffusion.checkpoint_files import CheckpointError
 from tasks.doctor.images import count_items, look_at_holdout, look_at_images
 from tasks.doctor.patient import Check, Patient, first_line, size
 from tasks.doctor.probe import probe_network

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.store.containment import OutsideError, inside, open_regular
+from tasks.bounded import open_regular
+from tasks.store.containment import OutsideError, inside
 from tasks.store.files import atomic_open, sha256
 from tasks.store.run import RunDirectory
 

@@ -1,15 +1,14 @@
 """Names that come from elsewhere stay in their folder: of a store's objects, an archive, a manifest, a run's record.
 
 Whoever supplies a run, a bucket or a data set chooses such names. Each goes through :func:`inside` before anything is
-read, written or deleted under it, and what is read through :func:`open_regular`, which no pipe keeps waiting.
+read, written or deleted under it, and what is read through :func:`tasks.bounded.open_regular`, which no pipe keeps
+waiting.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import stat
 from pathlib import Path
 
 LONGEST_PART, LONGEST_NAME = 255, 1024
@@ -40,19 +39,6 @@ def inside(root: Path, name: str) -> Path:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise OutsideError(name, f"a link leads out of {root}")
     return path
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """A file for reading, if it is one: a pipe, socket or device is an error at once, and waits for nobody.
-
-    Raises:
-        OSError: it is none, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OutsideError(path.name, "not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def is_within(path: Path, folder: Path) -> bool:

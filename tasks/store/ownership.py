@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from tasks.store.containment import is_within, open_regular
+from tasks.bounded import open_regular
+from tasks.store.containment import is_within
 from tasks.store.files import is_disk_full, write_json
 from tasks.store.spill import SPILL
 
