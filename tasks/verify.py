@@ -74,7 +74,7 @@ def verify_run(run: RunDirectory) -> Iterator[Finding]:
                 yield Finding(f"shards/{shard}", difference.sample_id, difference.reason)
             if "scored_with" in record and _name(run, run.part(shard)) not in damaged:
                 yield from _part_findings(run, shard, rows, record["scored_with"])
-    except UNREADABLE as error:
+    except (*UNREADABLE, RunError) as error:
         yield Finding(run.manifest.name, "", f"cannot be read ({_line(error)})")
 
 
