@@ -124,7 +124,7 @@ def test_a_line_of_a_foreign_run_s_checksums_removes_nothing_but_its_own_parts(
         (run.scores / own).write_bytes(b"own")
     run.checksums.write_text(f"00  {line.replace('/VICTIM', str(victim))}\n00  scores/part-train-000000.parquet\n")
     before = sorted(path for path in run.path.rglob("*") if path != run.part("train-000000.tar"))
-    assert discard_damaged_parts(run) == ["scores/part-train-000000.parquet"]
+    assert discard_damaged_parts(run, run.scores) == ["scores/part-train-000000.parquet"]
     assert victim.read_bytes() == b"precious"
     assert sorted(run.path.rglob("*")) == before
     assert line.startswith("/") or line in damaged_files(run, "scores/")
