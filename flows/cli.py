@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
 
@@ -25,6 +26,22 @@ LONGEST_COMPLAINT = 4000
 _IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 GRACE_SECONDS = 3.0
 """After SIGTERM or Ctrl-C, for the run to end by itself."""
+USER_ERRORS = {
+    "flows.prefect_home": "ServerError",
+    "tasks.checks": "ParametersError",
+    "tasks.datasets.sources.location": "SourceError",
+    "tasks.devices": "DeviceError",
+    "tasks.diffusion.checkpoint_files": "CheckpointError",
+    "tasks.extract": "ExtractionFailed",
+    "tasks.reporting.gate_evidence": "GateError",
+    "tasks.store.containment": "OutsideError",
+    "tasks.store.ownership": "RunError",
+    "tasks.store.reading": "QueryError",
+    "tasks.store.warehouse": "ChecksFailed",
+    "tasks.tracking": "TrackingError",
+}
+"""Errors that are the input's, not ours."""
+RESUMABLE_ERRORS = {"tasks.score": "CalibrationFailed", "tasks.device_worker": "WorkerDied"}
 
 configure_environment()
 
@@ -108,20 +125,24 @@ def _explained(error: Exception) -> str | None:
 
 
 def _words(error: Exception) -> str | None:
-    from tasks.device_worker import WorkerDied
-    from tasks.score import CalibrationFailed, ShardsFailed
     from tasks.store.files import is_disk_full
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}"
-    if isinstance(error, CalibrationFailed | WorkerDied):
+    if isinstance(error, _loaded(RESUMABLE_ERRORS)):
         return f"{error}; {_resume()}"
-    if isinstance(error, ShardsFailed):
-        return f"{len(error.reasons)} shards could not be scored, the others were: {error}; {_resume()}"
+    if isinstance(error, _loaded({"tasks.score": "ShardsFailed"})):
+        n_failed = len(error.reasons)  # type: ignore[attr-defined]  # a ShardsFailed
+        return f"{n_failed} shards could not be scored, the others were: {error}; {_resume()}"
     if is_disk_full(error):
         return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
-    return str(error) if isinstance(error, _user_errors()) else None
+    return str(error) if isinstance(error, _loaded(USER_ERRORS)) else None
+
+
+def _loaded(errors: Mapping[str, str]) -> tuple[type[Exception], ...]:
+    """Those whose module is loaded: of another one none can be raised, and torch takes seconds to load."""
+    return tuple(getattr(sys.modules[module], name) for module, name in errors.items() if module in sys.modules)
 
 
 def _progress_on_standard_error() -> None:
@@ -140,37 +161,6 @@ def _harmless(record: logging.LogRecord) -> bool:
 
     record.msg, record.args = harmless(record.getMessage()), ()
     return True
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Errors that are the input's, not ours. Their modules are loaded only once something went wrong."""
-    from flows.prefect_server import ServerError
-    from tasks.checks import ParametersError
-    from tasks.datasets.sources import SourceError
-    from tasks.devices import DeviceError
-    from tasks.diffusion.checkpoint_files import CheckpointError
-    from tasks.extract import ExtractionFailed
-    from tasks.reporting.gate_evidence import GateError
-    from tasks.store.containment import OutsideError
-    from tasks.store.queries import QueryError
-    from tasks.store.run import RunError
-    from tasks.store.warehouse import ChecksFailed
-    from tasks.tracking import TrackingError
-
-    return (
-        SourceError,
-        DeviceError,
-        CheckpointError,
-        ParametersError,
-        ExtractionFailed,
-        RunError,
-        OutsideError,
-        QueryError,
-        ChecksFailed,
-        GateError,
-        TrackingError,
-        ServerError,
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prefect's API for one command, in a process of its own: ``python prefect_api.py FD``, FD an inherited socket.
+"""Prefect's API for one command: ``python prefect_api.py FD``, where FD is an inherited socket that listens.
 
 It asks for the token of ``PREFECT_SERVER_API_AUTH_STRING``, and answers only what is addressed to this machine by name
 (against DNS rebinding) and comes from no foreign page. It imports nothing of this project, so that it runs as a script,

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,11 +21,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from flows.prefect_home import ServerError, begin_from_template, kept_auth, leave_template, prefect_home
 from tasks.processes import die_with_parent
 
 logger = logging.getLogger("latentprint")
@@ -35,7 +36,6 @@ RESTARTS = 3
 """How often a server that was killed is started again before the command gives up."""
 WAITING = 1024
 """Connections that wait while it is."""
-OWN_HOME = "latentprint-prefect-"
 PASSWORD = "latentprint-api-auth"
 
 QUIET = {
@@ -61,12 +61,9 @@ RECORD_EVERY_TASK = {
 recorder: 0.2 would make it 0, a busy loop that takes a core from the scoring.)"""
 
 
-class ServerError(Exception):
-    """No Prefect server can be had: its home cannot be used, or it did not start."""
-
-
 def configure_environment() -> None:
     """Set defaults that must be in place before Prefect is imported; a user's own settings win."""
+    warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # where it is needed, we say so in one line
     for name, value in {**QUIET, **RECORD_EVERY_TASK}.items():
         os.environ.setdefault(name, value)
     local = ["127.0.0.1", "localhost"]
@@ -91,8 +88,12 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    with _home(scheduler) as (home, is_kept):
+    with prefect_home(scheduler) as (home, is_kept):
+        if not is_kept:
+            begin_from_template(home)
         server = _Server(home, scheduler)
+        if not is_kept:
+            leave_template(home)
         if scheduler:
             logger.info("Prefect: %s, password in %s", server.url.removesuffix("/api"), server.password)
         settings = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: server.auth}
@@ -122,7 +123,7 @@ class _Server:
     def __init__(self, home: Path, scheduler: bool) -> None:
         self.home = home
         self.password = home / PASSWORD if scheduler else None
-        self.auth = _kept_auth(home / PASSWORD) if scheduler else f"latentprint:{secrets.token_urlsafe(32)}"
+        self.auth = kept_auth(home / PASSWORD) if scheduler else f"latentprint:{secrets.token_urlsafe(32)}"
         port = int(os.environ.get("PREFECT_SERVER_API_PORT", 0)) if scheduler else 0
         try:
             self._socket = socket.create_server(("127.0.0.1", port), backlog=WAITING)
@@ -200,85 +201,6 @@ class _Server:
         if not self._closed:
             logger.error("no Prefect server any more: ending the run")
             os.kill(os.getpid(), signal.SIGTERM)  # Prefect would wait for minutes
-
-
-@contextmanager
-def _home(scheduler: bool) -> Iterator[tuple[Path, bool]]:
-    """Where the server keeps its database, and whether it stays: ``PREFECT_HOME``, if that is set."""
-    named = os.environ.get("PREFECT_HOME")
-    if not named and not scheduler:
-        with _own_home() as home:
-            yield home, False
-        return
-    home = Path(named or Path.home() / ".prefect")
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-    except OSError as error:
-        reason = f"cannot be written to ({error.strerror})"
-        raise ServerError(f"PREFECT_HOME {home} {reason}: set it to another directory") from error
-    yield home, True
-
-
-@contextmanager
-def _own_home() -> Iterator[Path]:
-    """A directory for one command. It is locked for that long, so that what a killed command left can be told."""
-    while True:
-        try:
-            home = Path(tempfile.mkdtemp(prefix=OWN_HOME))
-        except OSError as error:
-            raise ServerError(f"no temporary directory ({error.strerror}): set TMPDIR to one with space") from error
-        for left in home.parent.glob(f"{OWN_HOME}*"):
-            with _locked(left) as is_ours:
-                if is_ours and left != home:
-                    shutil.rmtree(left, ignore_errors=True)
-        with _locked(home) as is_ours:
-            if not is_ours:  # another command just took it for one that was left
-                continue
-            try:
-                yield home
-            finally:
-                shutil.rmtree(home, ignore_errors=True)
-            return
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether this user's ``folder`` is there and nobody else had locked it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder.exists() and os.fstat(handle).st_uid == os.getuid()
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(handle)
-
-
-def _kept_auth(file: Path) -> str:
-    """``user:password`` of a scheduler's API: the user's setting, or made once and kept in ``file`` for this user.
-
-    Raises:
-        ServerError: others can read the file, or have made it.
-    """
-    if given := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        return given
-    try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(f"latentprint:{secrets.token_urlsafe(32)}\n")
-    except FileExistsError:
-        pass
-    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW)) as stream:
-        status = os.fstat(stream.fileno())
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise ServerError(f"{file}: others can read or change it: remove it, and a new password is made")
-        return stream.read().strip()
 
 
 @contextmanager

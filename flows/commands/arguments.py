@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +99,36 @@ Before = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")]
+
+
+def require_there(*runs: Path | None, model: str | None = None, sources: Iterable[str] = ()) -> None:
+    """Look for what a command names, before its imports and its server take seconds: call it first.
+
+    Raises:
+        RunError, CheckpointError, SourceError: it is not there, or something else is.
+    """
+    from tasks.datasets.sources import open_source
+    from tasks.store.run import RunDirectory
+
+    for run in filter(None, runs):
+        RunDirectory(run).read_record()
+    for location in sources:
+        open_source(location)
+    if model is not None:
+        from tasks.diffusion.checkpoint import resolve  # with torch
+
+        resolve(model)
+
+
+def sources_of(train: str, holdout: list[str] | None) -> Iterable[str]:
+    """Where the images are.
+
+    Raises:
+        SourceError: the same held-out source is given twice.
+    """
+    from tasks.datasets.holdouts import named_sources
+
+    return named_sources(train, holdout).values()
 
 
 def show(result: dict[str, Any], as_json: bool, *lines: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, show
+from flows.commands.arguments import AsJson, Run, app, require_there, show
 from flows.options import with_options
 from flows.prefect_server import prefect_server
 from tasks.parameters import CurateParameters
@@ -28,6 +28,7 @@ def curate(
 
     Example: latentprint curate --run runs/first --out cleaned --action drop --images "FROM ranking WHERE rank <= 100"
     """
+    require_there(run)
     from flows.curate import curate as flow
 
     with prefect_server():

@@ -19,8 +19,10 @@ from flows.commands.arguments import (
     Threads,
     Train,
     app,
+    require_there,
     run_path,
     show,
+    sources_of,
 )
 from flows.options import with_options
 from flows.prefect_server import prefect_server
@@ -103,6 +105,7 @@ def audit(
 
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
+    require_there(reuse, before, model=model, sources=sources_of(train, holdout))
     from flows.audit import audit as flow
     from flows.report import lines
 
@@ -129,6 +132,7 @@ def serve(
 
     Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
     """
+    require_there(model=model, sources=sources_of(train, holdout))
     from flows.scheduled import serve as wait_and_run
 
     extraction = ExtractParameters(samples=extract) if extract else None
@@ -140,6 +144,7 @@ def serve(
 @with_options
 def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = None, as_json: AsJson = False) -> None:
     """Turn images into deterministic WebDataset shards and a manifest."""
+    require_there(sources=sources_of(train, holdout))
     from flows.shard import shard as flow
     from tasks.store.run import RunDirectory
 
@@ -162,6 +167,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score every distinct image of a sharded run."""
+    require_there(run, reuse, model=model)
     from flows.score import score as flow
 
     with prefect_server():
@@ -176,6 +182,7 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
 
     Example: latentprint extract --run runs/demo --samples 4096
     """
+    require_there(run)
     from flows.extract import extract as flow
 
     with prefect_server():
@@ -225,6 +232,7 @@ def report(
         return
     if out is not None:
         raise typer.BadParameter("--out goes with --compare: a run's report lies in the run")
+    require_there(run, before)
     from flows.report import lines
     from flows.report import report as flow
 
@@ -247,6 +255,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the reference model: a small diffusers UNet2DModel with DDPMScheduler, AdamW and EMA."""
+    require_there(sources=[data])
     import torch
 
     from flows.train import train as flow

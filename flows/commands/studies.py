@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.commands.arguments import AsJson, Device, Run, Threads, app, show
+from flows.commands.arguments import AsJson, Device, Run, Threads, app, require_there, show
 from flows.options import with_options
 from flows.prefect_server import prefect_server
 from tasks.parameters import ComputeParameters, OddsParameters, SideParameters, SweepParameters
@@ -17,6 +17,7 @@ def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json:
 
     Example: latentprint sweep --run runs/demo --axes 1,4,16 --timesteps 0,20,100 --estimators edge,jvp
     """
+    require_there(run)
     from flows.sweep import sweep as flow
 
     with prefect_server():
@@ -37,6 +38,7 @@ def odds(
 
     Example: latentprint odds --run runs/demo --top 5 --steps 10
     """
+    require_there(run)
     import torch
 
     from flows.odds import odds as flow
@@ -67,6 +69,7 @@ def side(
 
     Example: latentprint side --run runs/demo --clusters 64 --samples 1024 --scales 1,4,16
     """
+    require_there(run)
     import torch
 
     from flows.side import side as flow
