@@ -26,6 +26,8 @@ LONGEST_COMPLAINT = 4000
 _IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 GRACE_SECONDS = 3.0
 """After SIGTERM or Ctrl-C, for the run to end by itself."""
+SERVICE_GRACE_SECONDS = 15.0
+"""The same for ``serve``, whose scheduler takes leave of its server: then it has done its work, and exits with 0."""
 USER_ERRORS = {
     "flows.prefect_home": "ServerError",
     "tasks.checks": "ParametersError",
@@ -51,7 +53,11 @@ def main() -> None:
     _progress_on_standard_error()
     stopped = f"stopped; {_resume()}"
     shell = sys.argv[1:2] == ["sql"]  # where Ctrl-C drops a line, or stops a query
-    end_on_signals(GRACE_SECONDS, f"latentprint: {stopped}", interrupts=not shell)
+    end_on_signals(
+        SERVICE_GRACE_SECONDS if sys.argv[1:2] == ["serve"] else GRACE_SECONDS,
+        f"latentprint: {stopped}",
+        interrupts=not shell,
+    )
     code = 2
     try:
         with remote_runs:

@@ -20,7 +20,7 @@ import platform
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 CONFINED = "LATENTPRINT_CONFINED"
@@ -112,6 +112,7 @@ def _restrict(version: int, readable: Iterable[str], writable: str) -> None:
     attributes = struct.pack("QQQ", handled, TCP, SCOPES)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _checked(_libc().syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     rules = [(path, READ) for path in (*SYSTEM, *_libraries(), *readable)]
+    rules += [(folder, READ_DIR) for path in readable for folder in _listed(path)]
     # modules are looked for by listing the folder of our packages, which may be that of a whole project
     for path, rights in [*rules, (os.getcwd(), READ_DIR), ("/dev/null", READ | WRITE), (writable, WRITE)]:
         try:
@@ -124,6 +125,13 @@ def _restrict(version: int, readable: Iterable[str], writable: str) -> None:
         os.close(descriptor)
     _checked(_libc().syscall(RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
+
+
+def _listed(path: str) -> Iterator[str]:
+    """Folders that DuckDB lists on the way to a path: those that hold names which look like patterns."""
+    for place in (Path(path), *Path(path).parents):
+        if set("*?[") & set(place.name):
+            yield str(place.parent)
 
 
 def _libraries() -> list[str]:

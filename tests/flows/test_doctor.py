@@ -151,7 +151,7 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         Ailment("checkpoint", "in_channels is 'x'", inputs=(("model", "words"),)),
         Ailment("checkpoint", "maximum recursion depth", inputs=(("model", "nested"),)),
         Ailment("checkpoint", "'DDPMPipeline' is not a scheduler", inputs=(("model", "pipeline"),)),
-        Ailment("scores", "NaN or infinite for ", inputs=(("model", "huge"),)),
+        Ailment("checkpoint", "holds a weight of", inputs=(("model", "huge"),)),
         Ailment("parameters", "beyond the schedule's last timestep", options=("--timestep", "999")),
         Ailment("parameters", "64 dimensions", options=("--axes", "65")),
         Ailment("parameters", "needs --timestep auto", options=("--timestep", "20", "--second-timestep", "auto")),
@@ -184,7 +184,8 @@ def test_each_ailment_is_named_by_its_check_with_a_remedy(
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "other", "torn"):
         Path(folder).mkdir()
-    write_json(Path("other/run.json"), {"data": {"sources": {"train": "elsewhere"}}})
+    write_json(Path("other/run.json"), {"data": {"sources": {"train": "elsewhere"}, "fingerprints": None}})
+    write_json(Path("torn/.latentprint"), {"kind": "run"})
     Path("torn/run.json").write_text('{"data": ')
     np.save("few.npy", digits[:3])
     np.save("again.npy", digits[:3])

@@ -361,7 +361,7 @@ def test_a_secret_in_a_location_is_in_no_file_and_in_nothing_that_is_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Prefect keeps the parameters of every flow, so it is refused before one begins."""
-    monkeypatch.setattr("flows.prefect_server._start", lambda *_: pytest.fail("a server was started"))
+    monkeypatch.setattr("flows.prefect_server._Server", lambda *_: pytest.fail("a server was started"))
     given = {"URL": url, "DATA": str(digit_files[0]), "MODEL": str(tmp_path / "m"), "RUN": str(tmp_path / "run")}
     replaced = [next((a.replace(k, v) for k, v in given.items() if a in (k, f"--train={k}")), a) for a in arguments]
     code, output, errors = machine("one", *replaced)

@@ -33,7 +33,7 @@ def test_interrupted_and_resumed_is_the_same_training(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tasks.train.fit.fn(data, tmp_path / "resumed", PARAMETERS, "cpu")
+            train(data, tmp_path / "resumed", PARAMETERS)
     train(data, tmp_path / "resumed", PARAMETERS)
     whole, resumed = load_file(tmp_path / "whole" / weights), load_file(tmp_path / "resumed" / weights)
     assert whole.keys() == resumed.keys()

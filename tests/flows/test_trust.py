@@ -435,7 +435,8 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: RunDirectory) -> None:
         path.unlink()
         os.mkfifo(path)
         assert path.name in refused(lambda: report(run.path))
-        assert "no regular file" in str([*verify_run(run)] if path == part else refused(lambda: list(verify_run(run))))
+        found = str([*verify_run(run)]) if path == part else refused(lambda: list(verify_run(run)))
+        assert "no regular file" in found or "a pipe, socket or device" in found
     run.checksums.unlink()
     part.unlink()
     reseal(run)
@@ -518,7 +519,7 @@ def test_weights_of_another_folder_are_not_loaded_beside_the_hash(model: Path, t
         {"weight_map": {"a": "../../outside.safetensors"}},
     )
     (model / "unet" / "other.safetensors").touch()
-    with pytest.raises(CheckpointError, match="do not lie beside it"):
+    with pytest.raises(CheckpointError, match="which is no file beside it"):
         load_denoiser(str(model), "cpu")
 
 

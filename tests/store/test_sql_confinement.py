@@ -285,11 +285,17 @@ def test_what_does_not_fit_into_memory_is_sorted_on_disk_outside_the_run(run: Ru
 
 
 def test_what_is_sorted_on_disk_is_bounded_and_the_next_query_runs(run: RunDirectory) -> None:
-    with Warehouse(run, memory_bytes=2**26, spill_bytes=2**22) as warehouse:
-        with pytest.raises(QueryError, match=r"(?s)max_temp_directory_size|disk"):
-            warehouse.query(
-                "SELECT max(p) FROM (SELECT row_number() OVER (ORDER BY hash(range)) AS p FROM range(5000000))"
+    """400 MB to sort in 32 MB of memory and 4 MB of disk; DuckDB names either."""
+    sorts = """
+        SELECT sum(length(y) * p) FROM (
+            SELECT y, row_number() OVER (ORDER BY y) AS p FROM (
+                SELECT md5(range::VARCHAR) || md5((range + 1)::VARCHAR) AS y FROM range(6000000)
             )
+        )
+    """
+    with Warehouse(run, memory_bytes=2**25, spill_bytes=2**22) as warehouse:
+        with pytest.raises(QueryError, match=r"(?is)max_temp_directory_size|disk|out of memory"):
+            warehouse.query(sorts)
         assert warehouse.query("SELECT 1 AS one").to_pylist() == [{"one": 1}]
 
 
