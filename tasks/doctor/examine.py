@@ -1,0 +1,187 @@
+"""What could stop a run, looked at beforehand: inputs, checkpoint, parameters, output, device, memory, disk; its time.
+
+Nothing is written. Only the last check evaluates the network, a few times, on the first images.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.checks import ParametersError, check_parameters, require_loadable, shape_in_words
+from tasks.datasets.apart import require_apart
+from tasks.datasets.fingerprint import fingerprint
+from tasks.datasets.sources import SourceError
+from tasks.devices import DeviceError, cores, devices_for, threads_for
+from tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
+from tasks.diffusion.checkpoint_files import CheckpointError
+from tasks.doctor.images import count_items, look_at_holdout, look_at_images
+from tasks.doctor.patient import Check, Patient, first_line, size
+from tasks.doctor.probe import probe_network
+from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from tasks.store.ownership import holder, require_ours
+from tasks.store.run import RunDirectory, RunError, difference
+
+__all__ = ["Check", "examine"]
+
+MOST_THREADS = 1024
+"""Of a worker: torch crashes on many more, without an error that could be caught."""
+MANIFEST_BYTES, PART_BYTES, MEMBER_BYTES = 200, 150, 2048
+"""Of disk an image, beside its PNG: manifest row, scores with their tables, the tar's two headers and their padding."""
+
+
+def examine(
+    model: str,
+    sources: Mapping[str, str],
+    scoring: ScoreParameters,
+    compute: ComputeParameters,
+    out: Path,
+    sharding: ShardParameters = ShardParameters(),
+) -> Iterator[Check]:
+    """Every check, in the order in which a run would come to grief; the network runs only if nothing failed till then.
+
+    Args:
+        sources: as from :func:`tasks.datasets.holdouts.named_sources`.
+        out: where the run would be written.
+    """
+    patient, fatal = Patient(model, sources, scoring, compute, out, sharding), False
+    for check in _before_theprobe(patient):
+        fatal |= check.status == "fail"
+        yield check
+    if patient.folder and not fatal:
+        yield from probe_network(patient, patient.folder, patient.devices)
+
+
+def _before_theprobe(patient: Patient) -> Iterator[Check]:
+    yield _safely("checkpoint", _checkpoint, patient)
+    if patient.folder:
+        yield _safely("parameters", _parameters, patient, patient.folder)
+    yield _safely("device", _device, patient)
+    for source, location in patient.sources.items():
+        counted = _safely(f"{source} items", count_items, patient, source, location)
+        yield _safely(f"{source} images", look_at_images, patient, source, location)
+        yield counted
+    if "holdout" not in patient.sources:
+        remedy = "give --holdout: images of the same source that were never trained on"
+        yield Check("holdout", "warn", "none: only repeated training images can be compared with others", remedy)
+    elif len(patient.fitting_pictures) == len(patient.sources):
+        for source in (source for source in patient.sources if source != "train"):
+            yield _safely(source, look_at_holdout, patient, source)
+    yield _safely("output", _output, patient)
+    if patient.pictures:
+        yield _safely("disk", _disk, patient)
+
+
+def _safely(name: str, look: Callable[..., Check], *arguments: Any) -> Check:
+    """The check, or that it failed."""
+    try:
+        return look(*arguments)
+    except Exception as error:  # whoever reads the answer, a program perhaps, gets one: the run would meet the same
+        finding = f"{type(error).__name__}: {first_line(error)}"
+        return Check(name, "fail", finding, "nobody foresaw this: please report it, with the command")
+
+
+def _checkpoint(patient: Patient) -> Check:
+    try:
+        folder = resolve(patient.model)
+        takes = image_shape(folder)
+        model = require_loadable(folder)
+    except CheckpointError as error:
+        return Check("checkpoint", "fail", str(error), "give a DDPMPipeline folder with safetensors weights")
+    patient.folder, patient.takes = folder, takes
+    kind = f"{model.schedule.n_timesteps} timesteps, safetensors, all weights finite"
+    finding = f"takes images of {shape_in_words(*takes)}, {kind}"
+    return Check("checkpoint", "ok", finding, values=dict(zip(("channels", "height", "width"), takes, strict=True)))
+
+
+def _parameters(patient: Patient, folder: Path) -> Check:
+    scoring = patient.scoring
+    try:
+        check_parameters(folder, scoring)
+    except (ParametersError, CheckpointError) as error:
+        return Check("parameters", "fail", str(error), "choose values within the model's schedule and dimension")
+    steps = f"axes {scoring.axes}, steps {scoring.steps} from timestep {scoring.timestep}, {scoring.estimator}"
+    return Check("parameters", "ok", steps, values=scoring.model_dump(mode="json"))
+
+
+def _device(patient: Patient) -> Check:
+    try:
+        devices = devices_for(patient.compute)
+    except DeviceError as error:
+        return Check("device", "fail", str(error), "name a device of this machine, or leave --device out")
+    patient.devices = devices
+    threads = threads_for(patient.compute, devices)
+    finding = f"{', '.join(devices)}, {threads} CPU thread{'s' if threads > 1 else ''} each"
+    values = {"devices": devices, "threads": threads}
+    if threads > cores():
+        finding = f"{finding}, of {cores()} CPU core{'s' if cores() > 1 else ''}"
+        remedy = "give fewer --threads, or leave it out"
+        return Check("device", "fail" if threads > MOST_THREADS else "warn", finding, remedy, values)
+    slow = "cpu" in devices and torch.cuda.is_available()
+    remedy = "leave --device out to use the GPU" if slow else ""
+    return Check("device", "warn" if slow else "ok", finding, remedy, values)
+
+
+def _output(patient: Patient) -> Check:
+    """May a run be written there, and if there is one, is it this one?"""
+    out = patient.out
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        return Check("output", "fail", f"{place} is not a folder", "choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Check("output", "fail", f"{place} may not be written to", "choose another --out, or its owner")
+    if process := holder(out):
+        return Check("output", "fail", f"{out} is in use by process {process}", "wait, or choose another --out")
+    directory = RunDirectory(out)
+    try:
+        require_ours(out, "run")
+        for location in patient.sources.values():
+            require_apart(out, location, directory.location)
+    except (RunError, SourceError) as error:
+        return Check("output", "fail", str(error), "choose another --out")
+    if not directory.record.exists():
+        return Check("output", "ok", f"{out}, which {'is there' if place == out else 'will be made'}")
+    try:
+        record = directory.read_record()
+    except RunError as error:
+        return Check("output", "fail", str(error), "choose another --out")
+    for stage, identity in _identities(patient).items():
+        if record.get(stage) not in (None, identity):
+            finding = f"{out} holds another run ({difference(record[stage], identity)})"
+            return Check("output", "fail", finding, "choose another --out")
+    return Check("output", "ok", f"{out} holds this run, which will be resumed")
+
+
+def _identities(patient: Patient) -> dict[str, Any]:
+    """What each stage of the run would be made from, as it is claimed in ``run.json``; without what is not there."""
+    identities: dict[str, Any] = {}
+    if len(patient.n_items) == len(patient.sources):
+        identities["data"] = {
+            "sources": dict(patient.sources),
+            "fingerprints": {name: fingerprint(location) for name, location in patient.sources.items()},
+            "parameters": patient.sharding.model_dump(mode="json"),
+        }
+    if patient.folder:
+        parameters = patient.scoring.model_dump(mode="json")
+        identities["scoring"] = {"checkpoint_sha256": checkpoint_sha256(patient.folder), "parameters": parameters}
+    return identities
+
+
+def _disk(patient: Patient) -> Check:
+    png_bytes = float(np.mean([len(picture.png()) for picture in patient.pictures]))
+    needed = patient.n_in_all * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
+    place = next(parent for parent in (patient.out.resolve(), *patient.out.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    finding = f"about {size(needed)} needed, {size(free)} free at {place}"
+    values = {"needed_bytes": round(needed), "free_bytes": free}
+    if needed > free:
+        return Check("disk", "fail", finding, "free some space, or choose another --out", values)
+    if 2 * needed > free:
+        return Check("disk", "warn", finding, "free some space: this is an estimate", values)
+    return Check("disk", "ok", finding, values=values)

@@ -1,0 +1,1 @@
+"""Everything that a run knows of one image."""

@@ -1,0 +1,1 @@
+"""Generated images, and which training images they copy."""

@@ -1,0 +1,1 @@
+"""Scores of every distinct training and held-out image, shard by shard."""

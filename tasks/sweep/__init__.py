@@ -1,0 +1,1 @@
+"""The paper's parameter study on a run's images."""
