@@ -10,23 +10,23 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.extract import extract
-from flows.report import report
-from flows.score import score
-from flows.shard import shard
-from tasks.checks import check_inputs, check_parameters, check_sampler
-from tasks.datasets.holdouts import named_sources
-from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from tasks.parameters import (
+from latentprint.flows.extract import extract
+from latentprint.flows.report import report
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.datasets.holdouts import named_sources
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.doctor.checks import check_inputs, check_parameters, check_sampler
+from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
     ScoreParameters,
     ShardParameters,
     ValidityParameters,
 )
-from tasks.provenance import software
-from tasks.store.reuse import has_scores
-from tasks.store.run import RunDirectory
+from latentprint.tasks.store.reuse import has_scores
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.software import software
 
 
 @task(name="check-inputs", cache_policy=NO_CACHE)

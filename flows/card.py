@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from tasks.reporting.card import CardInputs, dataset_section, model_metadata, model_section
-from tasks.reporting.gate_evidence import read_case
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
-from tasks.store.seal import TABLES, reading, require_unchanged
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.gate.read import read_case
+from latentprint.tasks.publish.card import CardInputs, dataset_section, model_metadata, model_section
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import TABLES, reading, require_unchanged
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 Kind = Literal["model", "dataset", "metadata"]
 WRITERS: dict[Kind, Callable[[CardInputs], str]] = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.compare import write_comparison
-from tasks.reporting.headline import answers
-from tasks.store.run import RunDirectory
-from tasks.store.seal import read_evidence
+from latentprint.tasks.compare.read import write_comparison
+from latentprint.tasks.pages.headline import answers
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import read_evidence
 
 
 def compare(before: Path, after: Path, out: Path | None = None, redact: bool = False) -> dict[str, Any]:

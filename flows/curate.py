@@ -8,12 +8,12 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.curate import choose_images, write_cleaned
-from tasks.datasets.apart import require_apart
-from tasks.parameters import CurateParameters
-from tasks.store.ownership import held
-from tasks.store.run import RunDirectory
-from tasks.store.seal import reading
+from latentprint.tasks.curate import choose_images, write_cleaned
+from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.parameters import CurateParameters
+from latentprint.tasks.store.ownership import held
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import reading
 
 
 @flow(name="curate", flow_run_name="curate {run}")

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.doctor import examine
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.reporting.formats import visible
+from latentprint.tasks.doctor.examine import examine
+from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 
 LONGEST_CELL = 2000
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.explain import explain_image
-from tasks.reporting.explanation import render_explanation
-from tasks.reporting.formats import number, p_value, visible
-from tasks.store.files import atomic_open
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.explain.facts import explain_image
+from latentprint.tasks.explain.page import render_explanation
+from latentprint.tasks.pages.formats import number, p_value, visible
+from latentprint.tasks.store.files import atomic_open
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 
 def explain(run: Path, sample_id: str, page: Path | None = None) -> dict[str, Any]:

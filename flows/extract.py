@@ -11,18 +11,18 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.checks import check_sampler
-from tasks.device_worker import device_workers
-from tasks.devices import devices_for, threads_for
-from tasks.extract import finish, generate_group, match_and_count, scored_model
-from tasks.extraction import sample_jobs
-from tasks.parameters import ComputeParameters, ExtractParameters
-from tasks.progress import Progress
-from tasks.references import TrainingImages
-from tasks.score import grouped
-from tasks.store.checksums import add_checksums, discard_damaged_parts
-from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, require_known, require_unchanged
+from latentprint.tasks.compute.devices import devices_for, threads_for
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.doctor.checks import check_sampler
+from latentprint.tasks.extract.generate import sample_jobs
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.extract.tasks import finish, generate_group, match_and_count, scored_model
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters
+from latentprint.tasks.score.tasks import grouped
+from latentprint.tasks.store.checksums import add_checksums, discard_damaged_parts
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import finished, require_known, require_unchanged
 
 PARTS = ("samples/", "matches/", "reproductions/", "false-copies/")
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)

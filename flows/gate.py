@@ -12,17 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from tasks.reporting.gate import GateVerdict, Limits, decide
-from tasks.reporting.gate_evidence import GateError, read_case
-from tasks.reporting.gate_formats import junit_xml, markdown
-from tasks.reporting.gate_waivers import day_of, read_waivers
-from tasks.store.files import atomic_open, write_json
-from tasks.store.run import RunDirectory
-from tasks.store.seal import require_seal
-from tasks.store.seal import seal as seal_of
+from latentprint.tasks.gate.decide import GateVerdict, Limits, decide
+from latentprint.tasks.gate.read import GateError, read_case
+from latentprint.tasks.gate.waivers import day_of, read_waivers
+from latentprint.tasks.gate.write import junit_xml, markdown
+from latentprint.tasks.store.files import atomic_open, write_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import require_seal
+from latentprint.tasks.store.seal import seal as seal_of
 
 if TYPE_CHECKING:
-    from tasks.reporting.gate_rehearsal import Rehearsal
+    from latentprint.tasks.gate.rehearsal import Rehearsal
 
 
 def gate(
@@ -73,7 +73,7 @@ def gate(
 
 def rehearse(limits: Limits) -> Iterator[tuple[Rehearsal, GateVerdict]]:
     """Made-up runs whose outcome is known, sent through the same files and the same decision as real ones."""
-    from tasks.reporting.gate_rehearsal import REHEARSALS  # scikit-learn: for a self-test only
+    from latentprint.tasks.gate.rehearsal import REHEARSALS  # scikit-learn: for a self-test only
 
     for rehearsal in REHEARSALS:
         with TemporaryDirectory(prefix="latentprint-gate-") as folder:

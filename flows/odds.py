@@ -8,11 +8,11 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.odds import estimate
-from tasks.parameters import OddsParameters
-from tasks.store.checksums import add_checksums
-from tasks.store.run import RunDirectory
-from tasks.store.seal import TABLES, require_unchanged
+from latentprint.tasks.odds import estimate
+from latentprint.tasks.parameters import OddsParameters
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import TABLES, require_unchanged
 
 
 @flow(name="odds", flow_run_name="odds {run}")

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.reporting.formats import visible
-from tasks.store.queries import IS_JSON, Form, QueryError
+from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.warehouse.queries import IS_JSON, Form, QueryError
 
 FORMS: dict[str, Form] = {"table": "text", "csv": "text", "json": "json", "parquet": "arrow"}
 """How the columns of a query are asked for, by output format."""

@@ -11,15 +11,15 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.analyse import check, export_marts, weigh_evidence
-from tasks.cleaned import measure_cleaning
-from tasks.report import write_report
-from tasks.reporting.headline import answers
-from tasks.store.checksums import add_checksums
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, reading, seal
-from tasks.verify import require_scored
+from latentprint.tasks.pages.headline import answers
+from latentprint.tasks.report.before import measure_cleaning
+from latentprint.tasks.report.evidence import check, export_marts, weigh_evidence
+from latentprint.tasks.report.page import write_report
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import finished, reading, seal
+from latentprint.tasks.verify import require_scored
 
 
 @flow(name="report", flow_run_name="report {run}")

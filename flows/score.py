@@ -11,13 +11,15 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.runners import workers_for
-from tasks.calibrating import adopt_calibration, calibrated, plan_calibration
-from tasks.checks import check_manifest, check_parameters
-from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
-from tasks.progress import Progress
-from tasks.score import (
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.runners import workers_for
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.doctor.checks import check_manifest, check_parameters
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
+from latentprint.tasks.score.again import n_scored_again, validity_jobs
+from latentprint.tasks.score.calibrate import adopt_calibration, calibrated, plan_calibration
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.tasks import (
     ShardsFailed,
     calibration_of,
     done_alone,
@@ -26,13 +28,11 @@ from tasks.score import (
     scoring_status,
     take_over_scores,
 )
-from tasks.scoring import ScoreJob
-from tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
-from tasks.store.files import digest
-from tasks.store.manifest import shard_names
-from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, require_known
-from tasks.validity import n_scored_again, validity_jobs
+from latentprint.tasks.store.checksums import add_checksums, discard_damaged_parts, read_checksums
+from latentprint.tasks.store.files import digest
+from latentprint.tasks.store.manifest import shard_names
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import finished, require_known
 
 
 @flow(name="score", flow_run_name="score {run}")

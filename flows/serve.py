@@ -11,11 +11,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.types.entrypoint import EntrypointType
 
-from flows.audit import audit, check_inputs_task
-from tasks.datasets.holdouts import named_sources
-from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
-from tasks.store.reuse import newest_scored
+from latentprint.flows.audit import audit, check_inputs_task
+from latentprint.tasks.datasets.holdouts import named_sources
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.store.reuse import newest_scored
 
 
 @flow(name="scheduled-audit")

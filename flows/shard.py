@@ -7,16 +7,16 @@ from pathlib import Path
 
 from prefect import flow
 
-from tasks.datasets.apart import require_apart
-from tasks.datasets.fingerprint import fingerprint
-from tasks.datasets.holdouts import named_sources, require_held_out
-from tasks.datasets.sources import open_source
-from tasks.parameters import ShardParameters
-from tasks.shard import compare_sources, join_manifest, shard_split, start_afresh
-from tasks.store.checksums import add_checksums, is_sharded, read_checksums
-from tasks.store.manifest import count_images, manifest_digest, require_columns
-from tasks.store.reuse import share_shards
-from tasks.store.run import RunDirectory
+from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.datasets.fingerprint import fingerprint
+from latentprint.tasks.datasets.holdouts import named_sources, require_held_out
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.parameters import ShardParameters
+from latentprint.tasks.shard import compare_sources, join_manifest, shard_split, start_afresh
+from latentprint.tasks.store.checksums import add_checksums, is_sharded, read_checksums
+from latentprint.tasks.store.manifest import count_images, manifest_digest, require_columns
+from latentprint.tasks.store.reuse import share_shards
+from latentprint.tasks.store.run import RunDirectory
 
 
 @flow(name="shard", flow_run_name="shard {run}")

@@ -8,13 +8,13 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.checks import check_sampler
-from tasks.extract import scored_model
-from tasks.parameters import SideParameters
-from tasks.side import compare_scales, sample_scales
-from tasks.store.checksums import add_checksums
-from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, require_unchanged
+from latentprint.tasks.doctor.checks import check_sampler
+from latentprint.tasks.extract.tasks import scored_model
+from latentprint.tasks.parameters import SideParameters
+from latentprint.tasks.side import compare_scales, sample_scales
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import finished, require_unchanged
 
 
 @flow(name="side", flow_run_name="side {run}")

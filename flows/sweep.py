@@ -10,19 +10,19 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.checks import check_parameters
-from tasks.device_worker import device_workers
-from tasks.devices import devices_for, threads_for
-from tasks.diffusion.checkpoint import load_schedule
-from tasks.extract import scored_model
-from tasks.parameters import ComputeParameters, SweepParameters
-from tasks.progress import Progress
-from tasks.score import grouped
-from tasks.scoring import ScoreJob
-from tasks.store.checksums import add_checksums
-from tasks.store.run import RunDirectory
-from tasks.sweep import sweep_group, write_sweep_page
-from tasks.sweeping import SweepJob, sampled_rows, with_timesteps
+from latentprint.tasks.compute.devices import devices_for, threads_for
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.diffusion.checkpoint import load_schedule
+from latentprint.tasks.doctor.checks import check_parameters
+from latentprint.tasks.extract.tasks import scored_model
+from latentprint.tasks.parameters import ComputeParameters, SweepParameters
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.tasks import grouped
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.sweep.job import SweepJob, sampled_rows, with_timesteps
+from latentprint.tasks.sweep.tasks import sweep_group, write_sweep_page
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 

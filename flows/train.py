@@ -10,11 +10,11 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.datasets.apart import require_apart
-from tasks.parameters import TrainParameters
-from tasks.store.files import write_json
-from tasks.store.ownership import held
-from tasks.train import count_copies, fit
+from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.parameters import TrainParameters
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.ownership import held
+from latentprint.tasks.train import count_copies, fit
 
 
 @flow(name="train", flow_run_name="train {out}", validate_parameters=False)

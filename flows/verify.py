@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.store.run import RunDirectory
-from tasks.store.seal import seal
-from tasks.verify import count_verified, verify_run
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import seal
+from latentprint.tasks.verify import count_verified, verify_run
 
 
 def verify(run: Path) -> dict[str, Any]:

@@ -21,23 +21,23 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.modification import modified
-from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
-from tasks.datasets.sources import SourceError
-from tasks.diffusion.noise import seed_for
-from tasks.parameters import FLAGGED, CurateParameters
-from tasks.progress import Progress
-from tasks.store.containment import inside
-from tasks.store.dictionary import SQL, saved_queries
-from tasks.store.files import atomic_path, read_json, write_json
-from tasks.store.ownership import BUILDING, building
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory, RunError, difference
-from tasks.store.schemas import CURATION
-from tasks.store.seal import FINDINGS, TABLES, read_evidence, reading, require_as_written
-from tasks.store.spill import spilling
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.modification import modified
+from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.noise import seed_for
+from latentprint.tasks.parameters import FLAGGED, CurateParameters
+from latentprint.tasks.store.containment import inside
+from latentprint.tasks.store.files import atomic_path, read_json, write_json
+from latentprint.tasks.store.ownership import BUILDING, building
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.schemas import CURATION
+from latentprint.tasks.store.seal import FINDINGS, TABLES, read_evidence, reading, require_as_written
+from latentprint.tasks.store.spill import spilling
+from latentprint.tasks.warehouse.dictionary import SQL, saved_queries
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 ROWS_PER_BATCH = 10_000
 RECORD, DECISIONS, PUBLISHING = "curation.json", "curation.parquet", "publishing.json"

@@ -23,10 +23,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from tasks.checks import ParametersError, require_timesteps
-from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.odds import (
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.probability_flow import invert
+from latentprint.tasks.diffusion.sampling import ddim_path, from_pixels
+from latentprint.tasks.diffusion.schedule import spaced_timesteps
+from latentprint.tasks.diffusion.splitting import (
     N_REPEATS,
     RATIO_THRESHOLD,
     Odds,
@@ -37,18 +40,15 @@ from tasks.diffusion.odds import (
     estimate_odds,
     ratio_margin,
 )
-from tasks.diffusion.probability_flow import invert
-from tasks.diffusion.sampling import ddim_path, from_pixels
-from tasks.diffusion.schedule import spaced_timesteps
-from tasks.extract import scored_model
-from tasks.parameters import OddsParameters
-from tasks.progress import Progress
-from tasks.references import TrainingImages
-from tasks.scoring import auto_batch_size, class_of
-from tasks.store.files import atomic_path
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import ODDS
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.doctor.checks import ParametersError, require_timesteps
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.extract.tasks import scored_model
+from latentprint.tasks.parameters import OddsParameters
+from latentprint.tasks.score.job import auto_batch_size, class_of
+from latentprint.tasks.store.files import atomic_path
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import ODDS
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger("latentprint")
 PATH_IMAGES = 5

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.datasets.decoding import MAX_PIXELS
-from tasks.datasets.fitting import Fit, Fitting, Mode, Resample
-from tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
-from tasks.evidence.embeddings import EmbeddingName
+from latentprint.tasks.datasets.decoding import MAX_PIXELS
+from latentprint.tasks.datasets.fitting import Fit, Fitting, Mode, Resample
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
+from latentprint.tasks.evidence.embeddings import EmbeddingName
 
 
 class Parameters(BaseModel):
@@ -168,7 +168,7 @@ class SweepParameters(Parameters):
     def settings(self) -> list[ScoreParameters]:
         """Every combination; for estimators without a perturbation length, the first delta only.
 
-        Timesteps left empty depend on the schedule: :func:`tasks.sweeping.with_timesteps`.
+        Timesteps left empty depend on the schedule: :func:`latentprint.tasks.sweep.job.with_timesteps`.
         """
         return [
             ScoreParameters(
@@ -188,7 +188,7 @@ class SweepParameters(Parameters):
 
 
 class OddsParameters(Parameters):
-    """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/odds.py."""
+    """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/splitting.py."""
 
     top: int = Field(5, ge=1, description="images, from the first rank down")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")

@@ -25,14 +25,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from tasks.datasets.sources import SourceError
-from tasks.datasets.sources.location import StoredLocation, locate
-from tasks.store.containment import OutsideError, inside
-from tasks.store.credentials import redacted
-from tasks.store.files import atomic_path, is_disk_full, read_json, write_json
-from tasks.store.history import require_few
-from tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.datasets.sources.location import StoredLocation, locate
+from latentprint.tasks.store.containment import OutsideError, inside
+from latentprint.tasks.store.credentials import redacted
+from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, write_json
+from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.warehouse.history import require_few
 
 PUBLISH_SECONDS = 30.0
 TARS = ("shards/", "samples/")

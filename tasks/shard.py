@@ -9,13 +9,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.holdouts import overlap_sentence
-from tasks.datasets.shards import join_manifests, join_rejects, write_shards
-from tasks.datasets.sources import open_source
-from tasks.parameters import ShardParameters
-from tasks.store.manifest import count_sources
-from tasks.store.ownership import discard
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.datasets.holdouts import overlap_sentence
+from latentprint.tasks.datasets.shards import join_manifests, join_rejects, write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.parameters import ShardParameters
+from latentprint.tasks.store.manifest import count_sources
+from latentprint.tasks.store.ownership import discard
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 NOTHING = re.compile(r"(?!)")
 logger = logging.getLogger("latentprint")

@@ -1,7 +1,7 @@
 """Sampling under surrogate conditions (SIDE): generated images clustered, a classifier taught, sampling guided by it.
 
 What comes out is counted against plain sampling. Sample i depends on the checkpoint, the classifier and (seed, scale,
-i) alone, and starts from one latent at every scale. Batches are never shortened, as in tasks/extraction.py.
+i) alone, and starts from one latent at every scale. Batches are never shortened, as in tasks/extract/generate.py.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from tasks.checks import ParametersError
-from tasks.diffusion.checkpoint import LoadedModel
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
-from tasks.diffusion.surrogate import BATCH, Classifier, Guided, Training, distil, fit_labels
-from tasks.evidence.clusters import Clusters, cohesive_clusters
-from tasks.evidence.embeddings import EMBEDDINGS
-from tasks.evidence.matching import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
-from tasks.evidence.yields import Found, compare_yields, describe
-from tasks.extract import scored_model
-from tasks.extraction import Pixels, picture_of, read_generated
-from tasks.measuring import Columns
-from tasks.parameters import SideParameters
-from tasks.progress import Progress
-from tasks.references import TrainingImages
-from tasks.scoring import auto_batch_size, extend, loaded_model
-from tasks.store.files import read_json, sha256, write_json
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import SIDE
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.diffusion.checkpoint import LoadedModel
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from latentprint.tasks.diffusion.surrogate import BATCH, Classifier, Guided, Training, distil, fit_labels
+from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.evidence.clusters import Clusters, cohesive_clusters
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS
+from latentprint.tasks.evidence.matching import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
+from latentprint.tasks.evidence.yields import Found, compare_yields, describe
+from latentprint.tasks.extract.generate import Pixels, picture_of, read_generated
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.extract.tasks import scored_model
+from latentprint.tasks.parameters import SideParameters
+from latentprint.tasks.score.job import auto_batch_size, extend, loaded_model
+from latentprint.tasks.score.measure import Columns
+from latentprint.tasks.store.files import read_json, sha256, write_json
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.schemas import SIDE
 
 PLAIN = 0.0
 """The scale of sampling without guidance."""

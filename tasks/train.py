@@ -13,20 +13,20 @@ from diffusers import DDPMPipeline
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.checkpoint_files import free_memory
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
-from tasks.diffusion.training import Trainer, build_unet
-from tasks.evidence.matching import nearest, ratio_rule
-from tasks.evidence.statistics import binomial_interval
-from tasks.parameters import TrainParameters
-from tasks.progress import Progress
-from tasks.store.containment import inside
-from tasks.store.files import atomic_path, digest
-from tasks.store.ownership import building
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.checkpoint_files import free_memory
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from latentprint.tasks.diffusion.training import Trainer, build_unet
+from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.parameters import TrainParameters
+from latentprint.tasks.store.containment import inside
+from latentprint.tasks.store.files import atomic_path, digest
+from latentprint.tasks.store.ownership import building
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_PER_LOSS_POINT = 100

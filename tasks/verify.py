@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.datasets.shards import verify_shard
-from tasks.store.checksums import damaged_files
-from tasks.store.containment import is_within
-from tasks.store.files import digest, read_json, sha256
-from tasks.store.manifest import count_images, manifest_digest
-from tasks.store.parts import read_provenance
-from tasks.store.run import RunDirectory, RunError, difference
-from tasks.store.seal import (
+from latentprint.tasks.datasets.shards import verify_shard
+from latentprint.tasks.store.checksums import damaged_files
+from latentprint.tasks.store.containment import is_within
+from latentprint.tasks.store.files import digest, read_json, sha256
+from latentprint.tasks.store.manifest import count_images, manifest_digest
+from latentprint.tasks.store.parts import read_provenance
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.seal import (
     FINDINGS,
     IMAGES,
     TABLES,

@@ -16,9 +16,9 @@ from diffusers import DDPMPipeline
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
-from flows.prefect_server import configure_environment, prefect_server
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.training import Trainer, build_unet
+from latentprint.flows.cli.server import configure_environment, prefect_server
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.training import Trainer, build_unet
 
 torch.set_num_threads(1)
 settings.register_profile("suite", derandomize=True, database=None)  # the same examples every time; leaves no files
@@ -76,7 +76,7 @@ def latentprint(prefect: None) -> Latentprint:
     """Runs the command line in a process of its own, against the session's Prefect server."""
 
     def run(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "latentprint.flows.cli.main", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -1,6 +1,10 @@
 """The subcommands of ``latentprint``, each a thin layer over a flow."""
 
-from flows.commands import pipeline, questions, verdicts, hygiene, studies, integrations  # noqa: I001  # as in --help
-from flows.commands.arguments import app
+from latentprint.flows.cli import curate as hygiene
+from latentprint.flows.cli import gate as verdicts
+from latentprint.flows.cli import pipeline, studies
+from latentprint.flows.cli import publish as integrations  # as in --help
+from latentprint.flows.cli import sql as questions
+from latentprint.flows.cli.arguments import app
 
 __all__ = ["app", "hygiene", "integrations", "pipeline", "questions", "studies", "verdicts"]

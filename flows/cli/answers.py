@@ -11,15 +11,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.printing import FORMS, print_rows
-from flows.shell import GREETING, Shell, line_editing
-from tasks.reporting.formats import visible
-from tasks.store.dictionary import describe_relation, saved_queries
-from tasks.store.files import atomic_path
-from tasks.store.history import HistoryWarehouse, find_runs
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
+from latentprint.flows.cli.shell import GREETING, Shell, line_editing
+from latentprint.flows.printing import FORMS, print_rows
+from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.store.files import atomic_path
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.dictionary import describe_relation, saved_queries
+from latentprint.tasks.warehouse.history import HistoryWarehouse, find_runs
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 Format = Literal["table", "csv", "json", "parquet"]
 MOST_BYTES = 2**30

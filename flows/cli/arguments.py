@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tasks.reporting.formats import harmless
+from latentprint.tasks.pages.formats import harmless
 
 app = typer.Typer(
     name="latentprint",
@@ -44,7 +44,7 @@ def run_path(text: str | Path) -> Path:
 
 def tables_path(text: str | Path) -> Path:
     """The same without images."""
-    from tasks.remote import TARS
+    from latentprint.tasks.remote import TARS
 
     return _run_path(text, without=TARS)
 
@@ -53,7 +53,7 @@ def run_patterns(text: str) -> list[str]:
     """The pattern of run directories; of runs in an object store their local copies, fetched now without images."""
     if "://" not in text:
         return [text]
-    from tasks.remote import TARS, RemoteRun, find_stored_runs
+    from latentprint.tasks.remote import TARS, RemoteRun, find_stored_runs
 
     remotes = list(map(RemoteRun, find_stored_runs(text)))
     for remote in remotes:
@@ -66,7 +66,7 @@ def _run_path(text: str | Path, without: tuple[str, ...]) -> Path:
         raise typer.BadParameter("a run directory is needed")
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
-    from tasks.remote import RemoteRun
+    from latentprint.tasks.remote import RemoteRun
 
     remote = RemoteRun(text)
     remote.fetch(without)
@@ -107,15 +107,15 @@ def require_there(*runs: Path | None, model: str | None = None, sources: Iterabl
     Raises:
         RunError, CheckpointError, SourceError: it is not there, or something else is.
     """
-    from tasks.datasets.sources import open_source
-    from tasks.store.run import RunDirectory
+    from latentprint.tasks.datasets.sources import open_source
+    from latentprint.tasks.store.run import RunDirectory
 
     for run in filter(None, runs):
         RunDirectory(run).read_record()
     for location in sources:
         open_source(location)
     if model is not None:
-        from tasks.diffusion.checkpoint import resolve  # with torch
+        from latentprint.tasks.diffusion.checkpoint import resolve  # with torch
 
         resolve(model)
 
@@ -126,7 +126,7 @@ def sources_of(train: str, holdout: list[str] | None) -> Iterable[str]:
     Raises:
         SourceError: the same held-out source is given twice.
     """
-    from tasks.datasets.holdouts import named_sources
+    from latentprint.tasks.datasets.holdouts import named_sources
 
     return named_sources(train, holdout).values()
 

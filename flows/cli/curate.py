@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, require_there, show
-from flows.options import with_options
-from flows.prefect_server import prefect_server
-from tasks.parameters import CurateParameters
+from latentprint.flows.cli.arguments import AsJson, Run, app, require_there, show
+from latentprint.flows.cli.options import with_options
+from latentprint.flows.cli.server import prefect_server
+from latentprint.tasks.parameters import CurateParameters
 
 
 @app.command()
@@ -29,7 +29,7 @@ def curate(
     Example: latentprint curate --run runs/first --out cleaned --action drop --images "FROM ranking WHERE rank <= 100"
     """
     require_there(run)
-    from flows.curate import curate as flow
+    from latentprint.flows.curate import curate as flow
 
     with prefect_server():
         result = flow(run, out, curation)

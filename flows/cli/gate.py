@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows.commands.arguments import AsJson, Run, app, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, Run, app, show, tables_path
 
 
 def _option(about: str) -> Any:
@@ -53,10 +53,10 @@ def gate(
 
     Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
     """
-    from flows.gate import gate as decide
-    from flows.gate import rehearse
-    from tasks.reporting.gate import Limits
-    from tasks.reporting.gate_formats import lines
+    from latentprint.flows.gate import gate as decide
+    from latentprint.flows.gate import rehearse
+    from latentprint.tasks.gate.decide import Limits
+    from latentprint.tasks.gate.write import lines
 
     limits = Limits(
         max_auc=max_auc,
@@ -86,7 +86,7 @@ def gate(
 @app.command()
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Make every hash of a run again and say what differs; exit code 1 if anything does."""
-    from flows.verify import verify as work
+    from latentprint.flows.verify import verify as work
 
     result = work(run)
     differences = result["differences"]

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flows.commands import app
-from flows.commands.arguments import remote_runs
-from flows.prefect_server import configure_environment
-from tasks.processes import INTERRUPTED, TERMINATED, end_on_signals
-from tasks.store.credentials import has_secret, redacted
+from latentprint.flows.cli import app
+from latentprint.flows.cli.arguments import remote_runs
+from latentprint.flows.cli.server import configure_environment
+from latentprint.tasks.compute.processes import INTERRUPTED, TERMINATED, end_on_signals
+from latentprint.tasks.store.credentials import has_secret, redacted
 
 LONGEST_COMPLAINT = 4000
 _IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -29,21 +29,24 @@ GRACE_SECONDS = 3.0
 SERVICE_GRACE_SECONDS = 15.0
 """The same for ``serve``, whose scheduler takes leave of its server: then it has done its work, and exits with 0."""
 USER_ERRORS = {
-    "flows.prefect_home": "ServerError",
-    "tasks.checks": "ParametersError",
-    "tasks.datasets.sources.location": "SourceError",
-    "tasks.devices": "DeviceError",
-    "tasks.diffusion.checkpoint_files": "CheckpointError",
-    "tasks.extract": "ExtractionFailed",
-    "tasks.reporting.gate_evidence": "GateError",
-    "tasks.store.containment": "OutsideError",
-    "tasks.store.ownership": "RunError",
-    "tasks.store.reading": "QueryError",
-    "tasks.store.warehouse": "ChecksFailed",
-    "tasks.tracking": "TrackingError",
+    "latentprint.flows.cli.prefect_home": "ServerError",
+    "latentprint.tasks.doctor.checks": "ParametersError",
+    "latentprint.tasks.datasets.sources.location": "SourceError",
+    "latentprint.tasks.compute.devices": "DeviceError",
+    "latentprint.tasks.diffusion.checkpoint_files": "CheckpointError",
+    "latentprint.tasks.extract.tasks": "ExtractionFailed",
+    "latentprint.tasks.gate.read": "GateError",
+    "latentprint.tasks.store.containment": "OutsideError",
+    "latentprint.tasks.store.ownership": "RunError",
+    "latentprint.tasks.warehouse.reading": "QueryError",
+    "latentprint.tasks.warehouse.warehouse": "ChecksFailed",
+    "latentprint.tasks.publish.mlflow": "TrackingError",
 }
 """Errors that are the input's, not ours."""
-RESUMABLE_ERRORS = {"tasks.score": "CalibrationFailed", "tasks.device_worker": "WorkerDied"}
+RESUMABLE_ERRORS = {
+    "latentprint.tasks.score.tasks": "CalibrationFailed",
+    "latentprint.tasks.compute.workers": "WorkerDied",
+}
 
 configure_environment()
 
@@ -90,7 +93,7 @@ def _require_unicode(arguments: list[str]) -> None:
     Raises:
         RunError: one is not.
     """
-    from tasks.store.run import RunError
+    from latentprint.tasks.store.run import RunError
 
     for argument in arguments:
         if not argument.isascii() and any("\ud800" <= sign <= "\udfff" for sign in argument):
@@ -103,7 +106,7 @@ def _require_no_secret(arguments: list[str]) -> None:
     Raises:
         RunError: a location has a key, a password or a signature in it.
     """
-    from tasks.store.run import RunError
+    from latentprint.tasks.store.run import RunError
 
     for before, argument in pairwise(arguments):
         name, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
@@ -121,8 +124,8 @@ def _explained(error: Exception) -> str | None:
 
     DuckDB points at the place in the user's own query, in lines of its own.
     """
-    from tasks.reporting.formats import visible, visible_lines
-    from tasks.store.queries import QueryError
+    from latentprint.tasks.pages.formats import visible, visible_lines
+    from latentprint.tasks.warehouse.queries import QueryError
 
     words = _words(error)
     if words is None:
@@ -131,14 +134,14 @@ def _explained(error: Exception) -> str | None:
 
 
 def _words(error: Exception) -> str | None:
-    from tasks.store.files import is_disk_full
+    from latentprint.tasks.store.files import is_disk_full
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}"
     if isinstance(error, _loaded(RESUMABLE_ERRORS)):
         return f"{error}; {_resume()}"
-    if isinstance(error, _loaded({"tasks.score": "ShardsFailed"})):
+    if isinstance(error, _loaded({"latentprint.tasks.score.tasks": "ShardsFailed"})):
         n_failed = len(error.reasons)  # type: ignore[attr-defined]  # a ShardsFailed
         return f"{n_failed} shards could not be scored, the others were: {error}; {_resume()}"
     if is_disk_full(error):
@@ -163,7 +166,7 @@ def _progress_on_standard_error() -> None:
 
 def _harmless(record: logging.LogRecord) -> bool:
     """Every message is printed; names in it from outside cannot steer the terminal."""
-    from tasks.reporting.formats import harmless
+    from latentprint.tasks.pages.formats import harmless
 
     record.msg, record.args = harmless(record.getMessage()), ()
     return True

@@ -11,7 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from tasks.parameters import Parameters
+from latentprint.tasks.parameters import Parameters
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

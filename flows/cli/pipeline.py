@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import (
+from latentprint.flows.cli.arguments import (
     AsJson,
     Before,
     Device,
@@ -24,9 +24,9 @@ from flows.commands.arguments import (
     show,
     sources_of,
 )
-from flows.options import with_options
-from flows.prefect_server import prefect_server
-from tasks.parameters import (
+from latentprint.flows.cli.options import with_options
+from latentprint.flows.cli.server import prefect_server
+from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
     ScoreParameters,
@@ -47,8 +47,8 @@ DEMO_EXTRACTION = ExtractParameters(samples=256, steps=20)
 @app.command()
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     """Audit the bundled model and images and count copies, end to end; ends with the report's path."""
-    from flows.audit import audit as flow
-    from flows.report import lines
+    from latentprint.flows.audit import audit as flow
+    from latentprint.flows.report import lines
 
     with prefect_server():
         sources = str(DEMO / "train.tar"), out, str(DEMO / "holdout.tar")
@@ -72,9 +72,9 @@ def doctor(
 
     Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
     """
-    from flows.doctor import doctor as examine
-    from flows.doctor import print_checks
-    from tasks.datasets.holdouts import named_sources
+    from latentprint.flows.doctor import doctor as examine
+    from latentprint.flows.doctor import print_checks
+    from latentprint.tasks.datasets.holdouts import named_sources
 
     result = examine(model, named_sources(train, holdout), scoring, compute, out, sharding)
     if as_json:
@@ -106,8 +106,8 @@ def audit(
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
     require_there(reuse, before, model=model, sources=sources_of(train, holdout))
-    from flows.audit import audit as flow
-    from flows.report import lines
+    from latentprint.flows.audit import audit as flow
+    from latentprint.flows.report import lines
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
@@ -133,7 +133,7 @@ def serve(
     Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
     """
     require_there(model=model, sources=sources_of(train, holdout))
-    from flows.scheduled import serve as wait_and_run
+    from latentprint.flows.serve import serve as wait_and_run
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server(scheduler=True):
@@ -145,8 +145,8 @@ def serve(
 def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = None, as_json: AsJson = False) -> None:
     """Turn images into deterministic WebDataset shards and a manifest."""
     require_there(sources=sources_of(train, holdout))
-    from flows.shard import shard as flow
-    from tasks.store.run import RunDirectory
+    from latentprint.flows.shard import shard as flow
+    from latentprint.tasks.store.run import RunDirectory
 
     with prefect_server():
         flow(out, train, holdout, sharding)
@@ -168,7 +168,7 @@ def score(
 ) -> None:
     """Score every distinct image of a sharded run."""
     require_there(run, reuse, model=model)
-    from flows.score import score as flow
+    from latentprint.flows.score import score as flow
 
     with prefect_server():
         run_id = flow(run, model, scoring, compute, reuse, validity)
@@ -183,7 +183,7 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
     Example: latentprint extract --run runs/demo --samples 4096
     """
     require_there(run)
-    from flows.extract import extract as flow
+    from latentprint.flows.extract import extract as flow
 
     with prefect_server():
         summary = flow(run, extraction, compute)
@@ -224,7 +224,7 @@ def report(
     if run is None:
         if summary:
             raise typer.BadParameter("--summary goes with --run: a comparison has no first page of its own")
-        from flows.compare import compare as work
+        from latentprint.flows.compare import compare as work
 
         assert compare is not None
         result = work(*compare, out, redact)
@@ -233,8 +233,8 @@ def report(
     if out is not None:
         raise typer.BadParameter("--out goes with --compare: a run's report lies in the run")
     require_there(run, before)
-    from flows.report import lines
-    from flows.report import report as flow
+    from latentprint.flows.report import lines
+    from latentprint.flows.report import report as flow
 
     with prefect_server():
         headline = flow(run, redact, before, summary)
@@ -258,8 +258,8 @@ def train(
     require_there(sources=[data])
     import torch
 
-    from flows.train import train as flow
-    from tasks.devices import devices_for, threads_for
+    from latentprint.flows.train import train as flow
+    from latentprint.tasks.compute.devices import devices_for, threads_for
 
     compute = ComputeParameters(devices=(device,), threads=threads)
     devices = devices_for(compute)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, show
+from latentprint.flows.cli.arguments import AsJson, Run, app, show
 
 
 class CardKind(StrEnum):
@@ -28,7 +28,7 @@ def card(
 
     Example: latentprint card --run runs/demo --kind model >> README.md
     """
-    from flows.card import card as write
+    from latentprint.flows.card import card as write
 
     text = write(run, kind.value)
     show({"run": str(run), "kind": kind.value, "card": text}, as_json, text.rstrip("\n"))
@@ -45,9 +45,9 @@ def publish(
 
     Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
     """
-    from flows.card import card as write
-    from tasks.store.run import RunDirectory
-    from tasks.tracking import publish as log
+    from latentprint.flows.card import card as write
+    from latentprint.tasks.publish.mlflow import publish as log
+    from latentprint.tasks.store.run import RunDirectory
 
     result = log(RunDirectory(run), mlflow, experiment, write(run, "model"))
     show({"run": str(run), **result}, as_json, f"{run}: MLflow run {result['mlflow_run_id']} in {experiment}")

@@ -27,8 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from flows.prefect_home import ServerError, begin_from_template, kept_auth, leave_template, prefect_home
-from tasks.processes import die_with_parent
+from latentprint.flows.cli.prefect_home import ServerError, begin_from_template, kept_auth, leave_template, prefect_home
+from latentprint.tasks.compute.processes import die_with_parent
 
 logger = logging.getLogger("latentprint")
 STARTUP_SECONDS = 180

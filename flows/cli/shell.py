@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.reporting.formats import visible_lines
-from tasks.store.dictionary import describe_relation, saved_queries
-from tasks.store.queries import QueryError
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.pages.formats import visible_lines
+from latentprint.tasks.warehouse.dictionary import describe_relation, saved_queries
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 PROMPT, CONTINUED = "latentprint> ", "        ...> "
 GREETING = "End a query with ; (read-only DuckDB). Tab completes. .tables .queries .help .quit"

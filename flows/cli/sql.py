@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Run, app, run_patterns, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, Run, app, run_patterns, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -48,9 +48,9 @@ def sql(
 
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
-    from flows.ask import ask, converse, list_relations, open_warehouse, saved_query
-    from flows.ask import export as write_export
-    from flows.shell import list_queries
+    from latentprint.flows.cli.answers import ask, converse, list_relations, open_warehouse, saved_query
+    from latentprint.flows.cli.answers import export as write_export
+    from latentprint.flows.cli.shell import list_queries
 
     if queries:
         list_queries()
@@ -85,8 +85,8 @@ def explain(
 
     Example: latentprint explain --run runs/demo train/train.tar/000000001.png --html why.html
     """
-    from flows.explain import explain as look
-    from flows.explain import in_words
+    from latentprint.flows.explain import explain as look
+    from latentprint.flows.explain import in_words
 
     facts = look(run, sample_id, html)
     lines = [*in_words(facts), *([f"page: {html}"] if html else [])]

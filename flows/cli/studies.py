@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.commands.arguments import AsJson, Device, Run, Threads, app, require_there, show
-from flows.options import with_options
-from flows.prefect_server import prefect_server
-from tasks.parameters import ComputeParameters, OddsParameters, SideParameters, SweepParameters
+from latentprint.flows.cli.arguments import AsJson, Device, Run, Threads, app, require_there, show
+from latentprint.flows.cli.options import with_options
+from latentprint.flows.cli.server import prefect_server
+from latentprint.tasks.parameters import ComputeParameters, OddsParameters, SideParameters, SweepParameters
 
 
 @app.command()
@@ -18,7 +18,7 @@ def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json:
     Example: latentprint sweep --run runs/demo --axes 1,4,16 --timesteps 0,20,100 --estimators edge,jvp
     """
     require_there(run)
-    from flows.sweep import sweep as flow
+    from latentprint.flows.sweep import sweep as flow
 
     with prefect_server():
         result = flow(run, study, compute)
@@ -41,8 +41,8 @@ def odds(
     require_there(run)
     import torch
 
-    from flows.odds import odds as flow
-    from tasks.devices import devices_for, threads_for
+    from latentprint.flows.odds import odds as flow
+    from latentprint.tasks.compute.devices import devices_for, threads_for
 
     compute = ComputeParameters(devices=(device,), threads=threads)
     devices = devices_for(compute)
@@ -72,8 +72,8 @@ def side(
     require_there(run)
     import torch
 
-    from flows.side import side as flow
-    from tasks.devices import devices_for, threads_for
+    from latentprint.flows.side import side as flow
+    from latentprint.tasks.compute.devices import devices_for, threads_for
 
     compute = ComputeParameters(devices=(device,), threads=threads)
     devices = devices_for(compute)

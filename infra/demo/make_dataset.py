@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.datasets.shards import write_shards
-from tasks.datasets.sources import IdxFile, Item, Source
+from latentprint.tasks.datasets.shards import write_shards
+from latentprint.tasks.datasets.sources import IdxFile, Item, Source
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")

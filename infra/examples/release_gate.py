@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from flows.prefect_server import configure_environment, prefect_server
+from latentprint.flows.cli.server import configure_environment, prefect_server
 
 configure_environment()  # before Prefect reads its settings
 
@@ -25,13 +25,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
-from flows.audit import audit
-from flows.gate import gate
-from tasks.diffusion.checkpoint import checkpoint_sha256, model_files
-from tasks.reporting.gate import GateVerdict, Limits
-from tasks.reporting.gate_formats import markdown
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
+from latentprint.flows.audit import audit
+from latentprint.flows.gate import gate
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, model_files
+from latentprint.tasks.gate.decide import GateVerdict, Limits
+from latentprint.tasks.gate.write import markdown
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory
 
 VERDICT_CHANGED = "latentprint.verdict.changed"
 

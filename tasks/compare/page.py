@@ -14,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.reporting.formats import number, setting
-from tasks.reporting.gallery import Exhibit
-from tasks.reporting.gate_bounds import Measurement, difference
-from tasks.reporting.gate_evidence import calibration_identity
-from tasks.reporting.headline import KeyNumber, Verdict, answers, key_numbers
-from tasks.reporting.page import place, render
-from tasks.reporting.queries import Query, definition
-from tasks.reporting.ranking import SortableTable, sortable_table
-from tasks.reporting.redaction import names_of, redacted_record, without_names
-from tasks.reporting.relations import percentile_shift
-from tasks.reporting.tables import Column, TableView, flat
-from tasks.reporting.thumbnails import Album, Pixels
-from tasks.store.dictionary import describe_relation
-from tasks.store.history import growth_parameters
+from latentprint.tasks.gate.bounds import Measurement, difference
+from latentprint.tasks.gate.read import calibration_identity
+from latentprint.tasks.pages.formats import number, setting
+from latentprint.tasks.pages.gallery import Exhibit
+from latentprint.tasks.pages.headline import KeyNumber, Verdict, answers, key_numbers
+from latentprint.tasks.pages.page import place, render
+from latentprint.tasks.pages.queries import Query, definition
+from latentprint.tasks.pages.ranking import SortableTable, sortable_table
+from latentprint.tasks.pages.redaction import names_of, redacted_record, without_names
+from latentprint.tasks.pages.relations import percentile_shift
+from latentprint.tasks.pages.tables import Column, TableView, flat
+from latentprint.tasks.pages.thumbnails import Album, Pixels
+from latentprint.tasks.warehouse.dictionary import describe_relation
+from latentprint.tasks.warehouse.history import growth_parameters
 
 MOST_ROWS, MOST_EXHIBITS = 500, 16
 COLUMNS = {

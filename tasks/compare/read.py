@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.report import pictures_of
-from tasks.reporting.compare import MOST_EXHIBITS, ComparedRun, changed_flags, render_comparison
-from tasks.reporting.gate_evidence import identity
-from tasks.store.files import atomic_open, read_json
-from tasks.store.history import HistoryWarehouse
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.seal import TABLES, read_evidence, reading, require_as_written, require_unchanged
+from latentprint.tasks.compare.page import MOST_EXHIBITS, ComparedRun, changed_flags, render_comparison
+from latentprint.tasks.gate.read import identity
+from latentprint.tasks.report.page import pictures_of
+from latentprint.tasks.store.files import atomic_open, read_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import TABLES, read_evidence, reading, require_as_written, require_unchanged
+from latentprint.tasks.warehouse.history import HistoryWarehouse
 
 
 def write_comparison(before: Path, after: Path, out: Path, redact: bool = False) -> None:

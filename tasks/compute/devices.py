@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from tasks.parameters import ComputeParameters
+from latentprint.tasks.parameters import ComputeParameters
 
 
 class DeviceError(ValueError):

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.device_worker import device_workers
-from tasks.devices import DeviceError, available_devices, devices_for, threads_for
-from tasks.parameters import ComputeParameters
-from tasks.progress import Progress
+from latentprint.tasks.compute.devices import DeviceError, available_devices, devices_for, threads_for
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.parameters import ComputeParameters
 
 logger = logging.getLogger("latentprint")
 MAX_THREADS = 64

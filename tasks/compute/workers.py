@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from tasks.devices import available_devices
-from tasks.progress import Progress
+from latentprint.tasks.compute.devices import available_devices
+from latentprint.tasks.compute.progress import Progress
 
 T = TypeVar("T")
 POLL_SECONDS = 1.0

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.datasets.sources.location import LocalLocation, StoredLocation, locate
-from tasks.store.containment import is_within
-from tasks.store.run import RunError
+from latentprint.tasks.datasets.sources.location import LocalLocation, StoredLocation, locate
+from latentprint.tasks.store.containment import is_within
+from latentprint.tasks.store.run import RunError
 
 
 def require_apart(out: Path, location: str, url: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tasks.datasets.sources.location import locate
+from latentprint.tasks.datasets.sources.location import locate
 
 
 def fingerprint(location: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from tasks.datasets.decoding import MAX_PIXELS, Picture, Rejected
+from latentprint.tasks.datasets.decoding import MAX_PIXELS, Picture, Rejected
 
 Mode = Literal["keep", "L", "RGB"]
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]

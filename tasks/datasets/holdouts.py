@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from tasks.datasets.sources import SourceError
-from tasks.store.splits import source_name
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.store.splits import source_name
 
 LARGE_OVERLAP = 0.5
 """Share of the held-out images that are training images from which a comparison has lost its control group."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from tasks.datasets.decoding import Picture
+from latentprint.tasks.datasets.decoding import Picture
 
 
 def modified(picture: Picture, generator: np.random.Generator, *, mirror: float, crop: float) -> Picture:

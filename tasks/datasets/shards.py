@@ -23,18 +23,18 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.bounded import open_regular
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.duplicates import near_duplicate_groups, signature, signs
-from tasks.datasets.fitting import Fitting
-from tasks.datasets.sources import Item, Source, SourceError
-from tasks.datasets.sources.names import valid
-from tasks.datasets.sources.tar import read_tar
-from tasks.store.containment import OutsideError, inside
-from tasks.store.files import atomic_open, atomic_path
-from tasks.store.schemas import MANIFEST, REJECTS
-from tasks.store.spill import spilling
-from tasks.store.splits import holdout_source, split_of
+from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.duplicates import near_duplicate_groups, signature, signs
+from latentprint.tasks.datasets.fitting import Fitting
+from latentprint.tasks.datasets.sources import Item, Source, SourceError
+from latentprint.tasks.datasets.sources.names import valid
+from latentprint.tasks.datasets.sources.tar import read_tar
+from latentprint.tasks.store.containment import OutsideError, inside
+from latentprint.tasks.store.files import atomic_open, atomic_path
+from latentprint.tasks.store.schemas import MANIFEST, REJECTS
+from latentprint.tasks.store.spill import spilling
+from latentprint.tasks.store.splits import holdout_source, split_of
 
 ROWS_PER_BATCH = 10_000
 
@@ -64,7 +64,7 @@ def write_shards(
     """Write ``source`` as ``folder/NAME-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
     Args:
-        name: of the source in the run: ``train``, ``holdout``, ``holdout2``, ... (see :mod:`tasks.store.splits`).
+        name: of the source in the run: ``train``, ``holdout``, ``holdout2``, ... (see :mod:`latentprint.tasks.store.splits`).
         manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.

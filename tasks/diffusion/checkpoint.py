@@ -26,7 +26,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from tasks.diffusion.checkpoint_files import (
+from latentprint.tasks.diffusion.checkpoint_files import (
     LARGEST,
     CheckpointError,
     in_a_line,
@@ -37,9 +37,9 @@ from tasks.diffusion.checkpoint_files import (
     require_weights,
     sha256_of,
 )
-from tasks.diffusion.denoiser import Denoiser, PredictionType
-from tasks.diffusion.names import Grid
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
+from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
+from latentprint.tasks.diffusion.names import Grid
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")

@@ -24,7 +24,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
+from latentprint.tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
 
 LARGEST = 100_000
 """Of the integers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tasks.diffusion.schedule import TrainedSchedule
+from latentprint.tasks.diffusion.schedule import TrainedSchedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
 EpsModel = Callable[[Tensor, float], Tensor]
@@ -63,7 +63,7 @@ class Denoiser:
         self.memory_format = memory_format
         self.n_evaluations = 0
         """Network evaluations so far: one an image, and one a tangent pushed forward with it. What is computed again
-        because memory is short (:func:`tasks.diffusion.tangents.exact_tangents`) counts once."""
+        because memory is short (:func:`latentprint.tasks.diffusion.tangents.exact_tangents`) counts once."""
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]

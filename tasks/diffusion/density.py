@@ -12,7 +12,7 @@ shrink along others. With s = sigma / alpha and y = x / alpha the ODE and the se
 Discretisation: Heun's method for y over s, the trapezoid rule for the trace over log s; second order both. The
 integrand sigma tr(d eps/dx) lies between 0 and d for the ideal denoiser and is exactly d at an isolated training image,
 so that the rule is exact there. (The exact log-determinant of each DDIM step, the estimator ``exact`` of
-:mod:`tasks.diffusion.growth`, converges too, at first order.)
+:mod:`latentprint.tasks.diffusion.growth`, converges too, at first order.)
 
 What it is the density of: the trained state at the first timestep, the images with the schedule's first noise still on
 them (sigma_0, 0.01 in diffusers' default), per unit of pixel values -1 ... 1; log p therefore has a peak of
@@ -33,10 +33,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel, wide
-from tasks.diffusion.noise import rademacher
-from tasks.diffusion.schedule import Schedule
-from tasks.diffusion.tangents import exact_tangents
+from latentprint.tasks.diffusion.denoiser import EpsModel, wide
+from latentprint.tasks.diffusion.noise import rademacher
+from latentprint.tasks.diffusion.schedule import Schedule
+from latentprint.tasks.diffusion.tangents import exact_tangents
 
 
 class LogDensity(NamedTuple):
@@ -65,7 +65,7 @@ def log_density(
     """log p(x) of images (B, C, H, W), pixels in [-1, 1], as the state at the first of the ascending ``timesteps``.
 
     Args:
-        timesteps: N + 1 of them, see :func:`tasks.diffusion.schedule.noise_spaced_timesteps`.
+        timesteps: N + 1 of them, see :func:`latentprint.tasks.diffusion.schedule.noise_spaced_timesteps`.
         n_probes: K Rademacher probes of the trace at each timestep (Hutchinson), fresh ones at each, so that the K
             totals are independent and their errors average along the path; 0: the exact trace, by all d unit vectors.
         generators: of the probes, one per image.

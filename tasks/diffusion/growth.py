@@ -2,7 +2,7 @@ r"""Volume growth along the probability-flow ODE, image -> latent: the ease of r
 
 Latents z are N(0, I), so an image x has log density log p(x) = log N(z; 0, I) + log |det dz/dx|. The growth measures
 the second term, the local stretch of the flow, along K axes and N steps, and leaves the first out; both together are
-:mod:`tasks.diffusion.density`. One axis (K = 1) has no volume: its growth in a step is log |M q|, a directional
+:mod:`latentprint.tasks.diffusion.density`. One axis (K = 1) has no volume: its growth in a step is log |M q|, a directional
 derivative. One step of the ODE is affine in the state and the predicted noise, so it moves a small displacement v by
 
     x' = a x + b eps(x, c)      =>      v' = M v,    M = a I + b J,    J = d eps / dx.
@@ -32,12 +32,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel, wide
-from tasks.diffusion.names import Estimator
-from tasks.diffusion.noise import gaussian, rademacher
-from tasks.diffusion.probability_flow import invert
-from tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
-from tasks.diffusion.tangents import difference_quotients, exact_tangents, require_resolvable
+from latentprint.tasks.diffusion.denoiser import EpsModel, wide
+from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.noise import gaussian, rademacher
+from latentprint.tasks.diffusion.probability_flow import invert
+from latentprint.tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
+from latentprint.tasks.diffusion.tangents import difference_quotients, exact_tangents, require_resolvable
 
 
 class Growth(NamedTuple):
@@ -75,13 +75,13 @@ def log_growth(
     r"""Cumulative log volume growth of each image; of a single axis, its growth along that direction.
 
     Args:
-        eps_model: eps(x, conditioning), see :class:`tasks.diffusion.denoiser.Denoiser`.
+        eps_model: eps(x, conditioning), see :class:`latentprint.tasks.diffusion.denoiser.Denoiser`.
         x: images (B, C, H, W), pixels in [-1, 1].
         schedule: which grid to step along.
         axes: initial directions (B, K, C, H, W), any length, linearly independent; orthonormalised here. For ``trace``
             the probes, as they are: independent, E[z z'] = I (Rademacher or Gaussian). ``exact`` takes all d axes.
         n_axes: K, to draw the axes here instead: Gaussian; Rademacher for ``trace``.
-        generators: one an image, for ``n_axes``: noise belongs to the image (:mod:`tasks.diffusion.noise`).
+        generators: one an image, for ``n_axes``: noise belongs to the image (:mod:`latentprint.tasks.diffusion.noise`).
         n_steps: N, of ``stride`` timesteps each, from timestep ``start``.
         delta: l2 length of each finite difference, in pixel units; ``edge`` and ``volume`` only.
         max_batch: most images (for the exact tangents: tangents) in one network call.
@@ -93,7 +93,7 @@ def log_growth(
     Raises:
         ValueError: axes that are not independent, or not as many as there are images; steps beyond the schedule's end;
             a ``delta`` that the network's arithmetic cannot carry
-            (:func:`tasks.diffusion.tangents.require_resolvable`).
+            (:func:`latentprint.tasks.diffusion.tangents.require_resolvable`).
     """
     pushforward: Callable[..., tuple[Tensor, Tensor]] = exact_tangents
     if estimator in ("edge", "volume"):
@@ -129,7 +129,7 @@ def reverse_mean_growth(
     r"""Growth, image <- latent turned round, of the *mean* of the stochastic reverse process: (B,), nats.
 
     The image is carried up by the probability-flow ODE; from there the reverse process goes down N steps, each replaced
-    by its mean x' = m(x) (:func:`tasks.diffusion.schedule.reverse_mean_step`), and K axes with it:
+    by its mean x' = m(x) (:func:`latentprint.tasks.diffusion.schedule.reverse_mean_step`), and K axes with it:
 
         - sum_n log |volume of the axes after m_n / before|.
 

@@ -2,14 +2,14 @@ r"""Membership scores to hold volume growth against, each from its paper: *lower
 
 Here (alpha, sigma) = (sqrt(abar_t), sqrt(1 - abar_t)); |.| is the l2 norm over all d values of an image, |.|_4^4 the
 sum of their fourth powers. The papers' timesteps t are of 1,000. By default each score takes them at their share of the
-schedule it is given, so at the same moment of it (:func:`tasks.diffusion.schedule.timestep_of_paper`); the argument
+schedule it is given, so at the same moment of it (:func:`latentprint.tasks.diffusion.schedule.timestep_of_paper`); the argument
 ``timestep`` is one of the schedule's own. Every function takes
 
     eps_model, x (B, C, H, W) with pixels in [-1, 1], schedule, generators (one an image, for the noise)
 
 and returns (B,), float64; keyword arguments default to the paper's values unless they say otherwise. Where a score
 starts from a pass that another one already made, ``eps`` takes it. Network evaluations are counted by the adapter
-(:attr:`tasks.diffusion.denoiser.Denoiser.n_evaluations`). Call under ``torch.no_grad`` or ``torch.inference_mode``.
+(:attr:`latentprint.tasks.diffusion.denoiser.Denoiser.n_evaluations`). Call under ``torch.no_grad`` or ``torch.inference_mode``.
 
 Membership is not memorization: whether an image was trained on is another question than whether it comes out again.
 """
@@ -23,12 +23,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel, wide
-from tasks.diffusion.names import BaselineName
-from tasks.diffusion.noise import gaussian, rademacher
-from tasks.diffusion.probability_flow import generate, invert
-from tasks.diffusion.schedule import Schedule, timestep_of_paper
-from tasks.diffusion.tangents import exact_tangents, require_resolvable
+from latentprint.tasks.diffusion.denoiser import EpsModel, wide
+from latentprint.tasks.diffusion.names import BaselineName
+from latentprint.tasks.diffusion.noise import gaussian, rademacher
+from latentprint.tasks.diffusion.probability_flow import generate, invert
+from latentprint.tasks.diffusion.schedule import Schedule, timestep_of_paper
+from latentprint.tasks.diffusion.tangents import exact_tangents, require_resolvable
 
 Generators = Sequence[torch.Generator]
 Baseline = Callable[[EpsModel, Tensor, Schedule, Generators], Tensor]

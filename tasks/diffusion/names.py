@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Estimator = Literal["edge", "volume", "jvp", "trace", "exact"]
-"""How growth is measured: :mod:`tasks.diffusion.growth`."""
+"""How growth is measured: :mod:`latentprint.tasks.diffusion.growth`."""
 
 Grid = Literal["ddim", "continuous"]
 """What is stepped along: the checkpoint's own schedule, or the paper's."""
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""The network's arithmetic: :mod:`tasks.diffusion.tangents`."""
+"""The network's arithmetic: :mod:`latentprint.tasks.diffusion.tangents`."""
 
 BaselineName = Literal["loss", "sima", "pia", "pian", "secmi", "dime_2", "dime_11", "dime_31", "flipd"]
-"""Membership scores to compare with: :mod:`tasks.diffusion.membership`."""
+"""Membership scores to compare with: :mod:`latentprint.tasks.diffusion.membership`."""
 
 BASELINE_NAMES: tuple[BaselineName, ...] = get_args(BaselineName)
 
@@ -33,5 +33,5 @@ EVALUATIONS: dict[str, int] = {
 
 
 def density_evaluations(n_steps: int, n_probes: int) -> int:
-    """Network evaluations per image that a log density takes (:func:`tasks.diffusion.density.log_density`)."""
+    """Network evaluations per image that a log density takes (:func:`latentprint.tasks.diffusion.density.log_density`)."""
     return n_steps + (n_steps + 1) * (n_probes + 1)

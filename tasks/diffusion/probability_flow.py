@@ -19,14 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel, wide
-from tasks.diffusion.schedule import Schedule, steps_along
+from latentprint.tasks.diffusion.denoiser import EpsModel, wide
+from latentprint.tasks.diffusion.schedule import Schedule, steps_along
 
 
 def invert(eps_model: EpsModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int]) -> Tensor:
     """Latents (B, C, H, W), float64, of images (B, C, H, W): from the first of the ascending ``timesteps`` to the last.
 
-    Costs one network evaluation an image and step; see :func:`tasks.diffusion.schedule.spaced_timesteps`.
+    Costs one network evaluation an image and step; see :func:`latentprint.tasks.diffusion.schedule.spaced_timesteps`.
     """
     _require_ascending(timesteps)
     return _follow(eps_model, x, schedule, timesteps)
@@ -36,7 +36,7 @@ def generate(eps_model: EpsModel, latent: Tensor, schedule: Schedule, timesteps:
     """The way back: images, float64, at the first of the ascending ``timesteps`` from latents at the last.
 
     Neither denoised nor clipped, so that ``generate`` undoes ``invert`` with the same ``timesteps``;
-    :func:`tasks.diffusion.sampling.sample_ddim` makes pictures.
+    :func:`latentprint.tasks.diffusion.sampling.sample_ddim` makes pictures.
     """
     _require_ascending(timesteps)
     return _follow(eps_model, latent, schedule, timesteps[::-1])

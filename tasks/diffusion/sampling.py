@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import EpsModel
-from tasks.diffusion.noise import gaussian
-from tasks.diffusion.schedule import Schedule, posterior_variance, reverse_mean_step, spaced_timesteps
+from latentprint.tasks.diffusion.denoiser import EpsModel
+from latentprint.tasks.diffusion.noise import gaussian
+from latentprint.tasks.diffusion.schedule import Schedule, posterior_variance, reverse_mean_step, spaced_timesteps
 
 
 def sample_ddim(eps_model: EpsModel, latents: Tensor, schedule: Schedule, n_steps: int, *, clip: bool = True) -> Tensor:

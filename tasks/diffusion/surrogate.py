@@ -26,9 +26,9 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from tasks.diffusion.denoiser import EpsModel
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.schedule import TrainedSchedule
+from latentprint.tasks.diffusion.denoiser import EpsModel
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.schedule import TrainedSchedule
 
 LogPosterior = Callable[[Tensor, float], Tensor]
 """log p_t(y | x) of all labels: (B, C, H, W), conditioning -> (B, K), nats."""

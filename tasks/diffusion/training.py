@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.noise import generator_for
 
 
 def build_unet(channels: int, size: int, block_channels: tuple[int, ...], layers_per_block: int = 1) -> UNet2DModel:

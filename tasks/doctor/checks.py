@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from tasks.calibrating import candidates
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.fitting import Fitting
-from tasks.datasets.holdouts import require_held_out
-from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import (
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.fitting import Fitting
+from latentprint.tasks.datasets.holdouts import require_held_out
+from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import (
     LoadedModel,
     grid_of,
     image_shape,
@@ -22,14 +21,15 @@ from tasks.diffusion.checkpoint import (
     require_sane,
     state_shape,
 )
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
-from tasks.diffusion.names import BaselineName, Precision
-from tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
-from tasks.diffusion.tangents import bits_of, require_bits
-from tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
-from tasks.store.spill import spilling
-from tasks.store.splits import split_of
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
+from latentprint.tasks.diffusion.names import BaselineName, Precision
+from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
+from latentprint.tasks.diffusion.tangents import bits_of, require_bits
+from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
+from latentprint.tasks.score.calibrate import candidates
+from latentprint.tasks.store.spill import spilling
+from latentprint.tasks.store.splits import split_of
 
 ITEMS_TO_TRY = 100
 
@@ -45,7 +45,7 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
     """Does the checkpoint load, with its weights, and does the first usable image of each source fit it?
 
     Args:
-        sources: as from :func:`tasks.datasets.holdouts.named_sources`.
+        sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`.
         fitting: what will be done to each image.
 
     Raises:

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.checks import ParametersError, check_parameters, require_loadable, shape_in_words
-from tasks.datasets.apart import require_apart
-from tasks.datasets.fingerprint import fingerprint
-from tasks.datasets.sources import SourceError
-from tasks.devices import DeviceError, cores, devices_for, threads_for
-from tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.doctor.images import count_items, look_at_holdout, look_at_images
-from tasks.doctor.patient import Check, Patient, first_line, size
-from tasks.doctor.probe import probe_network
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.store.ownership import holder, require_ours
-from tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.compute.devices import DeviceError, cores, devices_for, threads_for
+from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.datasets.fingerprint import fingerprint
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.doctor.checks import ParametersError, check_parameters, require_loadable, shape_in_words
+from latentprint.tasks.doctor.images import count_items, look_at_holdout, look_at_images
+from latentprint.tasks.doctor.patient import Check, Patient, first_line, size
+from latentprint.tasks.doctor.probe import probe_network
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.store.ownership import holder, require_ours
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
 
 __all__ = ["Check", "examine"]
 
@@ -47,7 +47,7 @@ def examine(
     """Every check, in the order in which a run would come to grief; the network runs only if nothing failed till then.
 
     Args:
-        sources: as from :func:`tasks.datasets.holdouts.named_sources`.
+        sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`.
         out: where the run would be written.
     """
     patient, fatal = Patient(model, sources, scoring, compute, out, sharding), False

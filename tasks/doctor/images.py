@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from tasks.checks import ITEMS_TO_TRY, PREPARE, shape_in_words
-from tasks.datasets.decoding import FORMATS, Picture, Rejected
-from tasks.datasets.fitting import Fitting
-from tasks.datasets.holdouts import REMEDY, is_same_place, overlap_sentence
-from tasks.datasets.sources import Item, SourceError, open_source
-from tasks.diffusion.checkpoint import Shape
-from tasks.doctor.patient import Check, Overlap, Patient, Status
-from tasks.store.splits import split_of
+from latentprint.tasks.datasets.decoding import FORMATS, Picture, Rejected
+from latentprint.tasks.datasets.fitting import Fitting
+from latentprint.tasks.datasets.holdouts import REMEDY, is_same_place, overlap_sentence
+from latentprint.tasks.datasets.sources import Item, SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import Shape
+from latentprint.tasks.doctor.checks import ITEMS_TO_TRY, PREPARE, shape_in_words
+from latentprint.tasks.doctor.patient import Check, Overlap, Patient, Status
+from latentprint.tasks.store.splits import split_of
 
 COUNT_SECONDS = 60.0
 """Longest time spent on counting a source's items."""

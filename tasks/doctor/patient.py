@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.datasets.decoding import Picture
-from tasks.diffusion.checkpoint import Shape
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.store.splits import split_of
+from latentprint.tasks.datasets.decoding import Picture
+from latentprint.tasks.diffusion.checkpoint import Shape
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.store.splits import split_of
 
 Status = Literal["ok", "warn", "fail"]
 

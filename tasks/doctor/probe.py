@@ -13,15 +13,15 @@ import numpy as np
 import psutil
 import torch
 
-from tasks.calibrating import candidates, control_timesteps
-from tasks.devices import threads_for
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.doctor.patient import Check, Patient, first_line, size
-from tasks.folds import n_calibrated
-from tasks.measuring import measure
-from tasks.parameters import ScoreParameters
-from tasks.progress import duration
-from tasks.scoring import auto_batch_size
+from latentprint.tasks.compute.devices import threads_for
+from latentprint.tasks.compute.progress import duration
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.doctor.patient import Check, Patient, first_line, size
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.calibrate import candidates, control_timesteps
+from latentprint.tasks.score.folds import n_calibrated
+from latentprint.tasks.score.job import auto_batch_size
+from latentprint.tasks.score.measure import measure
 
 PROBE_SECONDS = 5.0
 """About how long the network is evaluated for the estimate of the time."""

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
 
-from tasks.evidence.statistics import CONFIDENCE, Array, Interval, assumption, group_numbers, group_sums
+from latentprint.tasks.evidence.statistics import CONFIDENCE, Array, Interval, assumption, group_numbers, group_sums
 
 Groups = tuple[NDArray[Any], NDArray[Any]]
 """Near-duplicate labels of the positives and of the negatives. A label on both sides is one group in the variance, and

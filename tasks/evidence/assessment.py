@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from tasks.evidence.areas import auc_difference, auc_interval, standard_error_of_chance
-from tasks.evidence.blind import BlindBaseline, blind_baseline
-from tasks.evidence.calibration import TooFewImages
-from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
-from tasks.evidence.conformal import Flags, flag
-from tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
-from tasks.evidence.membership import FIRM_CONFIDENCE, Grounds, HeldOut, Membership, answer, with_stability
-from tasks.evidence.refits import CalibrationImages, RefitTest, refit_test, refolded
-from tasks.evidence.reproduction import answer as answer_reproduction
-from tasks.evidence.statistics import CONFIDENCE, Array, Interval, group_numbers
-from tasks.evidence.why_high import why_high
+from latentprint.tasks.evidence.areas import auc_difference, auc_interval, standard_error_of_chance
+from latentprint.tasks.evidence.blind import BlindBaseline, blind_baseline
+from latentprint.tasks.evidence.calibration import TooFewImages
+from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
+from latentprint.tasks.evidence.conformal import Flags, flag
+from latentprint.tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
+from latentprint.tasks.evidence.membership import FIRM_CONFIDENCE, Grounds, HeldOut, Membership, answer, with_stability
+from latentprint.tasks.evidence.refits import CalibrationImages, RefitTest, refit_test, refolded
+from latentprint.tasks.evidence.reproduction import answer as answer_reproduction
+from latentprint.tasks.evidence.statistics import CONFIDENCE, Array, Interval, group_numbers
+from latentprint.tasks.evidence.why_high import why_high
 
 THREAT_MODEL = (
     "White box: whoever asks has the model's weights and the images. Two questions are kept apart. Membership: was the "

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.evidence.statistics import binomial_interval
-from tasks.evidence.yields import Found, compare_yields, describe
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.evidence.yields import Found, compare_yields, describe
 
 LEFT_OUT, FEWER, KEPT = "left out, or modified", "fewer copies", "as many copies"
 LIMITS = (

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.evidence.statistics import Array, Record, Status
+from latentprint.tasks.evidence.statistics import Array, Record, Status
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.matching import surroundings
-from tasks.evidence.statistics import (
+from latentprint.tasks.evidence.matching import surroundings
+from latentprint.tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,
     N_RESAMPLES,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
-from tasks.evidence.statistics import Array, Correlation, Record, Reliability, reliability_curve, spearman
+from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
+from latentprint.tasks.evidence.statistics import Array, Correlation, Record, Reliability, reliability_curve, spearman
 
 OFTEN = 5
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import expit
 
-from tasks.evidence.statistics import Array
+from latentprint.tasks.evidence.statistics import Array
 
 Mask = NDArray[np.bool_]
 REGULARISATION = 1.0

@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from tasks.evidence.areas import Z
-from tasks.evidence.blind import BlindBaseline
-from tasks.evidence.statistics import Interval, Record
+from latentprint.tasks.evidence.areas import Z
+from latentprint.tasks.evidence.blind import BlindBaseline
+from latentprint.tasks.evidence.statistics import Interval, Record
 
 Level = Literal["shown", "not_shown", "inconclusive"]
 MINIMUM_GROUPS = 30

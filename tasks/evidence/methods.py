@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.evidence.assessment import ImageScores
-from tasks.evidence.comparison import HIGHER_IS_EASIER
-from tasks.evidence.statistics import Correlation, Record, spearman
+from latentprint.tasks.evidence.assessment import ImageScores
+from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER
+from latentprint.tasks.evidence.statistics import Correlation, Record, spearman
 
 MOST_RANKED = 5_000
 """Training images in a rank correlation: 2,000 resamples of so many take seconds."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.areas import Z, auc_difference
-from tasks.evidence.statistics import (
+from latentprint.tasks.evidence.areas import Z, auc_difference
+from latentprint.tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,
     N_RESAMPLES,

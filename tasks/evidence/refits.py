@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.areas import standard_error_of_chance
-from tasks.evidence.calibration import Design, Scores, TooFewImages, refit
-from tasks.evidence.statistics import Array, Record, auc, group_numbers
+from latentprint.tasks.evidence.areas import standard_error_of_chance
+from latentprint.tasks.evidence.calibration import Design, Scores, TooFewImages, refit
+from latentprint.tasks.evidence.statistics import Array, Record, auc, group_numbers
 
 N_PERMUTATIONS = 199
 

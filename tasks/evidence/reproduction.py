@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.evidence.statistics import binomial_interval
 
 CONTROLS = ("held_out", "left_out_training", "generated_against_held_out")
 BELIEVED, OTHER = "ratio", "adaptive"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.paired import Difference, compare_predictions
-from tasks.evidence.statistics import (
+from latentprint.tasks.evidence.paired import Difference, compare_predictions
+from latentprint.tasks.evidence.statistics import (
     INDEPENDENT_GROUPS,
     N_RESAMPLES,
     Array,

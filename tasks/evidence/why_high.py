@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evidence.areas import auc_interval
-from tasks.evidence.confounders import fit_score_model
-from tasks.evidence.paired import compare_predictions
-from tasks.evidence.statistics import (
+from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.confounders import fit_score_model
+from latentprint.tasks.evidence.paired import compare_predictions
+from latentprint.tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,
     Array,

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.evidence.statistics import CONFIDENCE, binomial_interval
+from latentprint.tasks.evidence.statistics import CONFIDENCE, binomial_interval
 
 
 class Found(NamedTuple):

@@ -15,20 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.analyse import MOST_IMAGES, sampled_pixels
-from tasks.datasets.shards import read_pictures
-from tasks.evidence.confounders import ScoreModel, confounders
-from tasks.evidence.embeddings import EMBEDDINGS
-from tasks.evidence.matching import N_SURROUNDING
-from tasks.extraction import channels_first, read_generated
-from tasks.references import TrainingImages
-from tasks.reporting.formats import visible
-from tasks.store.dictionary import SQL
-from tasks.store.files import finite, read_json
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.sampling import Sample
-from tasks.store.seal import FINDINGS, IMAGES, TABLES, reading, require_as_written
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.datasets.shards import read_pictures
+from latentprint.tasks.evidence.confounders import ScoreModel, confounders
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS
+from latentprint.tasks.evidence.matching import N_SURROUNDING
+from latentprint.tasks.extract.generate import channels_first, read_generated
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.report.evidence import MOST_IMAGES, sampled_pixels
+from latentprint.tasks.store.files import finite, read_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import FINDINGS, IMAGES, TABLES, reading, require_as_written
+from latentprint.tasks.warehouse.dictionary import SQL
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 N_NEIGHBOURS = 5
 MOST_NAMES = 20

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.reporting.formats import number, percent, visible
-from tasks.reporting.page import render
-from tasks.reporting.tables import Column, TableView, entries_table
-from tasks.reporting.thumbnails import data_uri
-from tasks.reporting.titles import title
+from latentprint.tasks.pages.formats import number, percent, visible
+from latentprint.tasks.pages.page import render
+from latentprint.tasks.pages.tables import Column, TableView, entries_table
+from latentprint.tasks.pages.thumbnails import data_uri
+from latentprint.tasks.pages.titles import title
 
 PLACES = ("source_uri", "model")
 """Of the provenance: the page is forwarded, and folders tell of people."""
@@ -40,7 +40,7 @@ def render_explanation(
     """The whole page as text, to be encoded in UTF-8.
 
     Args:
-        facts: of ``tasks.explain.Explanation``.
+        facts: of ``latentprint.tasks.explain.facts.Explanation``.
         pictures: sample_id -> pixels (H, W) or (H, W, 3): of the image and of those named as near.
         generated: the nearest generated image.
     """

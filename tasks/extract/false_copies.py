@@ -19,13 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from tasks.evidence.matching import adaptive_rule, nearest_two_groups, ratio_rule
-from tasks.evidence.reproduction import CONTROLS
-from tasks.extraction import Pixels, SampleJob, read_generated
-from tasks.measuring import Columns
-from tasks.progress import Progress
-from tasks.references import (
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
+from latentprint.tasks.evidence.matching import adaptive_rule, nearest_two_groups, ratio_rule
+from latentprint.tasks.evidence.reproduction import CONTROLS
+from latentprint.tasks.extract.generate import Pixels, SampleJob, read_generated
+from latentprint.tasks.extract.references import (
     FEWEST,
     DistinctImages,
     HeldOutImages,
@@ -35,11 +34,12 @@ from tasks.references import (
     one_per_group,
     texts,
 )
-from tasks.scoring import extend
-from tasks.store.files import digest, sha256
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import FALSE_COPIES, MATCHES
+from latentprint.tasks.score.job import extend
+from latentprint.tasks.score.measure import Columns
+from latentprint.tasks.store.files import digest, sha256
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import FALSE_COPIES, MATCHES
 
 MOST_QUERIES = 4096
 

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
-from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import LoadedModel
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
-from tasks.parameters import ExtractParameters
-from tasks.scoring import auto_batch_size, loaded_model
-from tasks.store.run import RunDirectory
+from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
+from latentprint.tasks.diffusion.checkpoint import LoadedModel
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
+from latentprint.tasks.parameters import ExtractParameters
+from latentprint.tasks.score.job import auto_batch_size, loaded_model
+from latentprint.tasks.store.run import RunDirectory
 
 Pixels = NDArray[np.uint8]
 

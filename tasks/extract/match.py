@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from tasks.evidence.matching import (
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
+from latentprint.tasks.evidence.matching import (
     ADAPTIVE_FACTOR,
     RATIO_THRESHOLD,
     adaptive_rule,
@@ -27,16 +28,15 @@ from tasks.evidence.matching import (
     nearest_two_groups,
     ratio_rule,
 )
-from tasks.evidence.reproduction import BELIEVED, CONTROLS, Counts, of_rule, why_believed
-from tasks.evidence.statistics import CONFIDENCE, binomial_interval
-from tasks.extraction import SampleJob, read_generated
-from tasks.false_copies import MOST_QUERIES
-from tasks.progress import Progress
-from tasks.references import TrainingImages, on_disk, texts
-from tasks.store.files import digest, sha256
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import FALSE_COPIES, MATCHES, REPRODUCTIONS
+from latentprint.tasks.evidence.reproduction import BELIEVED, CONTROLS, Counts, of_rule, why_believed
+from latentprint.tasks.evidence.statistics import CONFIDENCE, binomial_interval
+from latentprint.tasks.extract.false_copies import MOST_QUERIES
+from latentprint.tasks.extract.generate import SampleJob, read_generated
+from latentprint.tasks.extract.references import TrainingImages, on_disk, texts
+from latentprint.tasks.store.files import digest, sha256
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import FALSE_COPIES, MATCHES, REPRODUCTIONS
 
 RULES = {
     "ratio": {

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tasks.datasets.shards import read_positions
-from tasks.datasets.sources import SourceError
-from tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from tasks.evidence.matching import surroundings
-from tasks.extraction import Pixels, channels_first
-from tasks.store.manifest import manifest_digest
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.datasets.shards import read_positions
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
+from latentprint.tasks.evidence.matching import surroundings
+from latentprint.tasks.extract.generate import Pixels, channels_first
+from latentprint.tasks.store.manifest import manifest_digest
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 FEWEST = 2
 """Distinct training images, and near-duplicate groups of them, that matching needs."""

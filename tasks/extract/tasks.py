@@ -11,17 +11,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
-from tasks.device_worker import run_on_device
-from tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.evidence.reproduction import CONTROLS
-from tasks.extraction import SampleJob, generate_shard
-from tasks.false_copies import MOST_QUERIES, measure_false_copies
-from tasks.progress import Progress
-from tasks.references import TrainingImages
-from tasks.reproductions import count_reproductions, match_samples, summarise
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.workers import run_on_device
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.evidence.reproduction import CONTROLS
+from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_copies
+from latentprint.tasks.extract.generate import SampleJob, generate_shard
+from latentprint.tasks.extract.match import count_reproductions, match_samples, summarise
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 
 class ExtractionFailed(Exception):

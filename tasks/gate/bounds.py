@@ -28,8 +28,8 @@ from typing import Literal
 
 from scipy.special import ndtri
 
-from tasks.evidence.statistics import binomial_interval
-from tasks.reporting.formats import is_finite
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.pages.formats import is_finite
 
 ERROR = 0.025
 """One-sided: highest probability of a false pass, and of a false fail, whatever the number of rules."""

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
-from tasks.reporting.formats import number, percent
-from tasks.reporting.gate_bounds import ERROR, Measurement, difference, widened
+from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
+from latentprint.tasks.gate.bounds import ERROR, Measurement, difference, widened
+from latentprint.tasks.pages.formats import number, percent
 
 Outcome = Literal["pass", "fail", "waived", "inconclusive"]
 EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}

@@ -20,16 +20,16 @@ from typing import Any, TypeGuard
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
-from tasks.evidence.reproduction import CONTROLS, Counts, excess
-from tasks.evidence.statistics import binomial_interval
-from tasks.reporting.formats import number, percent
-from tasks.reporting.gate import Case
-from tasks.reporting.gate_bounds import Measurement, largest
-from tasks.reporting.headline import MEMBERSHIP_LABELS, REPRODUCTION_LABELS, membership_score
-from tasks.store.files import digest, read_json
-from tasks.store.run import RunDirectory
-from tasks.store.seal import UNREADABLE, read_evidence, require_same_record, require_unchanged
+from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
+from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, excess
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.gate.bounds import Measurement, largest
+from latentprint.tasks.gate.decide import Case
+from latentprint.tasks.pages.formats import number, percent
+from latentprint.tasks.pages.headline import MEMBERSHIP_LABELS, REPRODUCTION_LABELS, membership_score
+from latentprint.tasks.store.files import digest, read_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import UNREADABLE, read_evidence, require_same_record, require_unchanged
 
 LOGARITHMS = ("log_probability", "log_probability_low", "log_probability_high")
 MOST_ODDS = 1_000_000

@@ -17,19 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.evidence.blind import BlindBaseline, blind_baseline
-from tasks.evidence.comparison import compare
-from tasks.evidence.conformal import flag
-from tasks.evidence.membership import Grounds, HeldOut, answer
-from tasks.evidence.reproduction import CONTROLS, Counts, of_rule
-from tasks.evidence.reproduction import answer as answer_reproduction
-from tasks.evidence.statistics import Interval, binomial_interval
-from tasks.reporting.gate import Limits, Outcome
-from tasks.reporting.gate_bounds import Measurement, difference
-from tasks.store.checksums import add_checksums
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
-from tasks.store.seal import finished, record_digest
+from latentprint.tasks.evidence.blind import BlindBaseline, blind_baseline
+from latentprint.tasks.evidence.comparison import compare
+from latentprint.tasks.evidence.conformal import flag
+from latentprint.tasks.evidence.membership import Grounds, HeldOut, answer
+from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, of_rule
+from latentprint.tasks.evidence.reproduction import answer as answer_reproduction
+from latentprint.tasks.evidence.statistics import Interval, binomial_interval
+from latentprint.tasks.gate.bounds import Measurement, difference
+from latentprint.tasks.gate.decide import Limits, Outcome
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.seal import finished, record_digest
 
 Evidence = dict[str, Any]
 N_IMAGES = 400

@@ -9,11 +9,11 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tasks.reporting.formats import visible
-from tasks.reporting.gate import Waiver
-from tasks.reporting.gate_evidence import GateError
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
+from latentprint.tasks.gate.decide import Waiver
+from latentprint.tasks.gate.read import GateError
+from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory
 
 LARGEST = 2**20
 """Bytes of a file of waivers."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from tasks.reporting.formats import ABSENT, code_span, markdown_text, number, visible
-from tasks.reporting.gate import Finding, GateVerdict, Waiver
-from tasks.reporting.gate_bounds import Measurement
+from latentprint.tasks.gate.bounds import Measurement
+from latentprint.tasks.gate.decide import Finding, GateVerdict, Waiver
+from latentprint.tasks.pages.formats import ABSENT, code_span, markdown_text, number, visible
 
 SUITE = "latentprint.gate"
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❓ inconclusive", "waived": "⚠️ waived"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.reporting.formats import number, p_value, percent
-from tasks.reporting.tables import Column, TableView, numbers_table
+from latentprint.tasks.pages.formats import number, p_value, percent
+from latentprint.tasks.pages.tables import Column, TableView, numbers_table
 
 SOURCE = "cleaned_set"
 COUNTS = ("generated", "copies", "share", "distinct images that came out", "95% interval")

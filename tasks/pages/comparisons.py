@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.reporting.formats import ABSENT, is_finite, number, p_value, percent
-from tasks.reporting.tables import Column, TableView
-from tasks.reporting.titles import title
+from latentprint.tasks.pages.formats import ABSENT, is_finite, number, p_value, percent
+from latentprint.tasks.pages.tables import Column, TableView
+from latentprint.tasks.pages.titles import title
 
 COMPARISON_TITLES = {
     "train_vs_holdout": "Trained against held out",
@@ -39,7 +39,7 @@ def comparison_table(score: str, comparison: Mapping[str, Any]) -> TableView:
     """A table of a comparison's statistics; of one that was not computable, the table without rows and the reason.
 
     Args:
-        comparison: ``tasks.evidence.comparison.Comparison.as_dict()``.
+        comparison: ``latentprint.tasks.evidence.comparison.Comparison.as_dict()``.
     """
     caption = SCORE_TITLES.get(score, title(score))
     if comparison.get("status") != "ok":

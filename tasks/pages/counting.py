@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tasks.reporting.formats import ABSENT, is_finite, number, percent, setting
-from tasks.reporting.headline import membership_score, score_title
-from tasks.reporting.tables import Column, TableView
+from latentprint.tasks.pages.formats import ABSENT, is_finite, number, percent, setting
+from latentprint.tasks.pages.headline import membership_score, score_title
+from latentprint.tasks.pages.tables import Column, TableView
 
 RULES = ("ratio", "adaptive")
 FALSE_COPIES = {

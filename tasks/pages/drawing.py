@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tasks.reporting.tables import TableView
+from latentprint.tasks.pages.tables import TableView
 
 Floats = NDArray[np.float64]
 

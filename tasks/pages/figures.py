@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from tasks.evidence.comparison import roc, true_positive_rate
-from tasks.reporting.drawing import (
+from latentprint.tasks.evidence.comparison import roc, true_positive_rate
+from latentprint.tasks.pages.drawing import (
     CURVES,
     FAINT,
     HOLDOUT,
@@ -27,8 +27,8 @@ from tasks.reporting.drawing import (
     label_axes,
     thinned,
 )
-from tasks.reporting.formats import number, percent
-from tasks.reporting.tables import Column, TableView, mart_table, numbers_table
+from latentprint.tasks.pages.formats import number, percent
+from latentprint.tasks.pages.tables import Column, TableView, mart_table, numbers_table
 
 Groups = tuple[Floats, Floats]
 """Scores of the positives and of the negatives."""

@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.reporting.counting import stability
-from tasks.reporting.formats import is_finite, number, visible
-from tasks.reporting.gallery import Exhibit, exhibits_of, pairs
-from tasks.reporting.headline import KeyNumber, Verdict, answers, key_numbers
-from tasks.reporting.next_steps import Step, next_steps
-from tasks.reporting.page import place
-from tasks.reporting.ranking import came_out
-from tasks.reporting.thumbnails import Album
+from latentprint.tasks.pages.counting import stability
+from latentprint.tasks.pages.formats import is_finite, number, visible
+from latentprint.tasks.pages.gallery import Exhibit, exhibits_of, pairs
+from latentprint.tasks.pages.headline import KeyNumber, Verdict, answers, key_numbers
+from latentprint.tasks.pages.next_steps import Step, next_steps
+from latentprint.tasks.pages.page import place
+from latentprint.tasks.pages.ranking import came_out
+from latentprint.tasks.pages.thumbnails import Album
 
 NOT_RECORDED = "not recorded"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.reporting.formats import ABSENT, is_finite, number, percent
-from tasks.reporting.tables import Column, TableView
-from tasks.reporting.titles import title
+from latentprint.tasks.pages.formats import ABSENT, is_finite, number, percent
+from latentprint.tasks.pages.tables import Column, TableView
+from latentprint.tasks.pages.titles import title
 
 
 def confounder_table(found: Mapping[str, Any]) -> TableView:

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.reporting.formats import number, percent, visible
-from tasks.reporting.headline import GROWTH, score_title
-from tasks.reporting.ranking import came_out, known_of, n_came_out, ranked_by
-from tasks.reporting.thumbnails import Album
-from tasks.store.parts import n_rows
+from latentprint.tasks.pages.formats import number, percent, visible
+from latentprint.tasks.pages.headline import GROWTH, score_title
+from latentprint.tasks.pages.ranking import came_out, known_of, n_came_out, ranked_by
+from latentprint.tasks.pages.thumbnails import Album
+from latentprint.tasks.store.parts import n_rows
 
 MOST_SHOWN, MOST_LOWEST, MOST_CAME_OUT = 24, 8, 16
 """Of the highest together with those that came out; of the lowest; of those that came out."""
@@ -122,7 +122,7 @@ def pairs(tables: Mapping[str, pa.Table], images: pa.Table) -> list[dict[str, An
 
 
 def exhibits_of(rows: list[dict[str, Any]], album: Album) -> tuple[Exhibit, ...]:
-    """Rows of :func:`tasks.reporting.ranking.known_of` with their pictures."""
+    """Rows of :func:`latentprint.tasks.pages.ranking.known_of` with their pictures."""
     return tuple(_exhibit(row, album) for row in rows)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
-from tasks.reporting.formats import is_finite, number, percent
+from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
+from latentprint.tasks.pages.formats import is_finite, number, percent
 
 MEMBERSHIP_LABELS = {
     "shown": "Membership shown",
@@ -49,7 +49,7 @@ class KeyNumber:
     chance: float | None = None
     """Where pure chance lies on the scale 0 ... 1, if anywhere."""
     sources: tuple[str, ...] = ()
-    """Names of tasks/reporting/queries.py that give the value, and the interval."""
+    """Names of tasks/pages/queries.py that give the value, and the interval."""
 
 
 @dataclass(frozen=True)

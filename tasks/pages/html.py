@@ -1,6 +1,6 @@
 """``report.html``: one file that opens offline, asks the network for nothing, and can be forwarded.
 
-Plain values in, text out; see ``tasks/reporting/page.py`` for what every page guarantees. The same inputs give the same
+Plain values in, text out; see ``tasks/pages/page.py`` for what every page guarantees. The same inputs give the same
 bytes.
 """
 
@@ -15,25 +15,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.reporting import formats
-from tasks.reporting.cleaned import cleaning_tables
-from tasks.reporting.comparisons import comparison_table, comparison_title
-from tasks.reporting.counting import controls_table, flags_text, rules_table
-from tasks.reporting.drawing import Plot
-from tasks.reporting.figures import roc_curves, score_histogram, scores_by_copies
-from tasks.reporting.first_page import first_page
-from tasks.reporting.formats import number
-from tasks.reporting.further import estimate, judgement_table, methods_table
-from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.headline import membership_score, score_title
-from tasks.reporting.page import place, render
-from tasks.reporting.queries import queries
-from tasks.reporting.ranking import ranking_table
-from tasks.reporting.redaction import redacted
-from tasks.reporting.relations import confounder_correlations, score_against_hits
-from tasks.reporting.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
-from tasks.reporting.thumbnails import Album
-from tasks.reporting.trust import trust_tables
+from latentprint.tasks.pages import formats
+from latentprint.tasks.pages.cleaned import cleaning_tables
+from latentprint.tasks.pages.comparisons import comparison_table, comparison_title
+from latentprint.tasks.pages.counting import controls_table, flags_text, rules_table
+from latentprint.tasks.pages.drawing import Plot
+from latentprint.tasks.pages.figures import roc_curves, score_histogram, scores_by_copies
+from latentprint.tasks.pages.first_page import first_page
+from latentprint.tasks.pages.formats import number
+from latentprint.tasks.pages.further import estimate, judgement_table, methods_table
+from latentprint.tasks.pages.gallery import gallery, near_duplicates
+from latentprint.tasks.pages.headline import membership_score, score_title
+from latentprint.tasks.pages.page import place, render
+from latentprint.tasks.pages.queries import queries
+from latentprint.tasks.pages.ranking import ranking_table
+from latentprint.tasks.pages.redaction import redacted
+from latentprint.tasks.pages.relations import confounder_correlations, score_against_hits
+from latentprint.tasks.pages.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
+from latentprint.tasks.pages.thumbnails import Album
+from latentprint.tasks.pages.trust import trust_tables
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
-from tasks.reporting.formats import is_finite
-from tasks.reporting.headline import answers
+from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
+from latentprint.tasks.pages.formats import is_finite
+from latentprint.tasks.pages.headline import answers
 
 FEWEST_SAMPLES, MORE = 4096, 4
 """Generated images to ask for, and by how much more where a count was not enough."""

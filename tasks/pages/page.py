@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.reporting import formats
+from latentprint.tasks.pages import formats
 
 
 def render(template: str, **values: Any) -> str:
@@ -51,7 +51,7 @@ def script_text() -> str:
 def environment() -> Environment:
     """Templates of the pages; whatever is printed is text, never markup."""
     environment = Environment(
-        loader=PackageLoader("tasks.reporting"),
+        loader=PackageLoader("latentprint.tasks.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.store.dictionary import SQL, describe_relation
+from latentprint.tasks.warehouse.dictionary import SQL, describe_relation
 
 RELATIONS = (
     "summary",

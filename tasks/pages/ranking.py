@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.reporting.formats import ABSENT, is_finite, number, p_value, visible
-from tasks.reporting.headline import GROWTH, score_title
-from tasks.reporting.tables import Column
-from tasks.reporting.titles import title
-from tasks.store.parts import n_rows
+from latentprint.tasks.pages.formats import ABSENT, is_finite, number, p_value, visible
+from latentprint.tasks.pages.headline import GROWTH, score_title
+from latentprint.tasks.pages.tables import Column
+from latentprint.tasks.pages.titles import title
+from latentprint.tasks.store.parts import n_rows
 
 MOST_ROWS = 500
 JOINED = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from tasks.reporting.html import ReportInputs
+    from latentprint.tasks.pages.html import ReportInputs
 
 NAMING = ("sample_id", "highest_sample_id", "nearest_sample_id")
 """Columns whose values name an image."""

@@ -12,12 +12,12 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.reporting.drawing import HOLDOUT, INK, SECOND, TRAIN, Floats, Plot, add_legend, draw_svg, label_axes
-from tasks.reporting.formats import is_finite, number, percent
-from tasks.reporting.further import confounder_table
-from tasks.reporting.tables import Column, numbers_table
-from tasks.reporting.titles import title
-from tasks.store.parts import n_rows
+from latentprint.tasks.pages.drawing import HOLDOUT, INK, SECOND, TRAIN, Floats, Plot, add_legend, draw_svg, label_axes
+from latentprint.tasks.pages.formats import is_finite, number, percent
+from latentprint.tasks.pages.further import confounder_table
+from latentprint.tasks.pages.tables import Column, numbers_table
+from latentprint.tasks.pages.titles import title
+from latentprint.tasks.store.parts import n_rows
 
 MOST_POINTS = 600
 N_BANDS = 10

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.reporting.formats import number, percent, setting, visible
-from tasks.reporting.titles import title
-from tasks.store.parts import n_rows
+from latentprint.tasks.pages.formats import number, percent, setting, visible
+from latentprint.tasks.pages.titles import title
+from latentprint.tasks.store.parts import n_rows
 
 MOST_ROWS = 25
 
@@ -34,7 +34,7 @@ class TableView:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     source: str = ""
-    """What made it: a name of tasks/reporting/queries.py."""
+    """What made it: a name of tasks/pages/queries.py."""
 
 
 def numbers_table(

@@ -5,7 +5,7 @@ One dictionary for all pages. A key that is not in it is printed with spaces for
 
 from __future__ import annotations
 
-from tasks.reporting.headline import SCORES
+from latentprint.tasks.pages.headline import SCORES
 
 TITLES = {
     **SCORES,

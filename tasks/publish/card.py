@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.reporting.formats import ABSENT, code_span, is_finite, markdown_text, number, percent, setting
-from tasks.reporting.gate import Case
-from tasks.reporting.gate_bounds import Measurement
-from tasks.reporting.gate_evidence import RULES_OF_COPIES
-from tasks.reporting.headline import GROWTH, answers, membership_score, score_title
-from tasks.store.splits import split_of
+from latentprint.tasks.gate.bounds import Measurement
+from latentprint.tasks.gate.decide import Case
+from latentprint.tasks.gate.read import RULES_OF_COPIES
+from latentprint.tasks.pages.formats import ABSENT, code_span, is_finite, markdown_text, number, percent, setting
+from latentprint.tasks.pages.headline import GROWTH, answers, membership_score, score_title
+from latentprint.tasks.store.splits import split_of
 
 QUESTIONS = {
     "auc": "Membership: of random pairs, the training image scores higher than the held-out one (50% is chance)",

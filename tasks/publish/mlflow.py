@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.reporting.formats import is_finite, visible
-from tasks.reporting.gate import Case
-from tasks.reporting.gate_evidence import read_case
-from tasks.reporting.headline import answers
-from tasks.store.credentials import redacted
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.seal import finished, read_evidence, reading, require_unchanged, seal
+from latentprint.tasks.gate.decide import Case
+from latentprint.tasks.gate.read import read_case
+from latentprint.tasks.pages.formats import is_finite, visible
+from latentprint.tasks.pages.headline import answers
+from latentprint.tasks.store.credentials import redacted
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import finished, read_evidence, reading, require_unchanged, seal
 
 RUN_ID = "latentprint.run_id"
 ARTIFACTS = ("run.json", "evidence.json", "verdict.json", "junit.xml", "report.html", "sweep.html", "tables/")

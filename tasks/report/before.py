@@ -10,20 +10,20 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.analyse import training_record
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.evidence.cleaning import EarlierImages, assess_cleaning
-from tasks.evidence.yields import Found
-from tasks.extract import scored_model
-from tasks.extraction import sample_jobs
-from tasks.parameters import ExtractParameters
-from tasks.progress import Progress
-from tasks.references import TrainingImages
-from tasks.reproductions import match_samples
-from tasks.store.files import read_json, write_json
-from tasks.store.run import RunDirectory, RunError, difference
-from tasks.store.schemas import MATCHES
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.evidence.cleaning import EarlierImages, assess_cleaning
+from latentprint.tasks.evidence.yields import Found
+from latentprint.tasks.extract.generate import sample_jobs
+from latentprint.tasks.extract.match import match_samples
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.extract.tasks import scored_model
+from latentprint.tasks.parameters import ExtractParameters
+from latentprint.tasks.report.evidence import training_record
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.schemas import MATCHES
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 _EARLIER = """
     SELECT sample_id, content_hash, copies FROM manifest WHERE split = 'train' AND occurrence = 0 ORDER BY content_hash

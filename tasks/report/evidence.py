@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.shards import read_pictures
-from tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
-from tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
-from tasks.evidence.judgement import judge
-from tasks.evidence.membership import HeldOut
-from tasks.evidence.methods import methods
-from tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
-from tasks.store.features import read_calibration_images
-from tasks.store.files import atomic_path, read_json, write_json
-from tasks.store.run import RunDirectory
-from tasks.store.sampling import Sample
-from tasks.store.schemas import FLAGS
-from tasks.store.seal import record_digest
-from tasks.store.warehouse import ChecksFailed, Warehouse
+from latentprint.tasks.datasets.shards import read_pictures
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
+from latentprint.tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
+from latentprint.tasks.evidence.judgement import judge
+from latentprint.tasks.evidence.membership import HeldOut
+from latentprint.tasks.evidence.methods import methods
+from latentprint.tasks.evidence.validity import SETTINGS, ScoredAgain, assess_validity
+from latentprint.tasks.score.features import read_calibration_images
+from latentprint.tasks.store.files import atomic_path, read_json, write_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import FLAGS
+from latentprint.tasks.store.seal import record_digest
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import ChecksFailed, Warehouse
 
 SCORE_NAMES = (
     "log_growth",

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.datasets.shards import pixels_of, read_pictures, read_samples
-from tasks.reporting.gallery import named_images, wanted_pictures
-from tasks.reporting.html import ReportInputs, render_report, render_summary
-from tasks.store.files import atomic_open, read_json
-from tasks.store.parts import read_ends
-from tasks.store.run import RunDirectory
-from tasks.store.sampling import Sample
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.datasets.shards import pixels_of, read_pictures, read_samples
+from latentprint.tasks.pages.gallery import named_images, wanted_pictures
+from latentprint.tasks.pages.html import ReportInputs, render_report, render_summary
+from latentprint.tasks.store.files import atomic_open, read_json
+from latentprint.tasks.store.parts import read_ends
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 Pictures = dict[str, NDArray[np.uint8]]
 MOST_ROWS = 100_000

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import state_shape
-from tasks.diffusion.tangents import bits_of, require_bits
-from tasks.measuring import Columns
-from tasks.parameters import ScoreParameters, ValidityParameters
-from tasks.scoring import ScoreJob, scored_rows
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.schemas import VALIDITY
-from tasks.sweeping import sampled_rows
+from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.diffusion.checkpoint import state_shape
+from latentprint.tasks.diffusion.tangents import bits_of, require_bits
+from latentprint.tasks.parameters import ScoreParameters, ValidityParameters
+from latentprint.tasks.score.job import ScoreJob, scored_rows
+from latentprint.tasks.score.measure import Columns
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.schemas import VALIDITY
+from latentprint.tasks.sweep.job import sampled_rows
 
 FINITE_DIFFERENCES = ("edge", "volume")
 STEP_SHARE, FEWEST = 4, 4

@@ -20,26 +20,26 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import LoadedModel, grid_of, load_schedule
-from tasks.diffusion.denoiser import wide
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import Schedule
-from tasks.evidence.calibration import COLUMNS, Calibration, TooFewImages, crossfit
-from tasks.folds import calibration_rows, is_enough
-from tasks.measuring import Columns, measure
-from tasks.parameters import ScoreParameters
-from tasks.scoring import ScoreJob, extend, in_order, measured_batches
-from tasks.store.checksums import damaged_files
-from tasks.store.containment import inside
-from tasks.store.features import calibration_images
-from tasks.store.files import atomic_path, read_json, write_json
-from tasks.store.ownership import discard
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.reuse import require_same_scoring
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import CALIBRATION
+from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, grid_of, load_schedule
+from latentprint.tasks.diffusion.denoiser import wide
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.schedule import Schedule
+from latentprint.tasks.evidence.calibration import COLUMNS, Calibration, TooFewImages, crossfit
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.features import calibration_images
+from latentprint.tasks.score.folds import calibration_rows, is_enough
+from latentprint.tasks.score.job import ScoreJob, extend, in_order, measured_batches
+from latentprint.tasks.score.measure import Columns, measure
+from latentprint.tasks.store.checksums import damaged_files
+from latentprint.tasks.store.containment import inside
+from latentprint.tasks.store.files import atomic_path, read_json, write_json
+from latentprint.tasks.store.ownership import discard
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.reuse import require_same_scoring
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import CALIBRATION
 
 CANDIDATES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Timesteps that are tried, as shares of the schedule."""

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.evidence.calibration import COLUMNS
-from tasks.evidence.refits import CalibrationImages
-from tasks.evidence.statistics import Array
-from tasks.store.run import RunDirectory
+from latentprint.tasks.evidence.calibration import COLUMNS
+from latentprint.tasks.evidence.refits import CalibrationImages
+from latentprint.tasks.evidence.statistics import Array
+from latentprint.tasks.store.run import RunDirectory
 
 
 def read_calibration_images(run: RunDirectory) -> CalibrationImages | None:

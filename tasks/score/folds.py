@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tasks.evidence.calibration import FEWEST, N_FOLDS
-from tasks.store.spill import spilling
+from latentprint.tasks.evidence.calibration import FEWEST, N_FOLDS
+from latentprint.tasks.store.spill import spilling
 
 MOST_IMAGES = 1_000
 """Of each split."""

@@ -17,21 +17,21 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from tasks.datasets.shards import read_positions
-from tasks.datasets.sources import SourceError
-from tasks.device_worker import count_done
-from tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.diffusion.names import Precision
-from tasks.diffusion.tangents import DTYPES, set_precision
-from tasks.evidence.calibration import FITTED, Calibration
-from tasks.measuring import Columns, measure
-from tasks.parameters import ScoreParameters
-from tasks.store.features import read_calibration_images
-from tasks.store.files import sha256
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.reuse import joined, reusable_scores
-from tasks.store.run import RunDirectory
+from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.datasets.shards import read_positions
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.names import Precision
+from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
+from latentprint.tasks.evidence.calibration import FITTED, Calibration
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.features import read_calibration_images
+from latentprint.tasks.score.measure import Columns, measure
+from latentprint.tasks.store.files import sha256
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.reuse import joined, reusable_scores
+from latentprint.tasks.store.run import RunDirectory
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.diffusion.checkpoint import LoadedModel
-from tasks.diffusion.denoiser import wide
-from tasks.diffusion.density import log_density
-from tasks.diffusion.growth import Growth, log_growth
-from tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import noise_spaced_timesteps, spaced_timesteps
-from tasks.evidence.calibration import SECOND, Calibration
-from tasks.parameters import ScoreParameters
+from latentprint.tasks.diffusion.checkpoint import LoadedModel
+from latentprint.tasks.diffusion.denoiser import wide
+from latentprint.tasks.diffusion.density import log_density
+from latentprint.tasks.diffusion.growth import Growth, log_growth
+from latentprint.tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.schedule import noise_spaced_timesteps, spaced_timesteps
+from latentprint.tasks.evidence.calibration import SECOND, Calibration
+from latentprint.tasks.parameters import ScoreParameters
 
 Columns = dict[str, list[Any]]
 

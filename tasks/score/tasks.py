@@ -11,16 +11,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from tasks.calibrating import calibrate_shard, fit_calibration, known_calibration
-from tasks.datasets.sources import SourceError
-from tasks.device_worker import WorkerDied, run_on_device
-from tasks.diffusion.checkpoint_files import CheckpointError
-from tasks.evidence.calibration import Calibration
-from tasks.scoring import ScoreJob, score_shard
-from tasks.store.files import is_disk_full
-from tasks.store.reuse import write_reusable
-from tasks.store.run import RunDirectory
-from tasks.validity import ValidityJob, score_setting
+from latentprint.tasks.compute.workers import WorkerDied, run_on_device
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.evidence.calibration import Calibration
+from latentprint.tasks.score.again import ValidityJob, score_setting
+from latentprint.tasks.score.calibrate import calibrate_shard, fit_calibration, known_calibration
+from latentprint.tasks.score.job import ScoreJob, score_shard
+from latentprint.tasks.store.files import is_disk_full
+from latentprint.tasks.store.reuse import write_reusable
+from latentprint.tasks.store.run import RunDirectory
 
 J = TypeVar("J")
 T = TypeVar("T")

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.bounded import open_regular
-from tasks.store.containment import OutsideError, inside
-from tasks.store.files import atomic_open, sha256
-from tasks.store.run import RunDirectory
+from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.store.containment import OutsideError, inside
+from latentprint.tasks.store.files import atomic_open, sha256
+from latentprint.tasks.store.run import RunDirectory
 
 _PART = re.compile(r"samples/samples-[0-9]+\.tar|[a-z-]+/part-[^/]+\.parquet")
 

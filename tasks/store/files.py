@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.bounded import open_regular
+from latentprint.tasks.bounded import open_regular
 
 LARGEST_JSON = 2**28
 """Bytes: evidence of fifty thousand images is below a megabyte."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.store.run import RunError
-from tasks.store.schemas import MANIFEST
-from tasks.store.spill import spilling
-from tasks.store.splits import source_name
+from latentprint.tasks.store.run import RunError
+from latentprint.tasks.store.schemas import MANIFEST
+from latentprint.tasks.store.spill import spilling
+from latentprint.tasks.store.splits import source_name
 
 NOT_COVERED = ("source_uri", "bytes")
 """Columns outside the digest: where the images were read from, and the size that an encoder of PNG gave them."""

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from tasks.bounded import open_regular
-from tasks.store.containment import is_within
-from tasks.store.files import is_disk_full, write_json
-from tasks.store.spill import SPILL
+from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.store.containment import is_within
+from latentprint.tasks.store.files import is_disk_full, write_json
+from latentprint.tasks.store.spill import SPILL
 
 Kind = Literal["run", "cleaned set", "model"]
 MARKER, LOCK = ".latentprint", ".lock"
@@ -33,7 +33,7 @@ FOLDERS = (
 """Within a run; no file of ours lies deeper."""
 LONGEST_MARKER = 2**20
 TEMPORARY = re.compile(r"\.(?:.+\.(?:parquet|tar|json|html|xml|pt)|SHA256SUMS|\.latentprint)\.[0-9]+\.tmp")
-"""What :func:`tasks.store.files.atomic_path` calls a file of ours until it is whole."""
+"""What :func:`latentprint.tasks.store.files.atomic_path` calls a file of ours until it is whole."""
 SPILL_FOLDER = re.compile(re.escape(SPILL) + r"(?:[0-9]+-)?[a-z0-9_]{8}")
 SPILLED = re.compile(r"duckdb_temp_.*")
 

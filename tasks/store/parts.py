@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.store.files import atomic_path
-from tasks.store.schemas import OPTIONAL_SCORES, SCORES
+from latentprint.tasks.store.files import atomic_path
+from latentprint.tasks.store.schemas import OPTIONAL_SCORES, SCORES
 
 PROVENANCE = b"latentprint.provenance"
 N_ROWS = b"n_rows"

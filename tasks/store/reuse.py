@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.store.checksums import damaged_files, is_sharded, read_checksums
-from tasks.store.containment import inside
-from tasks.store.files import atomic_path, sha256
-from tasks.store.parts import read_provenance
-from tasks.store.run import RunDirectory, RunError, difference
-from tasks.store.spill import spilling
+from latentprint.tasks.store.checksums import damaged_files, is_sharded, read_checksums
+from latentprint.tasks.store.containment import inside
+from latentprint.tasks.store.files import atomic_path, sha256
+from latentprint.tasks.store.parts import read_provenance
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.spill import spilling
 
 logger = logging.getLogger("latentprint")
 ROWS_PER_BATCH = 10_000
@@ -145,7 +145,7 @@ def joined(
 
     Args:
         rows: the shard's distinct rows of the manifest.
-        scored: columns as for :func:`tasks.store.parts.write_part`, of the rows that are not in ``reused``.
+        scored: columns as for :func:`latentprint.tasks.store.parts.write_part`, of the rows that are not in ``reused``.
     """
     new = pa.table(dict(scored)).to_pylist() if scored else []
     by_content = {row["content_hash"]: row for row in new}

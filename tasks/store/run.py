@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.store.containment import OutsideError, inside
-from tasks.store.credentials import redacted
-from tasks.store.files import read_json, write_json
-from tasks.store.ownership import RunError, held
-from tasks.store.splits import holdout_source, split_of
+from latentprint.tasks.store.containment import OutsideError, inside
+from latentprint.tasks.store.credentials import redacted
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.ownership import RunError, held
+from latentprint.tasks.store.splits import holdout_source, split_of
 
 __all__ = ["RunDirectory", "RunError", "difference"]
 
@@ -269,7 +269,7 @@ class RunDirectory:
         write_json(self.record, {**self.read_record(), **fields})
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the directory for writing; see :func:`tasks.store.ownership.held`."""
+        """Hold the directory for writing; see :func:`latentprint.tasks.store.ownership.held`."""
         return held(self.path, "run")
 
 

@@ -474,7 +474,7 @@ ODDS = pa.schema(
         _field(
             "log_probability",
             pa.float64(),
-            "log of the probability that a sample of that class reproduces this image (tasks/diffusion/odds.py, "
+            "log of the probability that a sample of that class reproduces this image (tasks/diffusion/splitting.py, "
             "tasks/odds.py); null: none arrived",
             "nats",
             nullable=True,

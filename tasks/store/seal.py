@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.store.checksums import read_checksums
-from tasks.store.files import digest, read_json, sha256
-from tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.checksums import read_checksums
+from latentprint.tasks.store.files import digest, read_json, sha256
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 TABLES = (
     *("manifest.parquet", "rejects.parquet", "scores/", "calibration.parquet", "validity/", "flags.parquet"),

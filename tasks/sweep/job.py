@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.device_worker import count_done
-from tasks.diffusion.schedule import Schedule, timestep_of_paper
-from tasks.parameters import SweepParameters
-from tasks.scoring import ScoreJob, scored_rows
-from tasks.store.files import digest
-from tasks.store.parts import is_valid_part, write_part
-from tasks.store.schemas import SWEEP
-from tasks.store.spill import spilling
+from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.diffusion.schedule import Schedule, timestep_of_paper
+from latentprint.tasks.parameters import SweepParameters
+from latentprint.tasks.score.job import ScoreJob, scored_rows
+from latentprint.tasks.store.files import digest
+from latentprint.tasks.store.parts import is_valid_part, write_part
+from latentprint.tasks.store.schemas import SWEEP
+from latentprint.tasks.store.spill import spilling
 
 _SAMPLE = """
     SELECT sample_id, content_hash, split, shard, shard_index, label, copies

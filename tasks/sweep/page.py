@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.reporting.drawing import Plot
-from tasks.reporting.figures import line_plot
-from tasks.reporting.formats import number
-from tasks.reporting.page import render
-from tasks.reporting.tables import Column, mart_table, numbers_table
+from latentprint.tasks.pages.drawing import Plot
+from latentprint.tasks.pages.figures import line_plot
+from latentprint.tasks.pages.formats import number
+from latentprint.tasks.pages.page import render
+from latentprint.tasks.pages.tables import Column, mart_table, numbers_table
 
 FACTORS = {
     "timestep": "timestep of the first step",

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.device_worker import run_on_device
-from tasks.reporting.sweep import render_sweep
-from tasks.store.files import atomic_open, atomic_path
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
-from tasks.sweeping import SweepJob, sweep_setting
+from latentprint.tasks.compute.workers import run_on_device
+from latentprint.tasks.store.files import atomic_open, atomic_path
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.sweep.job import SweepJob, sweep_setting
+from latentprint.tasks.sweep.page import render_sweep
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 
 @task(

@@ -8,7 +8,7 @@ Run as a program, on Linux, it confines itself and then becomes the command that
 - A network namespace of its own, no new privileges, no core dump, and a limit on the size of a file.
 
 Each layer is used where the kernel and the container allow it. Where none can be had, the query still runs: what
-``tasks/store/reading.py`` allows is all that it can do then. No seccomp: its bindings need a library of the system.
+``tasks/warehouse/reading.py`` allows is all that it can do then. No seccomp: its bindings need a library of the system.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-import tasks
-from tasks.store.schemas import OPTIONAL_SCORES, RUNS, SCORES, TABLES
+from latentprint import tasks
+from latentprint.tasks.store.schemas import OPTIONAL_SCORES, RUNS, SCORES, TABLES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
 RAW = tuple(TABLES)

@@ -1,4 +1,4 @@
-"""The functions that a user's query may call, by name; what they are for is in ``tasks/store/reading.py``.
+"""The functions that a user's query may call, by name; what they are for is in ``tasks/warehouse/reading.py``.
 
 An explicit list, not DuckDB's own list less what is known to be bad. So a function that a later DuckDB brings is
 refused by name until someone has looked at it. None of these runs text as SQL, reads or writes a file or an address, or

@@ -20,14 +20,21 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.store.dictionary import LAYERS, describe_columns
-from tasks.store.files import digest
-from tasks.store.queries import QueryProcess, answer_queries
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import RUNS
-from tasks.store.seal import read_evidence, reading
-from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database, readable_tables
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.files import digest
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.schemas import RUNS
+from latentprint.tasks.store.seal import read_evidence, reading
+from latentprint.tasks.warehouse.dictionary import LAYERS, describe_columns
+from latentprint.tasks.warehouse.queries import QueryProcess, answer_queries
+from latentprint.tasks.warehouse.views import (
+    MOST_SPILLED,
+    confine,
+    create_views,
+    mount_run,
+    open_database,
+    readable_tables,
+)
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 HISTORY = "history"
 MOST_RUNS = 500

@@ -1,9 +1,9 @@
 """A user's query, confined by what it cannot reach.
 
-- It only reads: every part of it is on a list (``tasks/store/reading.py``).
+- It only reads: every part of it is on a list (``tasks/warehouse/reading.py``).
 - It sees the run's own Parquet files; no other file or address, no extension, setting or Python variable.
 - It runs in a child process in which the operating system lets nothing but a scratch folder be written, where it can
-  (``tasks/store/confinement.py``).
+  (``tasks/warehouse/confinement.py``).
 - That process is watched, and killed when its time or its memory is spent. DuckDB's own memory limit and interrupt hold
   its operators, not a function call such as ``repeat('x', 4000000000)``. Its rows, and what it spills, are bounded.
 """
@@ -28,11 +28,11 @@ import duckdb
 import psutil
 import pyarrow as pa
 
-from tasks.store.confinement import CONFINED, confined, passed_on
-from tasks.store.dictionary import SQL
-from tasks.store.reading import QueryError as QueryError  # those who ask know it from here
-from tasks.store.reading import require_reading
-from tasks.store.run import RunError
+from latentprint.tasks.store.run import RunError
+from latentprint.tasks.warehouse.confinement import CONFINED, confined, passed_on
+from latentprint.tasks.warehouse.dictionary import SQL
+from latentprint.tasks.warehouse.reading import QueryError as QueryError  # those who ask know it from here
+from latentprint.tasks.warehouse.reading import require_reading
 
 PROCESS_BYTES = 2**30
 """What the process of a query may need beside what DuckDB counts: interpreter, libraries, rows on their way out."""

@@ -5,7 +5,7 @@ FROM a`` is a SELECT that writes, and ``json_execute_serialized_sql`` runs a sta
 tree is walked, and everything in it must be on a list: kinds of query, of table and of expression, functions by name.
 A list of what is forbidden would have to be right again for every DuckDB; this one refuses what it does not know.
 
-- Functions: ``tasks/store/functions.py``. Only the last part of a name counts: ``main.query`` is ``query``.
+- Functions: ``tasks/warehouse/functions.py``. Only the last part of a name counts: ``main.query`` is ``query``.
 - Tables: the relations of the run, and names that could be one or a CTE. A name with a dot, a slash or the like could
   be a file or an address, and DuckDB would read it; its own system views show settings.
 - EXPLAIN is no SELECT: what it explains is looked at.
@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 
-from tasks.store.functions import OPERATORS, ROWS, VALUES, WINDOWS
+from latentprint.tasks.warehouse.functions import OPERATORS, ROWS, VALUES, WINDOWS
 
 QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 SOURCES = {"BASE_TABLE", "EMPTY", "EXPRESSION_LIST", "JOIN", "PIVOT", "SHOW_REF", "SUBQUERY", "TABLE_FUNCTION"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 _LAST_HASH = """
     SELECT split, max(content_hash) AS last

@@ -12,11 +12,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from tasks.store.dictionary import LAYERS, SQL
-from tasks.store.manifest import require_columns
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import TABLES
-from tasks.store.seal import UNREADABLE
+from latentprint.tasks.store.manifest import require_columns
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.schemas import TABLES
+from latentprint.tasks.store.seal import UNREADABLE
+from latentprint.tasks.warehouse.dictionary import LAYERS, SQL
 
 KEYS = ("sample_id", "content_hash", "split")
 NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL.*")

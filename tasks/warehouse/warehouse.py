@@ -2,9 +2,9 @@
 
 Every file in ``sql/staging``, ``sql/marts`` and ``sql/checks`` is one relation: a header comment and a single SELECT,
 named by its file. Staging reads the raw tables (``RAW``); marts and checks read staging. ``sql/queries`` are saved
-questions, which are no relations; for ``sql/history``, over many runs, see ``tasks/store/history.py``.
+questions, which are no relations; for ``sql/history``, over many runs, see ``tasks/warehouse/history.py``.
 
-What a user's query cannot do is in ``tasks/store/queries.py``.
+What a user's query cannot do is in ``tasks/warehouse/queries.py``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.store.dictionary import LAYERS, RAW, SQL, describe_columns, describe_relation
-from tasks.store.files import atomic_path
-from tasks.store.queries import Form, Parameters, QueryProcess, answer_queries
-from tasks.store.run import RunDirectory
-from tasks.store.views import MOST_SPILLED, confine, create_views, mount_run, open_database, readable_tables
+from latentprint.tasks.store.files import atomic_path
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.dictionary import LAYERS, RAW, SQL, describe_columns, describe_relation
+from latentprint.tasks.warehouse.queries import Form, Parameters, QueryProcess, answer_queries
+from latentprint.tasks.warehouse.views import (
+    MOST_SPILLED,
+    confine,
+    create_views,
+    mount_run,
+    open_database,
+    readable_tables,
+)
 
 MOST_FAILURES = 1000
 ROWS_PER_GROUP = 2**17

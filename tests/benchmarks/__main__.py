@@ -26,17 +26,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from tasks.datasets.shards import join_manifests, read_shard, write_shards
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256
-from tasks.diffusion.growth import orthonormalise
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.training import build_unet
-from tasks.measuring import measure
-from tasks.parameters import ScoreParameters
-from tasks.scoring import CPU_BATCH, ScoreJob, distinct_rows, loaded_model, score_shard
-from tasks.store.files import sha256
-from tasks.store.run import RunDirectory
+from latentprint.tasks.datasets.shards import join_manifests, read_shard, write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256
+from latentprint.tasks.diffusion.growth import orthonormalise
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.training import build_unet
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.job import CPU_BATCH, ScoreJob, distinct_rows, loaded_model, score_shard
+from latentprint.tasks.score.measure import measure
+from latentprint.tasks.store.files import sha256
+from latentprint.tasks.store.run import RunDirectory
 from tests.benchmarks.orchestration import seconds_a_shard
 from tests.benchmarks.rows import measured
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from flows.prefect_server import configure_environment, prefect_server
-from flows.runners import workers_for
-from tasks.parameters import ComputeParameters, ScoreParameters
-from tasks.progress import Progress
-from tasks.scoring import ScoreJob
+from latentprint.flows.cli.server import configure_environment, prefect_server
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.runners import workers_for
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters
+from latentprint.tasks.score.job import ScoreJob
 
 
 def nothing(job: ScoreJob, device: str) -> int:
@@ -25,7 +25,7 @@ def seconds_a_shard(n_shards: int, scratch: Path) -> float:
     os.environ["PREFECT_HOME"] = str(scratch / "prefect")
     from prefect import flow
 
-    import tasks.score
+    import latentprint.tasks.score.tasks
 
     @flow
     def work() -> float:
@@ -33,10 +33,10 @@ def seconds_a_shard(n_shards: int, scratch: Path) -> float:
         jobs = [ScoreJob(scratch, f"train-{i:06d}.tar", scratch, "", job.parameters, 0) for i in range(n_shards)]
         compute = ComputeParameters(devices=("cpu",), threads=1)
         with workers_for(compute, Progress("scoring", 0, "images")) as (runner, n_workers):
-            runner.submit(tasks.score.score_group, {"jobs": [job]}).result()
+            runner.submit(latentprint.tasks.score.tasks.score_group, {"jobs": [job]}).result()
             begin = time.monotonic()
-            assert tasks.score.score_all(jobs, runner, n_workers) == {}
+            assert latentprint.tasks.score.tasks.score_all(jobs, runner, n_workers) == {}
             return time.monotonic() - begin
 
-    with prefect_server(), mock.patch.object(tasks.score, "score_shard", nothing):
+    with prefect_server(), mock.patch.object(latentprint.tasks.score.tasks, "score_shard", nothing):
         return work() / n_shards

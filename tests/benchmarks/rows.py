@@ -30,21 +30,21 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from tasks.analyse import MOST_IMAGES, image_scores
-from tasks.datasets.duplicates import SIGNATURE_BYTES
-from tasks.datasets.shards import SPLIT_MANIFEST, join_manifests
-from tasks.evidence.assessment import assess
-from tasks.folds import calibration_rows
-from tasks.report import MOST_ROWS
-from tasks.scoring import distinct_rows
-from tasks.store.checksums import add_checksums, damaged_files
-from tasks.store.files import write_json
-from tasks.store.manifest import count_images, manifest_digest, shard_names
-from tasks.store.parts import PROVENANCE, read_ends
-from tasks.store.run import RunDirectory
-from tasks.store.sampling import Sample
-from tasks.store.schemas import MANIFEST, REJECTS, SCORES
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.datasets.duplicates import SIGNATURE_BYTES
+from latentprint.tasks.datasets.shards import SPLIT_MANIFEST, join_manifests
+from latentprint.tasks.evidence.assessment import assess
+from latentprint.tasks.report.evidence import MOST_IMAGES, image_scores
+from latentprint.tasks.report.page import MOST_ROWS
+from latentprint.tasks.score.folds import calibration_rows
+from latentprint.tasks.score.job import distinct_rows
+from latentprint.tasks.store.checksums import add_checksums, damaged_files
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.manifest import count_images, manifest_digest, shard_names
+from latentprint.tasks.store.parts import PROVENANCE, read_ends
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 SHARD_IMAGES = 10_000
 QUERIES = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tasks.reporting.compare import (
+from latentprint.tasks.compare.page import (
     ComparedRun,
     changed_flags,
     different_inputs,
@@ -20,10 +20,10 @@ from tasks.reporting.compare import (
     paired,
     render_comparison,
 )
-from tasks.reporting.html import ReportInputs
-from tasks.reporting.thumbnails import data_uri
-from tests.reporting.synthetic import HOSTILE, Run, blob
-from tests.reporting.test_html import Page
+from latentprint.tasks.pages.html import ReportInputs
+from latentprint.tasks.pages.thumbnails import data_uri
+from tests.pages.synthetic import HOSTILE, Run, blob
+from tests.pages.test_html import Page
 
 IDENTITY = {"held-out images": "d"}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tasks import devices
-from tasks.device_worker import DeviceWorker, WorkersClosed
-from tasks.devices import DeviceError, devices_for, threads_for
-from tasks.parameters import ComputeParameters
+from latentprint.tasks.compute import devices
+from latentprint.tasks.compute.devices import DeviceError, devices_for, threads_for
+from latentprint.tasks.compute.workers import DeviceWorker, WorkersClosed
+from latentprint.tasks.parameters import ComputeParameters
 
 
 @pytest.mark.parametrize(("named", "there"), [("cuda", True), ("cuda:1", True), ("cpu", True), ("cuda:7", False)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks import progress as module
-from tasks.progress import Progress
+from latentprint.tasks.compute import progress as module
+from latentprint.tasks.compute.progress import Progress
 
 
 def test_what_is_reported_late_or_twice_is_not_more_than_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.sources import Item
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.sources import Item
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
 LABELS = ["cat", "cat", "dog", "owl", "owl", "owl"]

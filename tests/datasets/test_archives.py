@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.datasets.sources import open_source
+from latentprint.tasks.datasets.sources import open_source
 from tests.datasets.archives import FILES, HASHES, PNGS, Touched, add, bad, decoded, good, tarred, zipped
 
 # tars

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from tasks.datasets.decoding import MAX_BYTES, Picture, Rejected, decode, from_array
+from latentprint.tasks.datasets.decoding import MAX_BYTES, Picture, Rejected, decode, from_array
 from tests.datasets.hostile import encoded, png
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -245,9 +245,7 @@ def test_damage_gives_a_picture_or_a_reject_and_nothing_else(content: bytes, dat
 
 def in_a_new_process(program: str) -> subprocess.CompletedProcess[str]:
     """Runs with the warning filters and file descriptors that a command has, not pytest's."""
-    imports = (
-        "import resource\nfrom tasks.datasets.decoding import Rejected, decode\nfrom tests.datasets import hostile\n"
-    )
+    imports = "import resource\nfrom latentprint.tasks.datasets.decoding import Rejected, decode\nfrom tests.datasets import hostile\n"
     command = [sys.executable, "-c", imports + textwrap.dedent(program)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 

@@ -11,9 +11,16 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from tasks.datasets import duplicates
-from tasks.datasets.decoding import decode
-from tasks.datasets.duplicates import SIGNATURE_BYTES, SIMILARITY, WINDOW, near_duplicate_groups, signature, signs
+from latentprint.tasks.datasets import duplicates
+from latentprint.tasks.datasets.decoding import decode
+from latentprint.tasks.datasets.duplicates import (
+    SIGNATURE_BYTES,
+    SIMILARITY,
+    WINDOW,
+    near_duplicate_groups,
+    signature,
+    signs,
+)
 from tests.datasets.hostile import encoded
 
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.analyse import preparation_warnings
-from tasks.datasets.decoding import Picture, Rejected
-from tasks.datasets.fitting import Fitting
-from tasks.datasets.shards import write_shards
-from tasks.datasets.sources import open_source
-from tasks.parameters import ShardParameters
+from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.fitting import Fitting
+from latentprint.tasks.datasets.shards import write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.parameters import ShardParameters
+from latentprint.tasks.report.evidence import preparation_warnings
 
 WIDE = Picture(np.array([[0, 100, 200, 40], [20, 120, 220, 60]], np.uint8), "palette_to_rgb")
 

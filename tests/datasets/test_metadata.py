@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.datasets.shards import join_manifests, read_samples, verify_shard, write_shards
-from tasks.datasets.sources import open_source
-from tasks.datasets.sources.metadata import LONGEST_METADATA, LONGEST_TEXT, as_metadata
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.datasets.shards import join_manifests, read_samples, verify_shard, write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.datasets.sources.metadata import LONGEST_METADATA, LONGEST_TEXT, as_metadata
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.datasets.archives import FILES, HASHES, LABELS, PNGS, bad, folder, good
 from tests.datasets.test_sources import parquet, structs
 

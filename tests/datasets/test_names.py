@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets.decoding import Picture
-from tasks.datasets.shards import join_manifests, join_rejects, verify_shard, write_shards
-from tasks.datasets.sources import open_source
-from tasks.datasets.sources.names import as_text, kind_of
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import MANIFEST, REJECTS
+from latentprint.tasks.datasets.decoding import Picture
+from latentprint.tasks.datasets.shards import join_manifests, join_rejects, verify_shard, write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.datasets.sources.names import as_text, kind_of
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import MANIFEST, REJECTS
 from tests.datasets.archives import bad, decoded, folder, tarred, zipped
 from tests.datasets.hostile import NAUGHTY_NAMES
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets import shards
-from tasks.datasets.decoding import Picture, decode
-from tasks.datasets.shards import (
+from latentprint.tasks.datasets import shards
+from latentprint.tasks.datasets.decoding import Picture, decode
+from latentprint.tasks.datasets.shards import (
     Difference,
     join_manifests,
     join_rejects,
@@ -24,11 +24,11 @@ from tasks.datasets.shards import (
     verify_shard,
     write_shards,
 )
-from tasks.datasets.sources import Item, Source, SourceError, open_source
-from tasks.datasets.sources.base import named_item
-from tasks.store.manifest import count_images, count_sources
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import MANIFEST
+from latentprint.tasks.datasets.sources import Item, Source, SourceError, open_source
+from latentprint.tasks.datasets.sources.base import named_item
+from latentprint.tasks.store.manifest import count_images, count_sources
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import MANIFEST
 from tests.datasets.archives import folder, tarred
 from tests.datasets.hostile import encoded
 

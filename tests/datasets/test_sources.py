@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.datasets.sources import SourceError, locate, open_source
-from tasks.datasets.sources.location import _count_names
+from latentprint.tasks.datasets.sources import SourceError, locate, open_source
+from latentprint.tasks.datasets.sources.location import _count_names
 from tests.datasets.archives import (
     FILES,
     HASHES,

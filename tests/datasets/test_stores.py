@@ -9,8 +9,8 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tasks.datasets.fingerprint import fingerprint
-from tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.datasets.fingerprint import fingerprint
+from latentprint.tasks.datasets.sources import SourceError, open_source
 from tests.datasets.archives import FILES, HASHES, IMAGES, LABELS, PNGS, decoded, folder, tarred, zipped
 from tests.datasets.test_sources import parquet
 

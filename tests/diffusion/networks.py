@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from tasks.diffusion.denoiser import Denoiser
+from latentprint.tasks.diffusion.denoiser import Denoiser
 from tests.diffusion.oracles import linear_ddpm
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, steps_along
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, steps_along
 
 
 class Oracle(Protocol):

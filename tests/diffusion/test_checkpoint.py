@@ -23,7 +23,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from tasks.diffusion.checkpoint import (
+from latentprint.tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
     grid_of,
@@ -32,8 +32,8 @@ from tasks.diffusion.checkpoint import (
     load_schedule,
     state_shape,
 )
-from tasks.diffusion.growth import log_growth
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP
+from latentprint.tasks.diffusion.growth import log_growth
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}

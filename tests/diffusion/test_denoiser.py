@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.diffusion.denoiser import Denoiser, PredictionType
-from tasks.diffusion.schedule import DiscreteVP
+from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
+from latentprint.tasks.diffusion.schedule import DiscreteVP
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm, rectified_flow
 
 X = draw(1, 3, 1, 2, 2)

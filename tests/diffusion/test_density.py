@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.diffusion.density import log_density
-from tasks.diffusion.growth import log_growth
-from tasks.diffusion.names import density_evaluations
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.schedule import (
+from latentprint.tasks.diffusion.density import log_density
+from latentprint.tasks.diffusion.growth import log_growth
+from latentprint.tasks.diffusion.names import density_evaluations
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.schedule import (
     ContinuousVP,
     DiscreteVP,
     Schedule,

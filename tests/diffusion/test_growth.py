@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.diffusion.growth import log_growth, orthonormalise, reverse_mean_growth
-from tasks.diffusion.names import Estimator
-from tasks.diffusion.noise import gaussian, generator_for, rademacher
-from tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
+from latentprint.tasks.diffusion.growth import log_growth, orthonormalise, reverse_mean_growth
+from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
+from latentprint.tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
 from tests.diffusion.oracles import (
     FiniteData,
     GaussianData,

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tasks.datasets.shards import read_shard
-from tasks.diffusion import denoiser
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.growth import Growth, log_growth
-from tasks.diffusion.names import Estimator
-from tasks.diffusion.noise import gaussian, generator_for, rademacher
-from tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.datasets.shards import read_shard
+from latentprint.tasks.diffusion import denoiser
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.growth import Growth, log_growth
+from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
+from latentprint.tasks.diffusion.sampling import from_pixels
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import crowded_set, draw, linear_ddpm
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.diffusion.membership import BASELINES, dime, flipd, loss, pia, pian, secmi, sima
-from tasks.diffusion.names import EVALUATIONS
-from tasks.diffusion.noise import gaussian, generator_for, rademacher
-from tasks.diffusion.schedule import ContinuousVP, DiscreteVP
+from latentprint.tasks.diffusion.membership import BASELINES, dime, flipd, loss, pia, pian, secmi, sima
+from latentprint.tasks.diffusion.names import EVALUATIONS
+from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import (
     FiniteData,

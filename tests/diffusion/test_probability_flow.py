@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
-from tasks.diffusion.schedule import ContinuousVP, Schedule
+from latentprint.tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
+from latentprint.tasks.diffusion.schedule import ContinuousVP, Schedule
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import FiniteData, anisotropic_gaussian, draw, linear_ddpm
 

@@ -13,11 +13,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tasks.diffusion.checkpoint import load_schedule
-from tasks.diffusion.denoiser import Denoiser, PredictionType
-from tasks.diffusion.noise import gaussian, generator_for, rademacher
-from tasks.diffusion.sampling import ddim_path, from_pixels, sample_ancestral, sample_ddim, to_pixels
-from tasks.diffusion.schedule import (
+from latentprint.tasks.diffusion.checkpoint import load_schedule
+from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
+from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
+from latentprint.tasks.diffusion.sampling import ddim_path, from_pixels, sample_ancestral, sample_ddim, to_pixels
+from latentprint.tasks.diffusion.schedule import (
     DiscreteVP,
     TrainedSchedule,
     posterior_variance,

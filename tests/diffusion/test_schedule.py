@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from tasks.diffusion.schedule import (
+from latentprint.tasks.diffusion.schedule import (
     ContinuousVP,
     DiscreteVP,
     FlowMatching,

@@ -11,9 +11,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from tasks.diffusion import odds as module
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.odds import (
+from latentprint.tasks.diffusion import splitting as module
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.sampling import ddim_path
+from latentprint.tasks.diffusion.splitting import (
     N_REPEATS,
     STUDENT_T,
     Level,
@@ -24,8 +25,7 @@ from tasks.diffusion.odds import (
     estimate_odds,
     ratio_margin,
 )
-from tasks.diffusion.sampling import ddim_path
-from tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.matching import nearest, ratio_rule
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
 
 N_SEEDS = 60

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from tasks.diffusion.sampling import sample_ddim
-from tasks.diffusion.schedule import TrainedSchedule
-from tasks.diffusion.surrogate import Classifier, Guided, Training, distil, fit_labels
+from latentprint.tasks.diffusion.sampling import sample_ddim
+from latentprint.tasks.diffusion.schedule import TrainedSchedule
+from latentprint.tasks.diffusion.surrogate import Classifier, Guided, Training, distil, fit_labels
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm, rectified_flow, scales
 
 SCHEDULES = pytest.mark.parametrize("schedule", [linear_ddpm(), rectified_flow()], ids=["vp", "flow"])

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.datasets.shards import read_shard
-from tasks.diffusion import tangents
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.denoiser import Denoiser, EpsModel
-from tasks.diffusion.growth import log_growth
-from tasks.diffusion.names import Precision
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.tangents import (
+from latentprint.tasks.datasets.shards import read_shard
+from latentprint.tasks.diffusion import tangents
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.denoiser import Denoiser, EpsModel
+from latentprint.tasks.diffusion.growth import log_growth
+from latentprint.tasks.diffusion.names import Precision
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.tangents import (
     difference_quotients,
     exact_tangents,
     precision_bits,

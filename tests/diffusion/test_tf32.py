@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear, scaled_dot_product_attention
 
-from tasks.diffusion.tangents import exact_tangents
+from latentprint.tasks.diffusion.tangents import exact_tangents
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import draw
 from tests.diffusion.tf32 import emulated_tf32, to_tf32

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows.audit import check_inputs_task
-from tasks.checks import ParametersError, check_parameters, check_sampler
-from tasks.diffusion.checkpoint import CheckpointError
-from tasks.diffusion.names import BASELINE_NAMES, Grid
-from tasks.parameters import ExtractParameters, ScoreParameters, ShardParameters
+from latentprint.flows.audit import check_inputs_task
+from latentprint.tasks.diffusion.checkpoint import CheckpointError
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, Grid
+from latentprint.tasks.doctor.checks import ParametersError, check_parameters, check_sampler
+from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, ShardParameters
 
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from scipy.special import logit
 
-from tasks.evidence.areas import Z, auc_difference, auc_interval, placements, standard_error_of_chance
-from tasks.evidence.statistics import Array, auc, binomial_interval
+from latentprint.tasks.evidence.areas import Z, auc_difference, auc_interval, placements, standard_error_of_chance
+from latentprint.tasks.evidence.statistics import Array, auc, binomial_interval
 
 
 def gaussian(area: float, m: int, n: int, generator: np.random.Generator) -> tuple[Array, Array]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tasks.evidence import assessment, comparison, refits, statistics
-from tasks.evidence.areas import auc_interval
-from tasks.evidence.assessment import ImageScores, assess, flag_trained
-from tasks.evidence.blind import blind_baseline
-from tasks.evidence.calibration import TooFewImages
+from latentprint.tasks.evidence import assessment, comparison, refits, statistics
+from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
+from latentprint.tasks.evidence.blind import blind_baseline
+from latentprint.tasks.evidence.calibration import TooFewImages
 from tests.studies.coverage import run
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from tasks.evidence import blind
-from tasks.evidence.blind import BlindBaseline, blind_baseline
-from tasks.evidence.confounders import pixel_statistics
-from tasks.evidence.statistics import auc
+from latentprint.tasks.evidence import blind
+from latentprint.tasks.evidence.blind import BlindBaseline, blind_baseline
+from latentprint.tasks.evidence.confounders import pixel_statistics
+from latentprint.tasks.evidence.statistics import auc
 
 Images = NDArray[np.uint8]
 DIGITS: Any = load_digits()

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from tasks.evidence.calibration import Calibration, TooFewImages, calibrate, dime
-from tasks.evidence.statistics import Array, auc
+from latentprint.tasks.evidence.calibration import Calibration, TooFewImages, calibrate, dime
+from latentprint.tasks.evidence.statistics import Array, auc
 
 N = 2_000
 IS_TRAIN = np.arange(N) < N // 2

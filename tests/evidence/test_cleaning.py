@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binomtest
 
-from tasks.evidence.cleaning import FEWER, KEPT, LEFT_OUT, EarlierImages, assess_cleaning
-from tasks.evidence.yields import Found
+from latentprint.tasks.evidence.cleaning import FEWER, KEPT, LEFT_OUT, EarlierImages, assess_cleaning
+from latentprint.tasks.evidence.yields import Found
 
 NAMES = np.array(["a", "b", "c", "d"], dtype=object)
 N = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.evidence.clusters import cohesive_clusters
+from latentprint.tasks.evidence.clusters import cohesive_clusters
 
 
 def scene() -> np.ndarray:

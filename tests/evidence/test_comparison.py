@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evidence import comparison as comparison_module
-from tasks.evidence.comparison import Comparison, compare, roc, true_positive_rate
-from tasks.evidence.statistics import auc, binomial_interval
+from latentprint.tasks.evidence import comparison as comparison_module
+from latentprint.tasks.evidence.comparison import Comparison, compare, roc, true_positive_rate
+from latentprint.tasks.evidence.statistics import auc, binomial_interval
 
 
 def comparison(positives: list[float], negatives: list[float], **options: object) -> Comparison:

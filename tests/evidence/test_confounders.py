@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
-from tasks.evidence.confounders import confounders, correlations, fit_score_model, pixel_statistics
-from tasks.evidence.statistics import Array, resampled_counts
+from latentprint.tasks.evidence.confounders import confounders, correlations, fit_score_model, pixel_statistics
+from latentprint.tasks.evidence.statistics import Array, resampled_counts
 
 
 def linear(n: int, seed: int, noise: float = 1.0) -> tuple[Array, dict[str, Array]]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evidence import refits
-from tasks.evidence.assessment import flag_trained
-from tasks.evidence.conformal import conformal_p_values
+from latentprint.tasks.evidence import refits
+from latentprint.tasks.evidence.assessment import flag_trained
+from latentprint.tasks.evidence.conformal import conformal_p_values
 from tests.studies.coverage import Claim, answer_of, claims, false_share, is_shown, is_swapped_and_decided, run
 
 N_RUNS = 60

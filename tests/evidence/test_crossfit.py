@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from tasks.evidence.calibration import (
+from latentprint.tasks.evidence.calibration import (
     COLUMNS,
     FITTED,
     Design,
@@ -19,8 +19,8 @@ from tasks.evidence.calibration import (
     crossfit,
     refit,
 )
-from tasks.evidence.logistic import LogOdds
-from tasks.evidence.statistics import Array, auc
+from latentprint.tasks.evidence.logistic import LogOdds
+from latentprint.tasks.evidence.statistics import Array, auc
 
 ByTimestep = dict[int, dict[str, Array]]
 N_SEEDS = 200

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from tasks.evidence.embeddings import EMBEDDINGS, Embedded, dct, pixel
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded, dct, pixel
 
 
 def images(n: int, channels: int, size: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.evidence.judgement import OFTEN, judge
+from latentprint.tasks.evidence.judgement import OFTEN, judge
 
 HITS = np.array([0, 0, 0, 0, 1, 2, 5, 9])
 

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tasks.evidence import matching
-from tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from tasks.evidence.matching import (
+from latentprint.tasks.evidence import matching
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
+from latentprint.tasks.evidence.matching import (
     Neighbours,
     adaptive_rule,
     nearest,

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tasks.evidence.blind import BlindBaseline
-from tasks.evidence.membership import Grounds, HeldOut, answer, least_auc, with_stability
-from tasks.evidence.statistics import Interval
+from latentprint.tasks.evidence.blind import BlindBaseline
+from latentprint.tasks.evidence.membership import Grounds, HeldOut, answer, least_auc, with_stability
+from latentprint.tasks.evidence.statistics import Interval
 
 
 def interval(value: float, half: float) -> Interval:

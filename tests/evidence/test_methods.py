@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.evidence import methods as module
-from tasks.evidence.assessment import ImageScores
-from tasks.evidence.methods import methods
+from latentprint.tasks.evidence import methods as module
+from latentprint.tasks.evidence.assessment import ImageScores
+from latentprint.tasks.evidence.methods import methods
 
 COPIES = np.array([1, 1, 1, 2, 4, 8, 1, 1])
 IS_TRAIN = np.arange(8) < 6

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evidence.areas import auc_interval
-from tasks.evidence.paired import compare_predictions
-from tasks.evidence.statistics import auc, rank_correlations
+from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.paired import compare_predictions
+from latentprint.tasks.evidence.statistics import auc, rank_correlations
 
 
 def test_values_of_the_whole_sample_are_the_plain_ones() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evidence import refits
-from tasks.evidence.refits import CalibrationImages, permuted_labels, refit_test, refolded
-from tasks.evidence.statistics import auc
+from latentprint.tasks.evidence import refits
+from latentprint.tasks.evidence.refits import CalibrationImages, permuted_labels, refit_test, refolded
+from latentprint.tasks.evidence.statistics import auc
 from tests.studies.coverage import run
 
 

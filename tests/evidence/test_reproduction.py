@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.evidence import reproduction
-from tasks.evidence.reproduction import (
+from latentprint.tasks.evidence import reproduction
+from latentprint.tasks.evidence.reproduction import (
     CONTROLS,
     Counts,
     answer,

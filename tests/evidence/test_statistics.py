@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.evidence.statistics import (
+from latentprint.tasks.evidence.statistics import (
     N_RESAMPLES,
     Array,
     auc,

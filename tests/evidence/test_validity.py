@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.evidence.validity import (
+from latentprint.tasks.evidence.validity import (
     SETTINGS,
     ScoredAgain,
     agreement,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.evidence.confounders import fit_score_model
-from tasks.evidence.statistics import auc
-from tasks.evidence.why_high import top_controls, why_high
+from latentprint.tasks.evidence.confounders import fit_score_model
+from latentprint.tasks.evidence.statistics import auc
+from latentprint.tasks.evidence.why_high import top_controls, why_high
 
 N = 300
 NAMES = np.array([f"image/{i}" for i in range(2 * N)], dtype=object)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evidence.yields import Found, compare_yields, describe
+from latentprint.tasks.evidence.yields import Found, compare_yields, describe
 
 N_TRIALS = 120
 FEWEST_COVERING = int(stats.binom.ppf(1e-3, N_TRIALS, 0.95))

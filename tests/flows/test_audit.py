@@ -19,19 +19,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from flows.audit import audit
-from flows.score import score
-from flows.shard import shard
-from tasks import calibrating, scoring
-from tasks.analyse import weigh_evidence
-from tasks.datasets.shards import read_positions
-from tasks.diffusion.checkpoint import checkpoint_sha256
-from tasks.evidence.calibration import Calibration, crossfit
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.scoring import ScoreJob
-from tasks.store.features import read_calibration_images
-from tasks.store.run import RunDirectory, RunError
-from tasks.verify import verify_run
+from latentprint.flows.audit import audit
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.datasets.shards import read_positions
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
+from latentprint.tasks.evidence.calibration import Calibration, crossfit
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.report.evidence import weigh_evidence
+from latentprint.tasks.score import calibrate as calibrating
+from latentprint.tasks.score import job as scoring
+from latentprint.tasks.score.features import read_calibration_images
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.verify import verify_run
 from tests.conftest import Latentprint
 
 FROM_20 = ScoreParameters(timestep=20)
@@ -288,7 +289,7 @@ def test_sigkill_while_scoring_then_again_gives_the_same_bytes(
     def command(run: Path) -> list[str]:
         options = f"--out {run} --axes 4 --steps 12 --timestep 20 --shard-mb 0.008 --threads 1 --batch-size 8".split()
         sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
-        return [sys.executable, "-m", "flows.cli", "audit", *sources, *options]
+        return [sys.executable, "-m", "latentprint.flows.cli.main", "audit", *sources, *options]
 
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run(command(undisturbed), check=True, capture_output=True, timeout=300)

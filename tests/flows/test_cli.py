@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli
-from tasks.parameters import ScoreParameters
+from latentprint.flows.cli import main as cli
+from latentprint.tasks.parameters import ScoreParameters
 
 
 def run_in_process(

@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import tasks.cleaned
-from flows.audit import audit
-from flows.curate import curate
-from flows.report import report
-from flows.train import train
-from tasks.curate import choose_images
-from tasks.datasets.decoding import Picture
-from tasks.datasets.modification import modified
-from tasks.datasets.sources import SourceError, open_source
-from tasks.diffusion.checkpoint import CheckpointError
-from tasks.diffusion.training import Trainer, build_unet
-from tasks.parameters import (
+import latentprint.tasks.report.before
+from latentprint.flows.audit import audit
+from latentprint.flows.curate import curate
+from latentprint.flows.report import report
+from latentprint.flows.train import train
+from latentprint.tasks.curate import choose_images
+from latentprint.tasks.datasets.decoding import Picture
+from latentprint.tasks.datasets.modification import modified
+from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import CheckpointError
+from latentprint.tasks.diffusion.training import Trainer, build_unet
+from latentprint.tasks.parameters import (
     ComputeParameters,
     CurateParameters,
     ExtractParameters,
@@ -31,10 +31,10 @@ from tasks.parameters import (
     ShardParameters,
     TrainParameters,
 )
-from tasks.store.files import write_json
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory, RunError
-from tasks.train import load_weights
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.train import load_weights
+from latentprint.tasks.warehouse.queries import QueryError
 from tests.conftest import Latentprint
 from tests.store.runs import reseal, write_flags, write_run
 
@@ -218,6 +218,6 @@ def test_how_a_checkpoint_that_is_not_here_was_trained_is_not_recorded(
     def gone(run: RunDirectory) -> tuple[Path, str]:
         raise CheckpointError(f"{run.path}: its checkpoint is not here")
 
-    monkeypatch.setattr(tasks.cleaned, "scored_model", gone)
+    monkeypatch.setattr(latentprint.tasks.report.before, "scored_model", gone)
     runs = RunDirectory(tmp_path / "after"), RunDirectory(tmp_path / "before")
-    assert tasks.cleaned._training(*runs).startswith("not recorded")
+    assert latentprint.tasks.report.before._training(*runs).startswith("not recorded")

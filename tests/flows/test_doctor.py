@@ -16,20 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import tasks.doctor.images
-import tasks.doctor.probe
-from flows import cli
-from flows.score import score
-from flows.shard import shard
-from tasks.checks import check_inputs
-from tasks.datasets.fitting import Fitting
-from tasks.datasets.holdouts import named_sources
-from tasks.datasets.shards import write_shards
-from tasks.datasets.sources import Item, SourceError, open_source
-from tasks.doctor.images import _header_fits
-from tasks.parameters import ScoreParameters
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
+import latentprint.tasks.doctor.images
+import latentprint.tasks.doctor.probe
+from latentprint.flows.cli import main as cli
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.datasets.fitting import Fitting
+from latentprint.tasks.datasets.holdouts import named_sources
+from latentprint.tasks.datasets.shards import write_shards
+from latentprint.tasks.datasets.sources import Item, SourceError, open_source
+from latentprint.tasks.doctor.checks import check_inputs
+from latentprint.tasks.doctor.images import _header_fits
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Doctor = Callable[..., tuple[int, dict[str, dict[str, Any]]]]
@@ -82,7 +82,7 @@ def ten_ms_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         clock[0] += 0.01 * evaluations * len(pixels)
         return {"n_evaluations": [evaluations] * len(pixels), "status": ["ok"] * len(pixels)}
 
-    monkeypatch.setattr(tasks.doctor.probe, "measure", measured)
+    monkeypatch.setattr(latentprint.tasks.doctor.probe, "measure", measured)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
 
@@ -243,7 +243,7 @@ def test_damaged_items_fail_where_the_run_would_stop(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks.doctor.images, "COUNT_SECONDS", count_seconds)
+    monkeypatch.setattr(latentprint.tasks.doctor.images, "COUNT_SECONDS", count_seconds)
     save_images(tmp_path / "images", digits[:3])
     (tmp_path / "images" / "page.png").write_bytes(b"<html>")
     code, checks = doctor("--max-bad-fraction", limit, train=tmp_path / "images")
@@ -280,7 +280,7 @@ def test_every_held_out_source_is_compared_with_all_training_images(
     assert checks["holdout2"]["finding"] == "2 of 6 held-out images are training images too, and no controls."
     assert checks["time"]["values"]["calibrate_evaluations"] == (130 + 40 + 6) * (8 * 2 + 4), "8 timesteps, 4 losses"
 
-    monkeypatch.setattr(tasks.doctor.images, "COMPARE_SECONDS", -1.0)
+    monkeypatch.setattr(latentprint.tasks.doctor.images, "COMPARE_SECONDS", -1.0)
     _, checks = doctor(train=tmp_path / "many", holdout=holdouts)
     assert not checks["holdout2"]["values"]["all_compared"]
 
@@ -365,7 +365,9 @@ def test_what_nobody_foresaw_is_a_failed_check(
     def fail(*_: object) -> None:
         raise KeyError(*(["x"] if broken == "devices_for" else []))
 
-    monkeypatch.setattr(tasks.doctor.probe if broken == "measure" else tasks.doctor, broken, fail)
+    monkeypatch.setattr(
+        latentprint.tasks.doctor.probe if broken == "measure" else latentprint.tasks.doctor.examine, broken, fail
+    )
     code, checks = doctor()
     assert (code, checks[check]["status"]) == (2, "fail")
     assert says in checks[check]["finding"]

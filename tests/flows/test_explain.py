@@ -13,21 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.audit import audit
-from flows.explain import explain, in_words
-from flows.odds import odds
-from flows.shard import shard
-from tasks.evidence.conformal import flag
-from tasks.explain import explain_image
-from tasks.extraction import read_generated
-from tasks.parameters import ComputeParameters, ExtractParameters, OddsParameters, ScoreParameters
-from tasks.reporting.explanation import render_explanation, sentence
-from tasks.store.dictionary import SQL, describe_columns
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.warehouse import Warehouse
+from latentprint.flows.audit import audit
+from latentprint.flows.explain import explain, in_words
+from latentprint.flows.odds import odds
+from latentprint.flows.shard import shard
+from latentprint.tasks.evidence.conformal import flag
+from latentprint.tasks.explain.facts import explain_image
+from latentprint.tasks.explain.page import render_explanation, sentence
+from latentprint.tasks.extract.generate import read_generated
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, OddsParameters, ScoreParameters
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.warehouse.dictionary import SQL, describe_columns
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.flows.test_cli import run_in_process
-from tests.reporting.synthetic import HOSTILE
-from tests.reporting.test_html import Page
+from tests.pages.synthetic import HOSTILE
+from tests.pages.test_html import Page
 from tests.store.runs import is_numeric, reseal
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)

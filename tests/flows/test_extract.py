@@ -24,18 +24,20 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from scipy.stats import beta
 
-from flows.audit import audit
-from flows.compare import compare
-from flows.extract import extract
-from flows.report import report
-from flows.shard import shard
-from tasks.checks import ParametersError
-from tasks.datasets.decoding import Picture
-from tasks.datasets.shards import members_of, read_shard, write_tar
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
-from tasks.evidence.matching import nearest, ratio_rule
-from tasks.evidence.reproduction import answer
-from tasks.extraction import (
+from latentprint.flows.audit import audit
+from latentprint.flows.compare import compare
+from latentprint.flows.extract import extract
+from latentprint.flows.report import report
+from latentprint.flows.shard import shard
+from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.datasets.decoding import Picture
+from latentprint.tasks.datasets.shards import members_of, read_shard, write_tar
+from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
+from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.reproduction import answer
+from latentprint.tasks.extract.false_copies import measure_false_copies
+from latentprint.tasks.extract.generate import (
     SampleJob,
     generate_shard,
     is_valid_tar,
@@ -44,15 +46,13 @@ from tasks.extraction import (
     sample_key,
     sample_pixels,
 )
-from tasks.false_copies import measure_false_copies
-from tasks.measuring import measure
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
-from tasks.progress import Progress
-from tasks.references import HeldOutImages, TrainingImages
-from tasks.reporting.queries import statements
-from tasks.reproductions import count_reproductions, match_samples, summarise
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.extract.match import count_reproductions, match_samples, summarise
+from latentprint.tasks.extract.references import HeldOutImages, TrainingImages
+from latentprint.tasks.pages.queries import statements
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.measure import measure
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.diffusion.test_sampling import network_of_a_gaussian, spread_of_samples
 from tests.flows.test_cli import run_in_process
 
@@ -597,7 +597,7 @@ def test_sigkill_while_generating_then_again_gives_the_same_bytes(run: Path, tmp
     options = ["--samples", "1000", "--steps", "20", "--threads", "1", "--batch-size", "64", "--device", "cpu"]
     undisturbed = Path(shutil.copytree(run, tmp_path / "undisturbed"))
     extract(undisturbed, parameters, compute)
-    command = [sys.executable, "-m", "flows.cli", "extract", "--run", str(run), *options]
+    command = [sys.executable, "-m", "latentprint.flows.cli.main", "extract", "--run", str(run), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not list((run / "samples").glob("*.tar")) and time.monotonic() < deadline:

@@ -18,11 +18,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from prefect.events import EventTrigger
 from prefect.events.schemas.automations import AutomationCore
 
-from flows import cli
-from flows.audit import audit
 from infra.examples.release_gate import VERDICT_CHANGED, Blocked, release, resource
-from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
-from tasks.reporting.gate import Limits
+from latentprint.flows.audit import audit
+from latentprint.flows.cli import main as cli
+from latentprint.tasks.gate.decide import Limits
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
 
 PROJECT = Path(__file__).resolve().parents[2]
 AT_100 = ScoreParameters(timestep=100)
@@ -129,7 +129,7 @@ def test_bad_usage_and_bad_input_are_exit_2(
 
 def test_the_shell_job_ends_with_the_gates_status(bad: Path, clean: Path, tmp_path: Path) -> None:
     command = tmp_path / "latentprint"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m latentprint.flows.cli.main "$@"\n')
     command.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT)}
     for run, status, mark in ((bad, 1, "❌ fail"), (clean, 0, "✅ pass")):

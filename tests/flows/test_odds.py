@@ -14,20 +14,20 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
-from flows.audit import audit
-from flows.odds import odds
-from tasks import odds as module
-from tasks.checks import ParametersError
-from tasks.datasets.sources import SourceError
-from tasks.diffusion.checkpoint import LoadedModel, _Network, load_denoiser
-from tasks.diffusion.denoiser import Denoiser
-from tasks.diffusion.noise import generator_for
-from tasks.diffusion.odds import N_REPEATS, along_path, draw_prior, estimate_odds, ratio_margin
-from tasks.odds import Sampler
-from tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
-from tasks.references import TrainingImages
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import ODDS
+from latentprint.flows.audit import audit
+from latentprint.flows.odds import odds
+from latentprint.tasks import odds as module
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, _Network, load_denoiser
+from latentprint.tasks.diffusion.denoiser import Denoiser
+from latentprint.tasks.diffusion.noise import generator_for
+from latentprint.tasks.diffusion.splitting import N_REPEATS, along_path, draw_prior, estimate_odds, ratio_margin
+from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.odds import Sampler
+from latentprint.tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import ODDS
 from tests.conftest import Latentprint
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
 from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save

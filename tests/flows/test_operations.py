@@ -19,18 +19,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import tasks.score
-from flows import cli
-from flows.score import score
-from flows.shard import shard
-from tasks.calibrating import calibrate_shard
-from tasks.datasets.sources import SourceError
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.score import CalibrationFailed, ShardsFailed
-from tasks.scoring import ScoreJob, loaded_model, score_shard
-from tasks.store.features import read_calibration_images
-from tasks.store.run import RunDirectory, RunError
+import latentprint.tasks.score.tasks
+from latentprint.flows.cli import main as cli
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.calibrate import calibrate_shard
+from latentprint.tasks.score.features import read_calibration_images
+from latentprint.tasks.score.job import ScoreJob, loaded_model, score_shard
+from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
+from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
@@ -77,7 +77,7 @@ def fail_oddly(job: ScoreJob, device: str) -> int:
 def test_a_killed_child_costs_a_retry_and_not_the_run(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks.score, "score_shard", die_once)
+    monkeypatch.setattr(latentprint.tasks.score.tasks, "score_shard", die_once)
     score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert (sharded.path / "died").exists()
     n_scored = sum(pq.read_table(part).num_rows for part in sharded.scores.glob("*.parquet"))
@@ -92,7 +92,7 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
 ) -> None:
     shards = set(map(str, pq.read_table(sharded.manifest)["shard"].to_pylist()))
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.score, "score_shard", poison)
+        patch.setattr(latentprint.tasks.score.tasks, "score_shard", poison)
         with pytest.raises(ShardsFailed, match=reason) as failure:
             score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert set(failure.value.reasons) == {POISON}
@@ -127,14 +127,14 @@ def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_what_others_me
     with_images = {row["shard"] for row in manifest if row["occurrence"] == 0}
     says = rf"^calibrating on {POISON} \(the worker process of cpu was killed.* every score depends on it"
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.score, "calibrate_shard", calibrate_or_die)
+        patch.setattr(latentprint.tasks.score.tasks, "calibrate_shard", calibrate_or_die)
         with pytest.raises(CalibrationFailed, match=says) as failure:
             score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
     assert set(failure.value.reasons) == {POISON}
     assert scored_shards(sharded) == set()
     measured = {part.name for part in sharded.calibration_parts.glob("part-*")}
     assert measured == {sharded.calibration_part(name).name for name in with_images - {POISON}}
-    monkeypatch.setattr(tasks.score, "calibrate_shard", calibrate_and_note)
+    monkeypatch.setattr(latentprint.tasks.score.tasks, "calibrate_shard", calibrate_and_note)
     score(sharded.path, str(checkpoint), ScoreParameters(), ONE_THREAD)
     assert [path.name for path in sharded.path.glob("measured-*")] == [f"measured-{POISON}"]
     assert scored_shards(sharded) == {row["shard"] for row in manifest}
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_replaced_while_running_ends_the_run_and_mixes_no_s
 ) -> None:
     model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.score, "score_shard", exchange_checkpoint)
+        patch.setattr(latentprint.tasks.score.tasks, "score_shard", exchange_checkpoint)
         with pytest.raises(CheckpointError, match="changed since the run began"):
             score(sharded.path, str(model), ScoreParameters(timestep=20), ONE_THREAD)
     assert POISON not in scored_shards(sharded)
@@ -215,7 +215,10 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     sharded: RunDirectory, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is finished is told by content, never by time; durations come from a clock that only goes forward."""
-    calls = [*(Path(tasks.score.__file__).parent).rglob("*.py"), *Path(cli.__file__).parent.rglob("*.py")]
+    calls = [
+        *(Path(latentprint.tasks.score.tasks.__file__).parent).rglob("*.py"),
+        *Path(cli.__file__).parent.rglob("*.py"),
+    ]
     readers = {path.name for path in calls if re.search(r"time\.time\(|datetime\.now\(", path.read_text())}
     days = "the days on which a waiver expires, a run was scored (the page prints it), and it was reported"
     assert readers == {"gate.py", "report.py", "score.py"}, days
@@ -274,7 +277,7 @@ def test_what_a_killed_process_left_half_written_is_swept_away(sharded: RunDirec
 def command(run: Path, checkpoint: Path, digit_files: tuple[Path, Path], *options: str) -> list[str]:
     sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
     fixed = ["--out", str(run), "--shard-mb", "0.03", "--threads", "1", "--batch-size", "8"]
-    return [sys.executable, "-m", "flows.cli", "audit", *sources, *fixed, *options]
+    return [sys.executable, "-m", "latentprint.flows.cli.main", "audit", *sources, *fixed, *options]
 
 
 @pytest.mark.parametrize("moment", ["starting", "scoring"])
@@ -378,7 +381,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
 
 def test_a_lock_is_only_this_process_s(sharded: RunDirectory, tmp_path: Path) -> None:
     """The kernel lets go of a SIGKILLed process's lock, so that its run can go on at once."""
-    hold = "import sys, time; from pathlib import Path; from tasks.store.run import RunDirectory\n"
+    hold = "import sys, time; from pathlib import Path; from latentprint.tasks.store.run import RunDirectory\n"
     hold += "with RunDirectory(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", hold, str(sharded.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

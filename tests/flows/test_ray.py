@@ -13,15 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-import flows.score
-import tasks.score
-from flows.score import score
-from flows.shard import shard
-from tasks.devices import DeviceError
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.score import CalibrationFailed, ShardsFailed
-from tasks.scoring import ScoreJob
-from tasks.store.run import RunDirectory
+import latentprint.flows.score
+import latentprint.tasks.score.tasks
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.compute.devices import DeviceError
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
+from latentprint.tasks.store.run import RunDirectory
 
 pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e '.[ray]'")
 import ray
@@ -122,8 +122,8 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     """It takes the workers of its group with it first, then, alone, its own."""
     begin = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(flows.score, "ScoreJob", PoisonedJob)
-        patch.setattr(tasks.score, "GROUPS_PER_DEVICE", 1)
+        patch.setattr(latentprint.flows.score, "ScoreJob", PoisonedJob)
+        patch.setattr(latentprint.tasks.score.tasks, "GROUPS_PER_DEVICE", 1)
         with pytest.raises(ShardsFailed, match="its worker died") as failure:
             score(sharded, str(checkpoint), LONG, RAY)
     assert time.monotonic() - begin < 300
@@ -139,7 +139,7 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
 def test_a_shard_that_kills_whoever_calibrates_on_it_is_named(
     cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.score, "ScoreJob", PoisonedCalibration)
+    monkeypatch.setattr(latentprint.flows.score, "ScoreJob", PoisonedCalibration)
     with pytest.raises(CalibrationFailed, match=rf"^calibrating on {POISON} \(its worker died") as failure:
         score(sharded, str(checkpoint), QUICK, RAY)
     assert set(failure.value.reasons) == {POISON}

@@ -13,15 +13,15 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 import pytest
 
-from flows import cli
-from tasks.calibrating import calibrated
-from tasks.diffusion.checkpoint import checkpoint_sha256
-from tasks.evidence.calibration import Calibration
-from tasks.parameters import ScoreParameters
-from tasks.remote import RemoteRun, staging_folder
-from tasks.score import take_over_scores
-from tasks.scoring import ScoreJob
-from tasks.store.run import RunDirectory, RunError
+from latentprint.flows.cli import main as cli
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
+from latentprint.tasks.evidence.calibration import Calibration
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.remote import RemoteRun, staging_folder
+from latentprint.tasks.score.calibrate import calibrated
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.tasks import take_over_scores
+from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
 
 Machine = Callable[..., tuple[int, str, str]]
@@ -361,7 +361,7 @@ def test_a_secret_in_a_location_is_in_no_file_and_in_nothing_that_is_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Prefect keeps the parameters of every flow, so it is refused before one begins."""
-    monkeypatch.setattr("flows.prefect_server._Server", lambda *_: pytest.fail("a server was started"))
+    monkeypatch.setattr("latentprint.flows.cli.server._Server", lambda *_: pytest.fail("a server was started"))
     given = {"URL": url, "DATA": str(digit_files[0]), "MODEL": str(tmp_path / "m"), "RUN": str(tmp_path / "run")}
     replaced = [next((a.replace(k, v) for k, v in given.items() if a in (k, f"--train={k}")), a) for a in arguments]
     code, output, errors = machine("one", *replaced)

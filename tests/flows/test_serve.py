@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 
-from tasks.store.reuse import newest_scored
+from latentprint.tasks.store.reuse import newest_scored
 from tests.conftest import Latentprint
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def test_serve_registers_the_deployment_and_audits_when_a_run_is_due(
     sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
     options = ["--runs", str(tmp_path / "runs"), "--timestep", "20", "--threads", "1"]
     environment = {**os.environ, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-    command = [sys.executable, "-m", "flows.cli", "serve", *sources, *options]
+    command = [sys.executable, "-m", "latentprint.flows.cli.main", "serve", *sources, *options]
     with subprocess.Popen(command, env=environment) as serving:
         try:
             with get_client(sync_client=True) as client:

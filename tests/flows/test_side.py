@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows.extract import extract
-from flows.score import score
-from flows.shard import shard
-from flows.side import side
-from tasks.checks import ParametersError
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.diffusion.surrogate import Classifier
-from tasks.evidence.matching import RATIO_THRESHOLD
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, SideParameters
-from tasks.side import conclusion, guided_pixels
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import SIDE
-from tasks.store.warehouse import Warehouse
+from latentprint.flows.extract import extract
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.flows.side import side
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.surrogate import Classifier
+from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.evidence.matching import RATIO_THRESHOLD
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, SideParameters
+from latentprint.tasks.side import conclusion, guided_pixels
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.schemas import SIDE
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.conftest import Latentprint
 from tests.flows.test_cli import run_in_process
 

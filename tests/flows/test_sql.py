@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
-from flows.ask import ask, list_relations
-from flows.printing import neutralised, print_rows
-from flows.shell import CONTINUED, PROMPT, Shell
-from tasks.store.dictionary import saved_queries
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
+from latentprint.flows.cli import main as cli
+from latentprint.flows.cli.answers import ask, list_relations
+from latentprint.flows.cli.shell import CONTINUED, PROMPT, Shell
+from latentprint.flows.printing import neutralised, print_rows
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.dictionary import saved_queries
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import write_run
 
 Sql = Callable[..., tuple[int, str, str]]
@@ -191,7 +191,16 @@ class Terminal:
 
 
 def test_on_a_terminal_tab_completes_and_history_is_kept(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows.cli", "sql", "--run", str(folder / "run-9"), "--format", "csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "latentprint.flows.cli.main",
+        "sql",
+        "--run",
+        str(folder / "run-9"),
+        "--format",
+        "csv",
+    ]
     terminal = Terminal(command, {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"})
     try:
         terminal.until(PROMPT)

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from flows.score import score
-from flows.shard import shard
-from flows.sweep import sweep
-from tasks.checks import ParametersError
-from tasks.evidence.statistics import auc
-from tasks.parameters import ComputeParameters, ScoreParameters, SweepParameters
-from tasks.sweep import write_sweep_page
-from tasks.sweeping import with_timesteps
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.flows.sweep import sweep
+from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.evidence.statistics import auc
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, SweepParameters
+from latentprint.tasks.sweep.job import with_timesteps
+from latentprint.tasks.sweep.tasks import write_sweep_page
 from tests.diffusion.oracles import rectified_flow
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)

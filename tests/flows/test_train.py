@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tasks.train
-from flows.train import train
-from tasks.diffusion.training import Trainer
-from tasks.parameters import TrainParameters
-from tasks.store.files import read_json
+import latentprint.tasks.train
+from latentprint.flows.train import train
+from latentprint.tasks.diffusion.training import Trainer
+from latentprint.tasks.parameters import TrainParameters
+from latentprint.tasks.store.files import read_json
 
 PARAMETERS = TrainParameters(n_steps=8, batch_size=16, block_channels=(8, 16), n_samples=24, sampling_steps=3)
 
@@ -22,7 +22,7 @@ def test_interrupted_and_resumed_is_the_same_training(
 ) -> None:
     data, weights = str(digit_files[0]), "unet/diffusion_pytorch_model.safetensors"
     train(data, tmp_path / "whole", PARAMETERS)
-    monkeypatch.setattr(tasks.train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(latentprint.tasks.train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     step = Trainer.step
 
     def interrupted(trainer: Trainer) -> float:

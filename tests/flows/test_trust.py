@@ -17,20 +17,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import cli
-from flows.audit import audit
-from flows.card import card
-from flows.compare import compare
-from flows.curate import curate
-from flows.explain import explain, in_words
-from flows.gate import gate
-from flows.odds import odds
-from flows.report import report
-from flows.score import score
 from infra.examples.release_gate import Blocked, is_whole_release
 from infra.examples.release_gate import publish as release_files
-from tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
-from tasks.parameters import (
+from latentprint.flows.audit import audit
+from latentprint.flows.card import card
+from latentprint.flows.cli import main as cli
+from latentprint.flows.compare import compare
+from latentprint.flows.curate import curate
+from latentprint.flows.explain import explain, in_words
+from latentprint.flows.gate import gate
+from latentprint.flows.odds import odds
+from latentprint.flows.report import report
+from latentprint.flows.score import score
+from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
+from latentprint.tasks.gate.decide import Limits
+from latentprint.tasks.gate.read import GateError
+from latentprint.tasks.parameters import (
     ComputeParameters,
     CurateParameters,
     ExtractParameters,
@@ -38,13 +40,11 @@ from tasks.parameters import (
     ScoreParameters,
     ValidityParameters,
 )
-from tasks.reporting.gate import Limits
-from tasks.reporting.gate_evidence import GateError
-from tasks.store.files import read_json, write_json
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.seal import seal
-from tasks.tracking import publish
-from tasks.verify import verify_run
+from latentprint.tasks.publish.mlflow import publish
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import seal
+from latentprint.tasks.verify import verify_run
 from tests.store.runs import reseal
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
@@ -271,7 +271,7 @@ def test_a_clock_behind_the_run_revives_no_waiver(
         def now(cls, tz: Any = None) -> Any:
             return cls.now_
 
-    monkeypatch.setattr("flows.gate.datetime", Clock)
+    monkeypatch.setattr("latentprint.flows.gate.datetime", Clock)
     waivers, today = tmp_path / "waivers.toml", datetime.now(UTC)
     expired = (today - timedelta(days=2)).date().isoformat()
     strict = Limits(max_memorized_share=0.0, max_auc=0.0)
@@ -341,9 +341,9 @@ def footers(path: Path) -> Iterator[int]:
 @pytest.mark.parametrize("name", ["manifest.parquet", "flags.parquet"])
 def test_no_flipped_bit_of_a_footer_ends_in_a_traceback_whoever_wrote_the_sums(run: RunDirectory, name: str) -> None:
     """Where SHA256SUMS tells, nothing is read; here it was written anew, and every reader meets the damage itself."""
-    from flows.ask import open_warehouse
-    from tasks.store.queries import QueryError
-    from tasks.store.warehouse import ChecksFailed
+    from latentprint.flows.cli.answers import open_warehouse
+    from latentprint.tasks.warehouse.queries import QueryError
+    from latentprint.tasks.warehouse.warehouse import ChecksFailed
 
     path = run.path / name
     whole, outcomes = path.read_bytes(), {"refused": 0, "read": 0}
@@ -448,7 +448,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: RunDirectory) -> None:
 @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: f"[[waiver]]\n{text}".encode()))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_file_of_waivers_holds_is_taken_or_one_line(tmp_path: Path, content: bytes) -> None:
-    from tasks.reporting.gate_waivers import read_waivers
+    from latentprint.tasks.gate.waivers import read_waivers
 
     (tmp_path / "waivers.toml").write_bytes(content)
     try:
@@ -531,8 +531,8 @@ def test_a_pipelines_index_is_part_of_the_checkpoint(model: Path) -> None:
 
 
 def test_the_digest_of_a_manifest_covers_every_column_that_matters(run: RunDirectory) -> None:
-    from tasks.store.manifest import NOT_COVERED, manifest_digest
-    from tasks.store.schemas import MANIFEST
+    from latentprint.tasks.store.manifest import NOT_COVERED, manifest_digest
+    from latentprint.tasks.store.schemas import MANIFEST
 
     known, table = manifest_digest(run.manifest), pq.read_table(run.manifest)
     path = run.path / "other.parquet"

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows.audit import audit
-from flows.score import score
-from flows.shard import shard
-from tasks import validity
-from tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import VALIDITY
-from tasks.validity import settings
+from latentprint.flows.audit import audit
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
+from latentprint.tasks.score import again as validity
+from latentprint.tasks.score.again import settings
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import VALIDITY
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 FROM_20 = ScoreParameters(timestep=20)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import cli
-from flows.score import score
-from flows.shard import shard
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.store.checksums import read_checksums
-from tasks.store.files import read_json
-from tasks.store.run import RunDirectory
-from tasks.verify import verify_run
+from latentprint.flows.cli import main as cli
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.store.checksums import read_checksums
+from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.verify import verify_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 AUTO = ScoreParameters()

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import binomtest
 
-from tasks.evidence import statistics
-from tasks.reporting import gate_bounds
-from tasks.reporting.gate import IDENTITIES, Case, Limits, decide, judge
-from tasks.reporting.gate_bounds import Measurement, difference, largest, widened
+from latentprint.tasks.evidence import statistics
+from latentprint.tasks.gate import bounds as gate_bounds
+from latentprint.tasks.gate.bounds import Measurement, difference, largest, widened
+from latentprint.tasks.gate.decide import IDENTITIES, Case, Limits, decide, judge
 
 TODAY = date(2026, 11, 24)
 IDENTITY = {title: "the same" for titles in IDENTITIES.values() for title in titles}

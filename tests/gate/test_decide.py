@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from flows.gate import gate, rehearse
-from tasks.reporting.gate import IDENTITIES, RULES, Case, Finding, Limits, Waiver, decide, judge
-from tasks.reporting.gate_bounds import Measurement, difference
-from tasks.reporting.gate_evidence import GateError
-from tasks.reporting.gate_formats import lines, markdown
-from tasks.reporting.gate_rehearsal import REHEARSALS, Rehearsal
-from tasks.reporting.gate_waivers import read_waivers
+from latentprint.flows.gate import gate, rehearse
+from latentprint.tasks.gate.bounds import Measurement, difference
+from latentprint.tasks.gate.decide import IDENTITIES, RULES, Case, Finding, Limits, Waiver, decide, judge
+from latentprint.tasks.gate.read import GateError
+from latentprint.tasks.gate.rehearsal import REHEARSALS, Rehearsal
+from latentprint.tasks.gate.waivers import read_waivers
+from latentprint.tasks.gate.write import lines, markdown
 
 TODAY = date(2026, 11, 24)
 IDENTITY = {title: "the same" for titles in IDENTITIES.values() for title in titles}

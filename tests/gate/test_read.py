@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.gate import gate
-from tasks.evidence.reproduction import CONTROLS, Counts, of_rule
-from tasks.reporting.gate import Case, Finding, Limits, decide
-from tasks.reporting.gate_evidence import identity, measurements, read_case
-from tasks.reporting.gate_rehearsal import LIMITS, counted, verdict
-from tasks.reporting.headline import key_numbers
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory, RunError
-from tests.reporting.test_gate import AUC, REHEARSED, TODAY, only
+from latentprint.flows.gate import gate
+from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, of_rule
+from latentprint.tasks.gate.decide import Case, Finding, Limits, decide
+from latentprint.tasks.gate.read import identity, measurements, read_case
+from latentprint.tasks.gate.rehearsal import LIMITS, counted, verdict
+from latentprint.tasks.pages.headline import key_numbers
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from tests.gate.test_decide import AUC, REHEARSED, TODAY, only
 from tests.store.runs import IMAGES, Image, reseal, write_run
 
 CLEAN: dict[str, Any] = REHEARSED["known-clean"].evidence()

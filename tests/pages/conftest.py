@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.reporting.html import ReportInputs, render_report
-from tests.reporting.synthetic import extracted_run, typical_run
+from latentprint.tasks.pages.html import ReportInputs, render_report
+from tests.pages.synthetic import extracted_run, typical_run
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.analyse import flag_table, image_scores
-from tasks.evidence.assessment import ImageScores, assess, flag_trained
-from tasks.evidence.methods import methods
-from tasks.evidence.statistics import binomial_interval
-from tasks.reporting.gallery import wanted_pictures
-from tasks.reporting.gate_rehearsal import counted as counted_by
-from tasks.reporting.gate_rehearsal import verdict
-from tasks.reporting.html import ReportInputs
-from tasks.store.dictionary import SQL
-from tasks.store.schemas import MANIFEST, MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
+from latentprint.tasks.evidence.methods import methods
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.gate.rehearsal import counted as counted_by
+from latentprint.tasks.gate.rehearsal import verdict
+from latentprint.tasks.pages.gallery import wanted_pictures
+from latentprint.tasks.pages.html import ReportInputs
+from latentprint.tasks.report.evidence import flag_table, image_scores
+from latentprint.tasks.store.schemas import MANIFEST, MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
+from latentprint.tasks.warehouse.dictionary import SQL
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 PLANTED_COPIES = {1: 152, 2: 40, 4: 32, 8: 16, 16: 10, 32: 6}
 N_HOLDOUT = 256

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_curve
 
-from tasks.reporting.drawing import VARIABLES, Plot, thinned
-from tasks.reporting.figures import POINTS_PER_GROUP, roc_curves, score_histogram, scores_by_copies
-from tasks.reporting.html import ReportInputs, plots
-from tasks.reporting.relations import percentile_shift, score_against_hits
-from tests.reporting.synthetic import Rejected, marts, planted
+from latentprint.tasks.pages.drawing import VARIABLES, Plot, thinned
+from latentprint.tasks.pages.figures import POINTS_PER_GROUP, roc_curves, score_histogram, scores_by_copies
+from latentprint.tasks.pages.html import ReportInputs, plots
+from latentprint.tasks.pages.relations import percentile_shift, score_against_hits
+from tests.pages.synthetic import Rejected, marts, planted
 
 NAMES = ["distribution", "copies", "roc-holdout", "roc-repeated"]
 

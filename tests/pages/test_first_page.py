@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.reporting.counting import controls_table, flags_text, rules_table, stability
-from tasks.reporting.gallery import MOST_CAME_OUT, gallery, pairs
-from tasks.reporting.html import ReportInputs, render_report, render_summary
-from tasks.reporting.next_steps import next_steps
-from tasks.reporting.ranking import ranking_table
-from tasks.reporting.thumbnails import Album
-from tests.reporting.synthetic import answers_of, controls, interval, membership, reproduction, two_rules
-from tests.reporting.test_html import Page
+from latentprint.tasks.pages.counting import controls_table, flags_text, rules_table, stability
+from latentprint.tasks.pages.gallery import MOST_CAME_OUT, gallery, pairs
+from latentprint.tasks.pages.html import ReportInputs, render_report, render_summary
+from latentprint.tasks.pages.next_steps import next_steps
+from latentprint.tasks.pages.ranking import ranking_table
+from latentprint.tasks.pages.thumbnails import Album
+from tests.pages.synthetic import answers_of, controls, interval, membership, reproduction, two_rules
+from tests.pages.test_html import Page
 
 
 def evidence_of(of_membership: dict[str, Any], of_reproduction: dict[str, Any]) -> dict[str, Any]:

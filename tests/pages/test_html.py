@@ -22,12 +22,12 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from tasks.evidence.assessment import Pixels, assess
-from tasks.evidence.judgement import judge
-from tasks.reporting.further import confounder_table, judgement_table
-from tasks.reporting.html import ReportInputs, render_report
-from tasks.reporting.queries import queries, statements
-from tests.reporting.synthetic import (
+from latentprint.tasks.evidence.assessment import Pixels, assess
+from latentprint.tasks.evidence.judgement import judge
+from latentprint.tasks.pages.further import confounder_table, judgement_table
+from latentprint.tasks.pages.html import ReportInputs, render_report
+from latentprint.tasks.pages.queries import queries, statements
+from tests.pages.synthetic import (
     HOSTILE,
     Images,
     Rejected,
@@ -190,8 +190,8 @@ def test_same_inputs_give_the_same_bytes_in_another_process_and_row_order(inputs
     assert render_report(replace(inputs, images=inputs.images.take(order))) == html
     program = (
         "import hashlib\n"
-        "from tasks.reporting.html import render_report\n"
-        "from tests.reporting.synthetic import typical_run\n"
+        "from latentprint.tasks.pages.html import render_report\n"
+        "from tests.pages.synthetic import typical_run\n"
         "print(hashlib.sha256(render_report(typical_run().inputs()).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}

@@ -12,11 +12,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
-from tasks.reporting.compare import render_comparison
-from tasks.reporting.html import ReportInputs, render_report, render_summary
+from latentprint.tasks.compare.page import render_comparison
+from latentprint.tasks.pages.html import ReportInputs, render_report, render_summary
 from tests.browser import headless_chromium
-from tests.reporting.synthetic import HOSTILE, Rejected, Run, answers_of, few_images, membership, reproduction
-from tests.reporting.test_compare import compared, trend_of
+from tests.compare.test_page import compared, trend_of
+from tests.pages.synthetic import HOSTILE, Rejected, Run, answers_of, few_images, membership, reproduction
 
 DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, height=844)
 MOST_FOLDED = 5_500

@@ -6,11 +6,11 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from tasks.evidence.judgement import judge
-from tasks.reporting.further import methods_table
-from tasks.reporting.html import ReportInputs, render_report
-from tests.reporting.synthetic import planted, typical_run
-from tests.reporting.test_html import Page
+from latentprint.tasks.evidence.judgement import judge
+from latentprint.tasks.pages.further import methods_table
+from latentprint.tasks.pages.html import ReportInputs, render_report
+from tests.pages.synthetic import planted, typical_run
+from tests.pages.test_html import Page
 
 
 def test_a_row_a_score_with_auc_rate_and_correlations(inputs: ReportInputs) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.reporting.html import ReportInputs, render_report, render_summary
-from tasks.reporting.redaction import names_of
-from tests.reporting.synthetic import HOSTILE, Rejected, Run, few_images, planted
-from tests.reporting.test_html import Page
+from latentprint.tasks.pages.html import ReportInputs, render_report, render_summary
+from latentprint.tasks.pages.redaction import names_of
+from tests.pages.synthetic import HOSTILE, Rejected, Run, few_images, planted
+from tests.pages.test_html import Page
 
 ODD = (*HOSTILE, "ann smith/passport (1).png", "x", "image 3", "日本.jpg", "a'b\"c&d")
 

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks.reporting import formats, headline, titles
-from tasks.reporting.comparisons import comparison_table
-from tasks.reporting.gallery import gallery, near_duplicates
-from tasks.reporting.html import ReportInputs
-from tasks.reporting.ranking import MOST_ROWS, ranking_table
-from tasks.reporting.relations import score_against_hits
-from tasks.reporting.tables import entries_table, mart_table, single_row_table
-from tasks.reporting.thumbnails import LONGEST_SIDE, MOST_BYTES, Album, data_uri
-from tasks.store.parts import read_ends
-from tests.reporting.synthetic import Rejected, few_images, marts
+from latentprint.tasks.pages import formats, headline, titles
+from latentprint.tasks.pages.comparisons import comparison_table
+from latentprint.tasks.pages.gallery import gallery, near_duplicates
+from latentprint.tasks.pages.html import ReportInputs
+from latentprint.tasks.pages.ranking import MOST_ROWS, ranking_table
+from latentprint.tasks.pages.relations import score_against_hits
+from latentprint.tasks.pages.tables import entries_table, mart_table, single_row_table
+from latentprint.tasks.pages.thumbnails import LONGEST_SIDE, MOST_BYTES, Album, data_uri
+from latentprint.tasks.store.parts import read_ends
+from tests.pages.synthetic import Rejected, few_images, marts
 
 
 def test_the_examples_in_the_docstrings_of_formats_hold() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.evidence.validity import ScoredAgain, assess_validity
-from tasks.evidence.why_high import why_high
-from tasks.reporting.formats import number
-from tasks.reporting.html import ReportInputs, render_report
-from tasks.reporting.trust import trust_tables
-from tests.reporting.test_html import Page
+from latentprint.tasks.evidence.validity import ScoredAgain, assess_validity
+from latentprint.tasks.evidence.why_high import why_high
+from latentprint.tasks.pages.formats import number
+from latentprint.tasks.pages.html import ReportInputs, render_report
+from latentprint.tasks.pages.trust import trust_tables
+from tests.pages.test_html import Page
 
 N = 200
 

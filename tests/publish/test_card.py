@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.card import card
-from tasks.reporting.formats import markdown_text
-from tasks.reporting.gate_rehearsal import REHEARSALS
-from tasks.store.files import read_json, write_json
-from tasks.store.run import RunDirectory
+from latentprint.flows.card import card
+from latentprint.tasks.gate.rehearsal import REHEARSALS
+from latentprint.tasks.pages.formats import markdown_text
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.run import RunDirectory
 from tests.store.runs import reseal, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript:1)`@team"
@@ -133,7 +133,7 @@ def test_metadata_is_yaml_that_a_hub_reads(bad: Path) -> None:
 
 
 def test_a_card_needs_a_run_with_evidence(tmp_path: Path) -> None:
-    from tasks.store.run import RunError
+    from latentprint.tasks.store.run import RunError
 
     with pytest.raises(RunError, match=r"no evidence\.json"):
         card(write_run(tmp_path).path, "model")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.reporting.gate import Case
-from tasks.reporting.gate_bounds import Measurement
-from tasks.reporting.gate_rehearsal import REHEARSALS
-from tasks.store.files import read_json, write_json
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.seal import seal
-from tasks.tracking import TrackingError, metrics, parameters, publish, tags
+from latentprint.tasks.gate.bounds import Measurement
+from latentprint.tasks.gate.decide import Case
+from latentprint.tasks.gate.rehearsal import REHEARSALS
+from latentprint.tasks.publish.mlflow import TrackingError, metrics, parameters, publish, tags
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import seal
 from tests.store.runs import reseal
 
 

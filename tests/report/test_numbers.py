@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tasks.analyse import held_out_images, image_scores, sampled_pixels, sampling_limits
-from tasks.evidence.assessment import assess
-from tasks.store.run import RunDirectory
-from tasks.store.sampling import Sample
-from tasks.store.warehouse import Warehouse
-from tests.store.test_warehouse import Image, write_run
+from latentprint.tasks.evidence.assessment import assess
+from latentprint.tasks.report.evidence import held_out_images, image_scores, sampled_pixels, sampling_limits
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import Warehouse
+from tests.warehouse.test_warehouse import Image, write_run
 
 
 def images(growth: dict[str, list[float]], shared: int = 0) -> list[Image]:

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import folds
-from tasks.calibrating import calibrated
-from tasks.folds import calibration_rows, is_enough, n_calibrated
-from tasks.parameters import ScoreParameters
-from tasks.scoring import ScoreJob
-from tasks.store.features import calibration_images
-from tasks.store.schemas import CALIBRATION, MANIFEST
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score import folds
+from latentprint.tasks.score.calibrate import calibrated
+from latentprint.tasks.score.features import calibration_images
+from latentprint.tasks.score.folds import calibration_rows, is_enough, n_calibrated
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.store.schemas import CALIBRATION, MANIFEST
 from tests.store.runs import manifest_row
 
 FOLDS = range(5)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from prefect.task_runners import TaskRunner
 
-from tasks.diffusion.checkpoint import CheckpointError
-from tasks.parameters import ScoreParameters
-from tasks.score import ShardsFailed, score_all
-from tasks.scoring import ScoreJob
+from latentprint.tasks.diffusion.checkpoint import CheckpointError
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.tasks import ShardsFailed, score_all
 
 JOBS = [ScoreJob(Path("run"), f"train-{i}.tar", Path("m"), "", ScoreParameters(timestep=20), 0) for i in range(200)]
 

@@ -12,22 +12,22 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from scipy.stats import spearmanr
 
-from tasks.analyse import evaluations
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
-from tasks.diffusion.density import log_density
-from tasks.diffusion.membership import BASELINES
-from tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
-from tasks.diffusion.tangents import bits_of, require_bits
-from tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
-from tasks.evidence.comparison import HIGHER_IS_EASIER
-from tasks.measuring import Columns, measure
-from tasks.parameters import ScoreParameters
-from tasks.scoring import PROBE_BATCH, probe
-from tasks.store.schemas import OPTIONAL_SCORES, SCORES
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.density import log_density
+from latentprint.tasks.diffusion.membership import BASELINES
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
+from latentprint.tasks.diffusion.tangents import bits_of, require_bits
+from latentprint.tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
+from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.report.evidence import evaluations
+from latentprint.tasks.score.job import PROBE_BATCH, probe
+from latentprint.tasks.score.measure import Columns, measure
+from latentprint.tasks.store.schemas import OPTIONAL_SCORES, SCORES
 from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save
 from tests.diffusion.tf32 import emulated_tf32
 

@@ -11,14 +11,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.store import seal
-from tasks.store.checksums import add_checksums
-from tasks.store.files import write_json
-from tasks.store.ownership import mark
-from tasks.store.parts import write_part
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import CALIBRATION, FLAGS, MANIFEST, OPTIONAL_SCORES, REJECTS, REPRODUCTIONS, SCORES
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store import seal
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.ownership import mark
+from latentprint.tasks.store.parts import write_part
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import (
+    CALIBRATION,
+    FLAGS,
+    MANIFEST,
+    OPTIONAL_SCORES,
+    REJECTS,
+    REPRODUCTIONS,
+    SCORES,
+)
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 Image = tuple[str, str, str, int, int, float]
 """(sample, content, split, copies, occurrence, log_growth)"""

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.bounded import open_regular
-from tasks.datasets.shards import read_pictures, read_samples, write_tar
-from tasks.datasets.sources import SourceError
-from tasks.store.checksums import add_checksums, damaged_files, discard_damaged_parts, is_sharded
-from tasks.store.containment import OutsideError, inside
-from tasks.store.files import atomic_open, read_json, sha256
-from tasks.store.reuse import share_shards
-from tasks.store.run import RunDirectory, RunError
-from tasks.verify import verify_run
+from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.datasets.shards import read_pictures, read_samples, write_tar
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.store.checksums import add_checksums, damaged_files, discard_damaged_parts, is_sharded
+from latentprint.tasks.store.containment import OutsideError, inside
+from latentprint.tasks.store.files import atomic_open, read_json, sha256
+from latentprint.tasks.store.reuse import share_shards
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.verify import verify_run
 from tests.store.runs import IMAGES, write_manifest, write_run
 
 CLIMBING = [

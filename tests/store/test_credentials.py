@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.datasets.sources import SourceError, locate
-from tasks.store.credentials import has_secret, redacted
+from latentprint.tasks.datasets.sources import SourceError, locate
+from latentprint.tasks.store.credentials import has_secret, redacted
 
 SECRETS = [
     "s3://bucket/x?access_key=AKIA&secret_key=hunter2",

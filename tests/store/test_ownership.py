@@ -11,14 +11,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from tasks.curate import BUILDING, PUBLISHING, _publish, _withdraw
-from tasks.datasets.apart import require_apart
-from tasks.datasets.sources import SourceError
-from tasks.shard import start_afresh
-from tasks.store.files import write_json
-from tasks.store.ownership import LOCK, MARKER, Kind, building, discard, held, holder, kind_of, mark
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.spill import spilling
+from latentprint.tasks.curate import BUILDING, PUBLISHING, _publish, _withdraw
+from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.shard import start_afresh
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.ownership import LOCK, MARKER, Kind, building, discard, held, holder, kind_of, mark
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.spill import spilling
 
 KINDS = get_args(Kind)
 Plant = Callable[[Path], None]
@@ -192,7 +192,7 @@ def test_the_sweep_takes_what_a_killed_process_of_ours_left_and_nothing_else(vic
 
 
 def test_a_query_s_spill_is_one_that_the_sweep_knows(tmp_path: Path) -> None:
-    from tasks.store.ownership import SPILL_FOLDER
+    from latentprint.tasks.store.ownership import SPILL_FOLDER
 
     with spilling(tmp_path):
         (folder,) = tmp_path.iterdir()

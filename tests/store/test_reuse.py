@@ -10,18 +10,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import tasks.scoring
-from flows.score import score
-from flows.shard import shard
-from tasks.datasets.shards import join_manifests, join_rejects, write_shards
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import checkpoint_sha256
-from tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from tasks.scoring import ScoreJob, score_shard
-from tasks.store.checksums import add_checksums
-from tasks.store.files import write_json
-from tasks.store.reuse import has_scores, share_shards, write_reusable
-from tasks.store.run import RunDirectory, RunError
+import latentprint.tasks.score.job
+from latentprint.flows.score import score
+from latentprint.flows.shard import shard
+from latentprint.tasks.datasets.shards import join_manifests, join_rejects, write_shards
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
+from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.job import ScoreJob, score_shard
+from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.reuse import has_scores, share_shards, write_reusable
+from latentprint.tasks.store.run import RunDirectory, RunError
 
 PARAMETERS = ScoreParameters(timestep=20, axes=2)
 
@@ -68,13 +68,13 @@ def test_only_new_contents_are_evaluated_and_old_scores_are_kept_to_the_bit(
     images = np.concatenate([digits[50:57], digits[30:40], digits[10:30], digits[57:60]])
     new = make(tmp_path / "new", images, checkpoint)
     assert write_reusable(new, old, scoring_of(new), scoring_of(new)) == 30
-    evaluated, real = [], tasks.scoring.measure
+    evaluated, real = [], latentprint.tasks.score.job.measure
 
     def counting(model: object, pixels: np.ndarray, names: list[str], *rest: object) -> dict[str, list[object]]:
         evaluated.extend(names)
         return real(model, pixels, names, *rest)
 
-    monkeypatch.setattr(tasks.scoring, "measure", counting)
+    monkeypatch.setattr(latentprint.tasks.score.job, "measure", counting)
     found = score_all(new, checkpoint)
     assert len(evaluated) == 10
     assert set(evaluated) == found.keys() - known.keys()

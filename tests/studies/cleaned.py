@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from flows.audit import audit
-from flows.curate import curate
-from flows.prefect_server import configure_environment, prefect_server
-from flows.train import train
-from tasks.parameters import ComputeParameters, CurateParameters, ExtractParameters
-from tasks.store.files import read_json, write_json
+from latentprint.flows.audit import audit
+from latentprint.flows.cli.server import configure_environment, prefect_server
+from latentprint.flows.curate import curate
+from latentprint.flows.train import train
+from latentprint.tasks.parameters import ComputeParameters, CurateParameters, ExtractParameters
+from latentprint.tasks.store.files import read_json, write_json
 from tests.studies.models import FOLDER, MODELS, RESULTS, make
 
 STUDY = MODELS["digits"]

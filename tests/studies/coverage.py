@@ -27,15 +27,15 @@ from rich.table import Table
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from tasks.evidence import refits
-from tasks.evidence.areas import auc_difference, auc_interval
-from tasks.evidence.assessment import ImageScores, Pixels, flag_trained, judge_membership
-from tasks.evidence.blind import blind_baseline
-from tasks.evidence.calibration import crossfit
-from tasks.evidence.comparison import true_positive_rate
-from tasks.evidence.confounders import pixel_statistics
-from tasks.evidence.refits import CalibrationImages, refit_test
-from tasks.evidence.statistics import Array, binomial_interval, median_difference_interval, spearman
+from latentprint.tasks.evidence import refits
+from latentprint.tasks.evidence.areas import auc_difference, auc_interval
+from latentprint.tasks.evidence.assessment import ImageScores, Pixels, flag_trained, judge_membership
+from latentprint.tasks.evidence.blind import blind_baseline
+from latentprint.tasks.evidence.calibration import crossfit
+from latentprint.tasks.evidence.comparison import true_positive_rate
+from latentprint.tasks.evidence.confounders import pixel_statistics
+from latentprint.tasks.evidence.refits import CalibrationImages, refit_test
+from latentprint.tasks.evidence.statistics import Array, binomial_interval, median_difference_interval, spearman
 from tests.studies.coverage_reproduction import coverage_reproduction, holds
 
 CERTAINTY = 0.999

@@ -16,7 +16,7 @@ from functools import cache
 
 import numpy as np
 
-from tasks.evidence.reproduction import (
+from latentprint.tasks.evidence.reproduction import (
     CONTROLS,
     LEVEL,
     MOST_FALSE,
@@ -26,7 +26,7 @@ from tasks.evidence.reproduction import (
     is_counted,
     least_share,
 )
-from tasks.evidence.statistics import CONFIDENCE
+from latentprint.tasks.evidence.statistics import CONFIDENCE
 
 Row = dict[str, object]
 CASES = (

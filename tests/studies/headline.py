@@ -33,15 +33,15 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tasks.datasets.decoding import from_array
-from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
-from tasks.diffusion.growth import orthonormalise
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.schedule import ContinuousVP, ascending_timesteps, steps_along
-from tasks.diffusion.tangents import difference_quotients, exact_tangents
-from tasks.evidence.comparison import compare
-from tasks.store.files import write_json
+from latentprint.tasks.datasets.decoding import from_array
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.growth import orthonormalise
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.schedule import ContinuousVP, ascending_timesteps, steps_along
+from latentprint.tasks.diffusion.tangents import difference_quotients, exact_tangents
+from latentprint.tasks.evidence.comparison import compare
+from latentprint.tasks.store.files import write_json
 from tests.studies.models import MODELS, RESULTS, StudyModel
 
 GRID = ContinuousVP()

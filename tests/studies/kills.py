@@ -28,9 +28,9 @@ import torch
 from diffusers import DDPMPipeline
 from sklearn.datasets import load_digits
 
-from flows.prefect_server import configure_environment, prefect_server
-from tasks.diffusion.sampling import from_pixels
-from tasks.diffusion.training import Trainer, build_unet
+from latentprint.flows.cli.server import configure_environment, prefect_server
+from latentprint.tasks.diffusion.sampling import from_pixels
+from latentprint.tasks.diffusion.training import Trainer, build_unet
 
 COMPARED = (
     "shards/*.tar",
@@ -81,7 +81,7 @@ def audit(inputs: list[str], run: Path) -> subprocess.Popen[bytes]:
     """Start the command line on small shards and enough steps that scoring takes a good part of the time."""
     options = ["--out", str(run), "--axes", "4", "--steps", "6", "--shard-mb", "0.01", "--threads", "1"]
     options += ["--extract", "520"]
-    command = [sys.executable, "-m", "flows.cli", "audit", *inputs, *options, "--batch-size", "8"]
+    command = [sys.executable, "-m", "latentprint.flows.cli.main", "audit", *inputs, *options, "--batch-size", "8"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -23,22 +23,22 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
-from tasks.diffusion.growth import orthonormalise
-from tasks.diffusion.membership import BASELINES
-from tasks.diffusion.names import BaselineName
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
-from tasks.diffusion.tangents import difference_quotients
-from tasks.evidence.areas import auc_interval
-from tasks.evidence.calibration import SECOND, calibrate
-from tasks.evidence.comparison import true_positive_rate
-from tasks.evidence.logistic import LogOdds
-from tasks.evidence.matching import nearest, ratio_rule
-from tasks.evidence.paired import compare_predictions
-from tasks.evidence.statistics import Array, auc, spearman
-from tasks.store.files import write_json
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.growth import orthonormalise
+from latentprint.tasks.diffusion.membership import BASELINES
+from latentprint.tasks.diffusion.names import BaselineName
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from latentprint.tasks.diffusion.tangents import difference_quotients
+from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.calibration import SECOND, calibrate
+from latentprint.tasks.evidence.comparison import true_positive_rate
+from latentprint.tasks.evidence.logistic import LogOdds
+from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.paired import compare_predictions
+from latentprint.tasks.evidence.statistics import Array, auc, spearman
+from latentprint.tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.models import FOLDER, MODELS, RESULTS
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tasks.datasets.sources import open_source
-from tasks.parameters import TrainParameters
-from tasks.store.files import write_json
-from tasks.train import count_copies, fit
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.parameters import TrainParameters
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.train import count_copies, fit
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / ".study"

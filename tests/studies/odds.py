@@ -26,13 +26,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import LoadedModel, load_denoiser
-from tasks.diffusion.noise import gaussian, generator_for
-from tasks.diffusion.odds import N_REPEATS, Odds, Prior, along_path, draw_prior, estimate_odds, ratio_margin
-from tasks.diffusion.sampling import ddim_path, from_pixels
-from tasks.evidence.statistics import binomial_interval
-from tasks.store.files import read_json, write_json
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.noise import gaussian, generator_for
+from latentprint.tasks.diffusion.sampling import ddim_path, from_pixels
+from latentprint.tasks.diffusion.splitting import (
+    N_REPEATS,
+    Odds,
+    Prior,
+    along_path,
+    draw_prior,
+    estimate_odds,
+    ratio_margin,
+)
+from latentprint.tasks.evidence.statistics import binomial_interval
+from latentprint.tasks.store.files import read_json, write_json
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.models import FOLDER, RESULTS
 

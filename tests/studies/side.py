@@ -16,11 +16,11 @@ import sys
 
 import torch
 
-from flows.commands.studies import side_table
-from flows.prefect_server import configure_environment, prefect_server
-from tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, SideParameters
-from tasks.store.files import read_json, write_json
-from tasks.store.run import RunDirectory
+from latentprint.flows.cli.server import configure_environment, prefect_server
+from latentprint.flows.cli.studies import side_table
+from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, SideParameters
+from latentprint.tasks.store.files import read_json, write_json
+from latentprint.tasks.store.run import RunDirectory
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.models import FOLDER, RESULTS
 
@@ -38,10 +38,10 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("latentprint").setLevel(logging.INFO)
     torch.set_num_threads(1)
-    from flows.extract import extract
-    from flows.score import score
-    from flows.shard import shard
-    from flows.side import side
+    from latentprint.flows.extract import extract
+    from latentprint.flows.score import score
+    from latentprint.flows.shard import shard
+    from latentprint.flows.side import side
 
     run = FOLDER / f"side-{arguments.steps}-{arguments.generated}"
     one_thread = ComputeParameters(devices=("cpu",), threads=1)

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks.datasets.sources import open_source
-from tasks.diffusion.checkpoint import load_denoiser
-from tasks.evidence.areas import auc_interval
-from tasks.measuring import measure
-from tasks.parameters import ScoreParameters
-from tasks.store.files import write_json
+from latentprint.tasks.datasets.sources import open_source
+from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.measure import measure
+from latentprint.tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
 from tests.studies.models import RESULTS
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import duckdb
 import psutil
 
-from tasks.store.dictionary import saved_queries
-from tasks.store.files import write_json
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import FLAGS, MANIFEST, REJECTS, REPRODUCTIONS, SCORES
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import FLAGS, MANIFEST, REJECTS, REPRODUCTIONS, SCORES
+from latentprint.tasks.warehouse.dictionary import saved_queries
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 RESULTS = Path(__file__).parent / "results"
 ROWS_A_CONTENT = 1.15

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tasks.reporting.sweep import render_sweep
+from latentprint.tasks.sweep.page import render_sweep
 
 
 def setting(n_axes: int, n_steps: int, auc: float | None, timestep: int = 20) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.confinement import CONFINED, confined, landlock_version, passed_on
-from tasks.store.dictionary import SQL
+from latentprint.tasks.warehouse.confinement import CONFINED, confined, landlock_version, passed_on
+from latentprint.tasks.warehouse.dictionary import SQL
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux confines")
 CANARY = "canary-77b1"
@@ -88,7 +88,7 @@ def test_without_landlock_a_mount_namespace_lets_nothing_be_written(tmp_path: Pa
 
 
 def attacked_or_skipped(folder: Path) -> tuple[set[str], set[str], str]:
-    probe = "import sys; from tasks.store.confinement import _unshare, NEW_MOUNTS; sys.exit(not _unshare(NEW_MOUNTS))"
+    probe = "import sys; from latentprint.tasks.warehouse.confinement import _unshare, NEW_MOUNTS; sys.exit(not _unshare(NEW_MOUNTS))"
     if subprocess.run([sys.executable, "-c", probe], cwd=SQL.parent).returncode:
         pytest.skip("this container allows no mount namespace")
     return attacked(folder, landlock=False)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tasks.store.dictionary import SQL
-from tasks.store.files import write_json
-from tasks.store.history import HISTORY, HistoryWarehouse, find_runs
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.warehouse.dictionary import SQL
+from latentprint.tasks.warehouse.history import HISTORY, HistoryWarehouse, find_runs
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import IMAGES, Image, assert_described, write_calibration, write_flags, write_run
 
 EARLY: list[Image] = [

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.analyse import flag_table
-from tasks.store.run import RunDirectory
-from tasks.store.sampling import Sample
-from tasks.store.schemas import SWEEP
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.report.evidence import flag_table
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import SWEEP
+from latentprint.tasks.warehouse.subset import Sample
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import FLAGGED, IMAGES, Image, write_flags, write_manifest, write_run, write_scores
 
 

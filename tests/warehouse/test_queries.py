@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.store.dictionary import describe_columns, describe_relation, saved_queries
-from tasks.store.run import RunDirectory
-from tasks.store.schemas import REJECTS
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.schemas import REJECTS
+from latentprint.tasks.warehouse.dictionary import describe_columns, describe_relation, saved_queries
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import CAME_OUT, FLAGGED, IMAGES, Image, is_numeric, write_flags, write_reproductions, write_run
 
 MORE: list[Image] = [*IMAGES, ("train/f", "F", "train", 1, 0, 6.0), ("train/g", "G", "train", 1, 0, -1.0)]

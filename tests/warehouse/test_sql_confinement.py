@@ -15,14 +15,14 @@ import duckdb
 import psutil
 import pytest
 
-from tasks.store import queries as module
-from tasks.store.confinement import passed_on
-from tasks.store.dictionary import LAYERS, SQL
-from tasks.store.functions import OPERATORS, ROWS, VALUES
-from tasks.store.queries import QueryError
-from tasks.store.reading import READ_ONLY
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse import queries as module
+from latentprint.tasks.warehouse.confinement import passed_on
+from latentprint.tasks.warehouse.dictionary import LAYERS, SQL
+from latentprint.tasks.warehouse.functions import OPERATORS, ROWS, VALUES
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.reading import READ_ONLY
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import write_run
 
 SECRET = "top secret"
@@ -322,7 +322,11 @@ def test_the_process_of_a_query_gets_no_secret_from_the_environment() -> None:
 
 
 def query_processes(parent: int) -> set[psutil.Process]:
-    return {child for child in psutil.Process(parent).children() if "tasks.store.warehouse" in child.cmdline()}
+    return {
+        child
+        for child in psutil.Process(parent).children()
+        if "latentprint.tasks.warehouse.warehouse" in child.cmdline()
+    }
 
 
 def test_a_query_process_that_was_killed_is_replaced(run: RunDirectory) -> None:
@@ -337,8 +341,8 @@ def test_a_query_process_that_was_killed_is_replaced(run: RunDirectory) -> None:
 
 def test_no_process_outlives_the_warehouse_or_a_killed_parent(run: RunDirectory, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tasks.store.run import RunDirectory\n"
-        "from tasks.store.warehouse import Warehouse\n"
+        "import sys; from pathlib import Path; from latentprint.tasks.store.run import RunDirectory\n"
+        "from latentprint.tasks.warehouse.warehouse import Warehouse\n"
         "warehouse = Warehouse(RunDirectory(Path(sys.argv[1])))\n"
         "warehouse.query('SELECT 1'); print('ready', flush=True); warehouse.query('SELECT sleep_ms(600000)')"
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.queries import QueryError
-from tasks.store.run import RunDirectory
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.warehouse.queries import QueryError
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import write_run
 
 CANARY = "canary-5f3a"

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.store.dictionary import LAYERS, SQL
-from tasks.store.run import RunDirectory, RunError
-from tasks.store.schemas import MANIFEST, REJECTS, SCORES
-from tasks.store.warehouse import Warehouse
+from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from latentprint.tasks.warehouse.dictionary import LAYERS, SQL
+from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import (
     CAME_OUT,
     FLAGGED,

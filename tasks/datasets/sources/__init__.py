@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.datasets.sources.arrays import IdxFile, NumpyFile
-from tasks.datasets.sources.base import Item, Source
-from tasks.datasets.sources.folder import ImageFolder
-from tasks.datasets.sources.location import Location, SourceError, locate
-from tasks.datasets.sources.tables import ImageTables
-from tasks.datasets.sources.tar import WebDatasetTar
-from tasks.datasets.sources.zip_archive import ZipArchive
+from latentprint.tasks.datasets.sources.arrays import IdxFile, NumpyFile
+from latentprint.tasks.datasets.sources.base import Item, Source
+from latentprint.tasks.datasets.sources.folder import ImageFolder
+from latentprint.tasks.datasets.sources.location import Location, SourceError, locate
+from latentprint.tasks.datasets.sources.tables import ImageTables
+from latentprint.tasks.datasets.sources.tar import WebDatasetTar
+from latentprint.tasks.datasets.sources.zip_archive import ZipArchive
 
 __all__ = [
     "SOURCES",

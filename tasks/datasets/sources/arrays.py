@@ -15,12 +15,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.bounded import array_header, read_at_most
-from tasks.datasets.decoding import MAX_BYTES, in_words
-from tasks.datasets.sources.base import Item, Source, named_item
-from tasks.datasets.sources.location import Location, SourceError
-from tasks.datasets.sources.names import LONGEST_LABEL, shortened
-from tasks.datasets.sources.unpacking import decompressed, open_member
+from latentprint.tasks.bounded import array_header, read_at_most
+from latentprint.tasks.datasets.decoding import MAX_BYTES, in_words
+from latentprint.tasks.datasets.sources.base import Item, Source, named_item
+from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.names import LONGEST_LABEL, shortened
+from latentprint.tasks.datasets.sources.unpacking import decompressed, open_member
 
 LONGEST_LIST = 300
 """Characters of what a message quotes of a file."""

@@ -11,9 +11,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.decoding import Picture, Rejected, decode, from_array
-from tasks.datasets.sources.location import Location, locate
-from tasks.datasets.sources.names import LONGEST_LABEL, LONGEST_NAME, as_text, shortened, shortened_name, valid
+from latentprint.tasks.datasets.decoding import Picture, Rejected, decode, from_array
+from latentprint.tasks.datasets.sources.location import Location, locate
+from latentprint.tasks.datasets.sources.names import (
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    as_text,
+    shortened,
+    shortened_name,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Item:
     content: bytes | NDArray[np.generic] | Rejected
     label: str | None = None
     metadata: str | None = None
-    """Further columns (see :func:`tasks.datasets.sources.metadata.as_metadata`)."""
+    """Further columns (see :func:`latentprint.tasks.datasets.sources.metadata.as_metadata`)."""
 
     def picture(self) -> Picture:
         """Decode.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tasks.datasets.decoding import Rejected
-from tasks.datasets.sources.base import Item, Source, named_item
-from tasks.datasets.sources.location import Location
-from tasks.datasets.sources.metadata import FolderMetadata
-from tasks.datasets.sources.names import kind_of, parent_label
+from latentprint.tasks.datasets.decoding import Rejected
+from latentprint.tasks.datasets.sources.base import Item, Source, named_item
+from latentprint.tasks.datasets.sources.location import Location
+from latentprint.tasks.datasets.sources.metadata import FolderMetadata
+from latentprint.tasks.datasets.sources.names import kind_of, parent_label
 
 
 class ImageFolder(Source):

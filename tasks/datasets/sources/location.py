@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
-from tasks.bounded import Oversized, open_regular, read_at_most
-from tasks.datasets.decoding import MAX_BYTES, Rejected
-from tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
+from latentprint.tasks.bounded import Oversized, open_regular, read_at_most
+from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected
+from latentprint.tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
 
 READ_AHEAD = 8 * 2**20
 """Bytes asked from a store at a time."""

@@ -10,10 +10,10 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from tasks.bounded import Oversized
-from tasks.datasets.decoding import Rejected, in_words
-from tasks.datasets.sources.location import Location
-from tasks.datasets.sources.names import shortened, valid
+from latentprint.tasks.bounded import Oversized
+from latentprint.tasks.datasets.decoding import Rejected, in_words
+from latentprint.tasks.datasets.sources.location import Location
+from latentprint.tasks.datasets.sources.names import shortened, valid
 
 LONGEST_TEXT = 1024
 """Characters; a longer text is cut."""

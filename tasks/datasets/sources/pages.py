@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from tasks.bounded import Oversized
+from latentprint.tasks.bounded import Oversized
 
 MOST_HELD = 2**30
 """Bytes of the largest page and of the dictionary of all columns that are read together."""

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
-from tasks.datasets.sources.base import Item, Source, named_item, names_apart
-from tasks.datasets.sources.location import Location, SourceError
-from tasks.datasets.sources.metadata import as_metadata
-from tasks.datasets.sources.names import kind_of
-from tasks.datasets.sources.pages import held_by, require_uncompressed
+from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
+from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
+from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.metadata import as_metadata
+from latentprint.tasks.datasets.sources.names import kind_of
+from latentprint.tasks.datasets.sources.pages import held_by, require_uncompressed
 
 ROWS_AT_A_TIME = 16
 BATCH_BYTES = 2**28

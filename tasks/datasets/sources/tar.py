@@ -9,13 +9,20 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Self
 
-from tasks.bounded import read_at_most
-from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
-from tasks.datasets.sources.base import Item, Source, named_item, names_apart
-from tasks.datasets.sources.folder import ARCHIVE_WITHIN
-from tasks.datasets.sources.location import Location, SourceError
-from tasks.datasets.sources.names import LONGEST_LABEL, LONGEST_NAME, UniqueNames, kind_of, shortened, shortened_name
-from tasks.datasets.sources.unpacking import decompressed
+from latentprint.tasks.bounded import read_at_most
+from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
+from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
+from latentprint.tasks.datasets.sources.folder import ARCHIVE_WITHIN
+from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.names import (
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    UniqueNames,
+    kind_of,
+    shortened,
+    shortened_name,
+)
+from latentprint.tasks.datasets.sources.unpacking import decompressed
 
 LARGEST_SAMPLE = 16
 """Images of one sample that wait for a label behind them; a bound on memory."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
-from tasks.bounded import Oversized
-from tasks.datasets.sources.location import Location
+from latentprint.tasks.bounded import Oversized
+from latentprint.tasks.datasets.sources.location import Location
 
 MOST_GROWTH = 200
 """Unpacked bytes per packed byte, beyond the allowance."""

@@ -9,13 +9,13 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO
 
-from tasks.bounded import read_at_most
-from tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
-from tasks.datasets.sources.base import Item, Source, named_item, names_apart
-from tasks.datasets.sources.folder import ARCHIVE_WITHIN
-from tasks.datasets.sources.location import Location, SourceError
-from tasks.datasets.sources.names import UniqueNames, kind_of, parent_label
-from tasks.datasets.sources.unpacking import open_member
+from latentprint.tasks.bounded import read_at_most
+from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
+from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
+from latentprint.tasks.datasets.sources.folder import ARCHIVE_WITHIN
+from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.names import UniqueNames, kind_of, parent_label
+from latentprint.tasks.datasets.sources.unpacking import open_member
 
 _LONGEST_END = 22 + 2**16
 """Bytes of the end record and the longest comment behind it."""
