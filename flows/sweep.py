@@ -20,8 +20,9 @@ from latentprint.tasks.parameters import ComputeParameters, SweepParameters
 from latentprint.tasks.score.job import ScoreJob
 from latentprint.tasks.score.tasks import grouped
 from latentprint.tasks.store.checksums import add_checksums
+from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.run import RunDirectory
-from latentprint.tasks.sweep.job import SweepJob, sampled_rows, with_timesteps
+from latentprint.tasks.sweep.job import SweepJob, with_timesteps
 from latentprint.tasks.sweep.tasks import sweep_group, write_sweep_page
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)

@@ -64,7 +64,8 @@ def write_shards(
     """Write ``source`` as ``folder/NAME-000000.tar`` ... of at most ``shard_bytes`` each, and its manifest rows.
 
     Args:
-        name: of the source in the run: ``train``, ``holdout``, ``holdout2``, ... (see :mod:`latentprint.tasks.store.splits`).
+        name: of the source in the run: ``train``, ``holdout``, ``holdout2``, ... (see
+            :mod:`latentprint.tasks.store.splits`).
         manifest: where to write the rows, Parquet, schema ``MANIFEST``, repeats not yet numbered.
         rejects: where to write the items that could not be used, Parquet, schema ``REJECTS``.
         max_bad_fraction: rejected share of the items beyond which the split is refused.

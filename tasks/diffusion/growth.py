@@ -2,8 +2,9 @@ r"""Volume growth along the probability-flow ODE, image -> latent: the ease of r
 
 Latents z are N(0, I), so an image x has log density log p(x) = log N(z; 0, I) + log |det dz/dx|. The growth measures
 the second term, the local stretch of the flow, along K axes and N steps, and leaves the first out; both together are
-:mod:`latentprint.tasks.diffusion.density`. One axis (K = 1) has no volume: its growth in a step is log |M q|, a directional
-derivative. One step of the ODE is affine in the state and the predicted noise, so it moves a small displacement v by
+:mod:`latentprint.tasks.diffusion.density`. One axis (K = 1) has no volume: its growth in a step is log |M q|, a
+directional derivative. One step of the ODE is affine in the state and the predicted noise, so it moves a small
+displacement v by
 
     x' = a x + b eps(x, c)      =>      v' = M v,    M = a I + b J,    J = d eps / dx.
 

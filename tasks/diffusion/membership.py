@@ -2,14 +2,15 @@ r"""Membership scores to hold volume growth against, each from its paper: *lower
 
 Here (alpha, sigma) = (sqrt(abar_t), sqrt(1 - abar_t)); |.| is the l2 norm over all d values of an image, |.|_4^4 the
 sum of their fourth powers. The papers' timesteps t are of 1,000. By default each score takes them at their share of the
-schedule it is given, so at the same moment of it (:func:`latentprint.tasks.diffusion.schedule.timestep_of_paper`); the argument
-``timestep`` is one of the schedule's own. Every function takes
+schedule it is given, so at the same moment of it (:func:`latentprint.tasks.diffusion.schedule.timestep_of_paper`); the
+argument ``timestep`` is one of the schedule's own. Every function takes
 
     eps_model, x (B, C, H, W) with pixels in [-1, 1], schedule, generators (one an image, for the noise)
 
 and returns (B,), float64; keyword arguments default to the paper's values unless they say otherwise. Where a score
 starts from a pass that another one already made, ``eps`` takes it. Network evaluations are counted by the adapter
-(:attr:`latentprint.tasks.diffusion.denoiser.Denoiser.n_evaluations`). Call under ``torch.no_grad`` or ``torch.inference_mode``.
+(:attr:`latentprint.tasks.diffusion.denoiser.Denoiser.n_evaluations`). Call under ``torch.no_grad`` or
+``torch.inference_mode``.
 
 Membership is not memorization: whether an image was trained on is another question than whether it comes out again.
 """

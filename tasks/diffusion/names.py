@@ -33,5 +33,5 @@ EVALUATIONS: dict[str, int] = {
 
 
 def density_evaluations(n_steps: int, n_probes: int) -> int:
-    """Network evaluations per image that a log density takes (:func:`latentprint.tasks.diffusion.density.log_density`)."""
+    """Network evaluations per image of :func:`latentprint.tasks.diffusion.density.log_density`."""
     return n_steps + (n_steps + 1) * (n_probes + 1)

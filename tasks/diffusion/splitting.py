@@ -110,7 +110,7 @@ def ratio_margin(target: Tensor, others: Tensor) -> Level:
 
 
 def along_path(margin: Level) -> Level:
-    r"""A level on paths (B, S, C, H, W), see :func:`latentprint.tasks.diffusion.sampling.ddim_path`: -1 where the event happens,
+    r"""A level on paths (B, S, C, H, W) of :func:`latentprint.tasks.diffusion.sampling.ddim_path`: -1 for the event,
 
         margin(x_S) < 0,   and elsewhere   phi = mean_s max(margin(x_s), 0) >= 0.
 

@@ -140,8 +140,8 @@ def require_resolvable(eps_model: EpsModel, x: Tensor, delta: float) -> None:
     of the displacement, and, the network being smooth on the scale of delta, of the difference of its outputs.
     Measured on a trained UNet (d = 784; fp32, fp16, bf16; delta 0.005 ... 5; three timesteps), the error of the tangent
     is 0.3 to 5 times this share. At a share of 0.1 the log growth of an image is off by some per cent of the spread
-    between images; beyond 1 its ranks dissolve. Emulated TF32 keeps to that (tests/score/test_measure.py). (Dividing by the
-    displacement left after rounding, instead of delta, was tried: it gains a fifth in half precision and nothing in
+    between images; beyond 1 its ranks dissolve. Emulated TF32 keeps to that (tests/score/test_measure.py). (Dividing by
+    the displacement left after rounding, instead of delta, was tried: it gains a fifth in half precision and nothing in
     float32.)
 
     Raises:

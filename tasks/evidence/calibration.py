@@ -14,8 +14,8 @@ means and s^2 the mean of their variances. One more evaluation, at a second time
 
 where |eps|_4 is the norm of Rao, Qu & Moyer 2025 (SimA, arXiv 2509.25003). t is where growth separates best, t' where
 fused_norms does: by AUC; of those with the same one, such as 1, by the standardised difference d_a
-(:func:`latentprint.tasks.evidence.statistics.standardised_difference`), of which the AUC of Gaussians is a function; of those with
-the same again, the first. Trained and held-out images weigh the same in each fit.
+(:func:`latentprint.tasks.evidence.statistics.standardised_difference`), of which the AUC of Gaussians is a function; of
+those with the same again, the first. Trained and held-out images weigh the same in each fit.
 
 Cross-fitting (Stone 1974; Chernozhukov et al. 2018). Near-duplicate groups are dealt into K folds. An image of fold k
 is scored by s_{-k}: timestep, phi and w from the other folds alone, so that neither it nor a near duplicate of it had

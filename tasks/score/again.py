@@ -21,9 +21,9 @@ from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.parameters import ScoreParameters, ValidityParameters
 from latentprint.tasks.score.job import ScoreJob, scored_rows
 from latentprint.tasks.score.measure import Columns
+from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.parts import is_valid_part, write_part
 from latentprint.tasks.store.schemas import VALIDITY
-from latentprint.tasks.sweep.job import sampled_rows
 
 FINITE_DIFFERENCES = ("edge", "volume")
 STEP_SHARE, FEWEST = 4, 4

@@ -1,8 +1,8 @@
 """Names that come from elsewhere stay in their folder: of a store's objects, an archive, a manifest, a run's record.
 
 Whoever supplies a run, a bucket or a data set chooses such names. Each goes through :func:`inside` before anything is
-read, written or deleted under it, and what is read through :func:`latentprint.tasks.bounded.open_regular`, which no pipe keeps
-waiting.
+read, written or deleted under it, and what is read through
+:func:`latentprint.tasks.bounded.open_regular`, which no pipe keeps waiting.
 """
 
 from __future__ import annotations

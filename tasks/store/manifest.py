@@ -121,3 +121,18 @@ def shard_names(manifest: Path) -> list[str]:
     with spilling(manifest.parent) as connection:
         query = "SELECT DISTINCT shard FROM read_parquet($manifest) ORDER BY shard"
         return [str(shard) for (shard,) in connection.execute(query, {"manifest": str(manifest)}).fetchall()]
+
+
+def sampled_rows(manifest: Path, n_images: int) -> list[dict[str, Any]]:
+    """Manifest rows of some distinct images: of each split the first by a hash, so that more only add to fewer."""
+    query = """
+        SELECT sample_id, content_hash, split, shard, shard_index, label, copies
+        FROM read_parquet($manifest)
+        WHERE occurrence = 0
+        QUALIFY row_number() OVER (PARTITION BY split ORDER BY md5(content_hash), content_hash) <= $images
+        ORDER BY shard, shard_index
+    """
+    with spilling(manifest.parent) as connection:
+        parameters = {"manifest": str(manifest), "images": n_images}
+        rows: list[dict[str, Any]] = connection.sql(query, params=parameters).to_arrow_table().to_pylist()
+    return rows

@@ -11,18 +11,9 @@ from latentprint.tasks.diffusion.schedule import Schedule, timestep_of_paper
 from latentprint.tasks.parameters import SweepParameters
 from latentprint.tasks.score.job import ScoreJob, scored_rows
 from latentprint.tasks.store.files import digest
+from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.parts import is_valid_part, write_part
 from latentprint.tasks.store.schemas import SWEEP
-from latentprint.tasks.store.spill import spilling
-
-_SAMPLE = """
-    SELECT sample_id, content_hash, split, shard, shard_index, label, copies
-    FROM read_parquet($manifest)
-    WHERE occurrence = 0
-    QUALIFY row_number() OVER (PARTITION BY split ORDER BY md5(content_hash), content_hash) <= $images
-    ORDER BY shard, shard_index
-"""
-
 
 TIMESTEPS = (0, 5, 20, 50, 100, 200)
 """That are swept unless others are asked for, of 1,000."""
@@ -58,14 +49,6 @@ class SweepJob:
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it."""
         return {**self.score.origin(), "images": self.images}
-
-
-def sampled_rows(manifest: Path, n_images: int) -> list[dict[str, Any]]:
-    """Manifest rows of the study's images: of each split the first by a hash, so that more images only add to fewer."""
-    with spilling(manifest.parent) as connection:
-        parameters = {"manifest": str(manifest), "images": n_images}
-        rows: list[dict[str, Any]] = connection.sql(_SAMPLE, params=parameters).to_arrow_table().to_pylist()
-    return rows
 
 
 def sweep_setting(job: SweepJob, device: str) -> int:

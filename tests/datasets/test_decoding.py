@@ -245,7 +245,8 @@ def test_damage_gives_a_picture_or_a_reject_and_nothing_else(content: bytes, dat
 
 def in_a_new_process(program: str) -> subprocess.CompletedProcess[str]:
     """Runs with the warning filters and file descriptors that a command has, not pytest's."""
-    imports = "import resource\nfrom latentprint.tasks.datasets.decoding import Rejected, decode\nfrom tests.datasets import hostile\n"
+    imports = "import resource\nfrom latentprint.tasks.datasets.decoding import Rejected, decode\n"
+    imports += "from tests.datasets import hostile\n"
     command = [sys.executable, "-c", imports + textwrap.dedent(program)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 

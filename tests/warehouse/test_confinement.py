@@ -88,7 +88,8 @@ def test_without_landlock_a_mount_namespace_lets_nothing_be_written(tmp_path: Pa
 
 
 def attacked_or_skipped(folder: Path) -> tuple[set[str], set[str], str]:
-    probe = "import sys; from latentprint.tasks.warehouse.confinement import _unshare, NEW_MOUNTS; sys.exit(not _unshare(NEW_MOUNTS))"
+    probe = "import sys; from latentprint.tasks.warehouse.confinement import _unshare, NEW_MOUNTS\n"
+    probe += "sys.exit(not _unshare(NEW_MOUNTS))"
     if subprocess.run([sys.executable, "-c", probe], cwd=SQL.parent).returncode:
         pytest.skip("this container allows no mount namespace")
     return attacked(folder, landlock=False)
