@@ -59,13 +59,14 @@ class Sampler:
     """DDIM with the checkpoint of a run, in batches: latents to paths of images, of one class if the model has any."""
 
     def __init__(self, model: LoadedModel, n_steps: int, label: int | None = None) -> None:
-        self.model, self.n_steps, self.label, self.batch = model, n_steps, label, auto_batch_size(model)
+        self.model, self.n_steps, self.label = model.of_class(label), n_steps, label
+        self.batch = auto_batch_size(model)
         self.progress = Progress("generating", 0, "samples")
 
     def __call__(self, latents: Tensor) -> Tensor:
         paths = []
         for z in latents.split(self.batch):
-            with torch.inference_mode(), self.model.given(self.label):
+            with torch.inference_mode():
                 paths.append(self._path(z.to(self.model.device)).cpu())
             self.progress.advance(len(z))
         return torch.cat(paths)
@@ -84,7 +85,7 @@ class Sampler:
     def from_own_latent(self, image: Tensor) -> Tensor:
         """The path (1, S, C, H, W) from the latent to which DDIM inversion takes the image (C, H, W)."""
         model = self.model
-        with torch.inference_mode(), model.given(self.label):
+        with torch.inference_mode():
             x, timesteps = (
                 model.encode(image[None].to(model.device)),
                 spaced_timesteps(model.schedule, self.n_steps - 1),

@@ -278,14 +278,14 @@ def guided_pixels(
         CheckpointError: a sample is not finite.
     """
     latents = gaussian([generator_for(parameters.seed, f"side sample {i}") for i in names], model.state_shape)
-    guided = Guided(model.denoiser, classifier.log_posterior, model.schedule, labels.to(model.device), scale)
     classes = None if model.n_classes is None else torch.tensor(names, device=model.device) % model.n_classes
-    before = model.denoiser.n_evaluations
-    with torch.no_grad(), model.given(classes):
+    model = model.of_class(classes)
+    guided = Guided(model.denoiser, classifier.log_posterior, model.schedule, labels.to(model.device), scale)
+    with torch.no_grad():
         eps = model.denoiser if scale == PLAIN else guided
         clip = model.autoencoder is None
         x = model.decode(sample_ddim(eps, latents.to(model.device), model.schedule, parameters.steps, clip=clip))
     if not bool(torch.isfinite(x).all()):
         raise CheckpointError(f"samples {names[0]} ... {names[-1]} at scale {scale:g} are not finite: lower --scales")
-    n_evaluations = model.denoiser.n_evaluations - before
-    return np.asarray(to_pixels(x).cpu().numpy()), (n_evaluations // len(names), guided.n_evaluations // len(names))
+    n_evaluations = model.denoiser.n_evaluations, guided.n_evaluations
+    return np.asarray(to_pixels(x).cpu().numpy()), (n_evaluations[0] // len(names), n_evaluations[1] // len(names))

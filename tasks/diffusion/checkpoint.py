@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,13 @@ class _Network:
     """``network(x, t)`` with what else it is conditioned on."""
 
     module: Any
-    label: int | Tensor | None = None
-    """Class of every image, or of each (B,), for a class-conditional network."""
     condition: Tensor | None = None
     """Encoder states (tokens, features), for a network with cross attention."""
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         given: dict[str, Tensor] = {}
-        if self.label is not None:
-            given["class_labels"] = torch.as_tensor(self.label, device=x.device).expand(len(x))
+        if labels is not None:
+            given["class_labels"] = labels
         if self.condition is not None:
             given["encoder_hidden_states"] = self.condition.to(x).expand(len(x), -1, -1)
         output: Tensor = self.module(x, t, **given).sample
@@ -93,7 +91,6 @@ class LoadedModel:
     """Of a class-conditional network: labels 0 ... n_classes - 1."""
     device: torch.device
     autoencoder: Any = None
-    network: _Network = field(repr=False, kw_only=True)
 
     def grid(self, name: Grid) -> Schedule:
         """The schedule to step along."""
@@ -121,14 +118,9 @@ class LoadedModel:
         config = self.autoencoder.config
         return config.get("shift_factor") or 0.0, config.scaling_factor
 
-    @contextmanager
-    def given(self, label: int | Tensor | None) -> Iterator[None]:
-        """Within, every image is of the class ``label``, or each of its own, (B,)."""
-        before, self.network.label = self.network.label, label
-        try:
-            yield
-        finally:
-            self.network.label = before
+    def of_class(self, label: int | Tensor | None) -> LoadedModel:
+        """The same model for images of one class, or each of its own (B,); None for a model that knows no classes."""
+        return replace(self, denoiser=self.denoiser.of_class(label))
 
 
 def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
@@ -211,7 +203,6 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         classes,
         torch.device(device),
         autoencoder,
-        network=network,
     )
 
 

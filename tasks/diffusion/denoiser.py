@@ -6,8 +6,9 @@ knows which it was. It also counts network evaluations, so costs are measured ra
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class Denoiser:
     The state may be float64 (:func:`wide`): it is cast to the network's dtype on the way in and back on the way out.
 
     Args:
-        network: ``network(x, t)`` with x (B, C, H, W) and t (B,), returning (B, C, H, W).
+        network: ``network(x, t)`` with x (B, C, H, W) and t (B,), returning (B, C, H, W); a class-conditional one also
+            takes labels (B,).
         schedule: the schedule it was trained with.
         prediction_type: as in the scheduler's config.
         dtype: the network's own dtype.
@@ -50,7 +52,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Callable[..., Tensor],
         schedule: TrainedSchedule,
         prediction_type: PredictionType = "epsilon",
         dtype: torch.dtype = torch.float32,
@@ -61,9 +63,19 @@ class Denoiser:
         self.prediction_type = prediction_type
         self.dtype = dtype
         self.memory_format = memory_format
+        self.label: int | Tensor | None = None
         self.n_evaluations = 0
         """Network evaluations so far: one an image, and one a tangent pushed forward with it. What is computed again
         because memory is short (:func:`latentprint.tasks.diffusion.tangents.exact_tangents`) counts once."""
+
+    def of_class(self, label: int | Tensor | None) -> Self:
+        """eps(x, conditioning | label): the same network for images of one class, or each of its own (B,).
+
+        It counts its evaluations from zero.
+        """
+        given = copy.copy(self)
+        given.label, given.n_evaluations = label, 0
+        return given
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]
@@ -72,7 +84,8 @@ class Denoiser:
         times = torch.full(
             (x.shape[0],), conditioning, dtype=torch.promote_types(self.dtype, torch.float32), device=x.device
         )
-        output = self.network(inputs, times).to(x.dtype)
+        labels = () if self.label is None else (torch.as_tensor(self.label, device=x.device).expand(len(x)),)
+        output = self.network(inputs, times, *labels).to(x.dtype)
         if self.prediction_type == "epsilon":
             return output
         alpha, sigma = self.schedule.scales(conditioning)

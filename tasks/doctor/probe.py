@@ -51,6 +51,7 @@ def probe_network(patient: Patient, folder: Path, devices: list[str]) -> list[Ch
 def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
     model = load_denoiser(str(folder), devices[0])
     max_batch = patient.compute.batch_size or auto_batch_size(model)
+    model = model.of_class(0 if model.n_classes else None)
     a_batch = max(1, max_batch // (patient.scoring.axes + 1))
     pixels = np.stack([np.atleast_3d(picture.pixels).transpose(2, 0, 1) for picture in patient.pictures])
     names = [picture.content_hash for picture in patient.pictures]
@@ -60,8 +61,7 @@ def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check
     def timed(scoring: ScoreParameters, n: int) -> _Cost:
         chosen = np.arange(n) % len(names)
         begin = time.perf_counter()
-        with model.given(0 if model.n_classes else None):
-            columns = measure(model, pixels[chosen], [names[i] for i in chosen], scoring, max_batch)
+        columns = measure(model, pixels[chosen], [names[i] for i in chosen], scoring, max_batch)
         seconds = time.perf_counter() - begin
         nonfinite.update(zip((names[i] for i in chosen), (status != "ok" for status in columns["status"]), strict=True))
         return _Cost(seconds / n, columns["n_evaluations"][0], n)

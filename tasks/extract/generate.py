@@ -132,8 +132,8 @@ def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractP
     generators = [generator_for(parameters.seed, f"sample {name}") for name in names]
     latents = gaussian(generators, model.state_shape).to(model.device)
     labels = None if model.n_classes is None else torch.tensor(names, device=model.device) % model.n_classes
-    clip = model.autoencoder is None
-    with torch.inference_mode(), model.given(labels):
+    model, clip = model.of_class(labels), model.autoencoder is None
+    with torch.inference_mode():
         if parameters.sampler == "ddim":
             x = sample_ddim(model.denoiser, latents, model.schedule, parameters.steps, clip=clip)
         else:

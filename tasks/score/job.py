@@ -156,9 +156,8 @@ def measured_batches(
     model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
     max_batch = job.batch_size or auto_batch_size(model)
     for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
-        with model.given(class_of(batch[0], model)):
-            found = measured(model, pixels, [row["content_hash"] for row in batch], max_batch)
-        yield batch, found
+        of_class = model.of_class(class_of(batch[0], model))
+        yield batch, measured(of_class, pixels, [row["content_hash"] for row in batch], max_batch)
 
 
 def _scored_by_other_folds(job: ScoreJob, rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -202,8 +201,9 @@ def auto_batch_size(model: LoadedModel) -> int:
 
 def probe(model: LoadedModel) -> None:
     """One network call of ``PROBE_BATCH`` images, of the first class if the model knows classes."""
-    with torch.inference_mode(), model.given(0 if model.n_classes else None):
-        model.denoiser(torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device), 0.0)
+    denoiser = model.denoiser.of_class(0 if model.n_classes else None)
+    with torch.inference_mode():
+        denoiser(torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device), 0.0)
 
 
 _IDENTITY = ("sample_id", "content_hash", "split", "shard")

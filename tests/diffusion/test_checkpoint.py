@@ -100,7 +100,7 @@ def test_flow_matching_is_read_as_velocity(tmp_path: Path) -> None:
     x, t = draw(1, 2, 1, 8, 8), 400
     conditioning = model.schedule.conditioning(t)
     with torch.inference_mode():
-        velocity = model.network(x, torch.full((2,), conditioning))
+        velocity = model.denoiser.network(x, torch.full((2,), conditioning))
         eps = model.denoiser(x, conditioning)
     sigma = model.schedule.sigma(t)
     assert sigma == pytest.approx(3 * 0.401 / (1 + 2 * 0.401), rel=1e-6)  # diffusers' shift of the sigmas
@@ -139,9 +139,8 @@ def test_the_label_reaches_a_class_conditional_network(tmp_path: Path) -> None:
     eps = []
     with torch.inference_mode():
         for label in (0, 2):
-            with model.given(label):
-                eps.append(model.denoiser(x, 20.0))
-        expected = model.network.module(x, torch.tensor(20.0), class_labels=torch.tensor([2, 2])).sample
+            eps.append(model.of_class(label).denoiser(x, 20.0))
+        expected = model.denoiser.network.module(x, torch.tensor(20.0), class_labels=torch.tensor([2, 2])).sample
     torch.testing.assert_close(eps[1], expected)
     assert float((eps[0] - eps[1]).abs().max()) > 1e-3
 
@@ -165,7 +164,7 @@ def test_a_conditional_network_takes_the_given_condition_and_is_refused_without_
         model = load_denoiser(str(folder), "cpu", torch.float64)
         eps.append(model.denoiser(x, 20.0))
         states = condition.double().expand(2, -1, -1)
-        expected = model.network.module(x, torch.tensor(20.0), encoder_hidden_states=states).sample
+        expected = model.denoiser.network.module(x, torch.tensor(20.0), encoder_hidden_states=states).sample
         torch.testing.assert_close(eps[-1], expected)
         hashes.add(checkpoint_sha256(folder))
     assert float((eps[0] - eps[1]).abs().max()) > 1e-3

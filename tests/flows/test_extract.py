@@ -148,7 +148,7 @@ def test_a_schedule_that_ends_without_signal_is_sampled_and_reversed(
     options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"} if kind is DDIMScheduler else {}
     kind(**options).save_pretrained(folder / "scheduler")
     model = load_denoiser(str(folder), "cpu")
-    model.network.module = lambda x, t: SimpleNamespace(
+    model.denoiser.network.module = lambda x, t: SimpleNamespace(
         sample=network_of_a_gaussian(model.schedule, model.denoiser.prediction_type)(x, t)
     )
     pixels = sample_pixels(model, range(16), ExtractParameters(steps=50, sampler=sampler))

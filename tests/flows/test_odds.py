@@ -129,9 +129,8 @@ def test_odds_of_a_class_are_not_those_of_all_classes() -> None:
     def network(x: Tensor, t: Tensor, class_labels: Tensor) -> SimpleNamespace:
         return SimpleNamespace(sample=of_class[int(class_labels[0])](x, float(t[0])))
 
-    conditional = _Network(network)
-    denoiser = Denoiser(conditional, schedule, dtype=torch.float64)
-    model = LoadedModel(denoiser, schedule, (1, 2, 2), 2, torch.device("cpu"), network=conditional)
+    denoiser = Denoiser(_Network(network), schedule, dtype=torch.float64)
+    model = LoadedModel(denoiser, schedule, (1, 2, 2), 2, torch.device("cpu"))
     level = along_path(ratio_margin(images[0], images[1:]))
 
     def probability(label: int) -> float:

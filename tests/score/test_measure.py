@@ -135,7 +135,7 @@ def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_rows(
 ) -> None:
     parameters = ScoreParameters(timestep=20, axes=2, reversibility=3, density=2, baselines=BASELINE_NAMES)
     whole = measure(model, pixels, HASHES, parameters, 64, at_100)
-    network, sizes = model.network.module, set()
+    network, sizes = model.denoiser.network.module, set()
 
     def small(x: torch.Tensor, t: torch.Tensor) -> object:
         if len(x) > most:
@@ -143,7 +143,7 @@ def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_rows(
         sizes.add(len(x))
         return network(x, t)
 
-    monkeypatch.setattr(model.network, "module", small)
+    monkeypatch.setattr(model.denoiser.network, "module", small)
     halved = measure(model, pixels, HASHES, parameters, 64, at_100)
     assert max(sizes) == min(most, 3)  # an image with its two neighbours
     assert halved.keys() == whole.keys()
@@ -157,12 +157,21 @@ def test_what_does_not_fit_into_memory_is_halved_and_gives_the_same_rows(
         measure(model, pixels, HASHES, parameters, 64)
 
 
-def test_the_probe_for_memory_gives_a_class_conditional_network_a_class(tmp_path: Path) -> None:
+def test_the_probe_for_memory_gives_a_class_conditional_network_a_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save(tmp_path, unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
     model = load_denoiser(str(folder), "cpu")
+    network, classes = model.denoiser.network.module, []
+
+    def noted(x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> object:
+        classes.append(class_labels.tolist())
+        return network(x, t, class_labels)
+
+    monkeypatch.setattr(model.denoiser.network, "module", noted)
     probe(model)
-    assert model.denoiser.n_evaluations == PROBE_BATCH
-    assert model.network.label is None
+    assert classes == [[0] * PROBE_BATCH]
+    assert model.denoiser.label is None
 
 
 def test_dime_on_the_continuous_grid_conditions_its_probes_as_its_base_pass(
