@@ -5,7 +5,6 @@ manifest -> groups of shards -> a device's worker process each, or Ray's -> cali
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from latentprint.tasks.doctor.checks import check_manifest, check_parameters
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
 from latentprint.tasks.score.again import n_scored_again, validity_jobs
 from latentprint.tasks.score.calibrate import adopt_calibration, calibrated, plan_calibration
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import (
     ShardsFailed,
     calibration_of,
@@ -58,31 +57,32 @@ def score(
     directory, folder = RunDirectory(run), resolve(model)
     check_parameters(folder, parameters)
     checksum = checkpoint_sha256(folder)
-    scoring = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
+    claimed = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
     with directory.lock():
-        directory.claim("scoring", scoring)
+        directory.claim("scoring", claimed)
         check_manifest(directory.manifest, folder)
         record = directory.read_record()
-        run_id = digest({"manifest": record["manifest_digest"], **scoring})
+        run_id = digest({"manifest": record["manifest_digest"], **claimed})
         directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
         require_known(directory, "scores/", "validity/")
         discard_damaged_parts(directory, directory.scores, directory.validity)
         directory.reusable.unlink(missing_ok=True)
         other = RunDirectory(reuse) if reuse else None
         shards, written = shard_names(directory.manifest), read_checksums(directory)
-        job = ScoreJob(run, shards[0], folder, checksum, parameters, compute.batch_size)
+        scoring = Scoring(run, folder, checksum, parameters, compute.batch_size)
         if other:
-            adopt_calibration(job, other)
-        planned = plan_calibration(job)
+            adopt_calibration(scoring, other)
+        planned = plan_calibration(scoring)
         progress = Progress("calibrating", sum(planned.values()), "images")
         with workers_for(compute, progress) as (runner, n_workers):
-            job = calibrated(job, calibration_of(_of_shards(job, planned, written), job, runner, n_workers))
-            directory.update_record(scored_with=job.made_from())
+            calibration = calibration_of(_jobs(scoring, planned, written), scoring, runner, n_workers)
+            scoring = calibrated(scoring, calibration)
+            directory.update_record(scored_with=scoring.made_from())
             if other:
-                take_over_scores(job, other, scoring)
+                take_over_scores(scoring, other, claimed)
             progress.stage("scoring", sum(split["distinct"] for split in record["images"].values()), "images")
-            failed = score_all(_of_shards(job, shards, written), runner, n_workers)
-            if not failed and (again := validity_jobs(job, validity)):
+            failed = score_all(_jobs(scoring, shards, written), runner, n_workers)
+            if not failed and (again := validity_jobs(scoring, validity)):
                 progress.stage("scoring again", n_scored_again(again), "scores")
                 done_alone(score_again, {"jobs": again}, runner)
         scored_on = record.get("scored_on") or datetime.now(UTC).date().isoformat()
@@ -95,6 +95,6 @@ def score(
         return run_id
 
 
-def _of_shards(job: ScoreJob, shards: Iterable[str], checksums: Mapping[str, str]) -> list[ScoreJob]:
-    """A job a shard, which knows the shard's checksum where there is one."""
-    return [replace(job, shard=name, shard_sha256=checksums.get(f"shards/{name}")) for name in shards]
+def _jobs(scoring: Scoring, shards: Iterable[str], checksums: Mapping[str, str]) -> list[ShardJob]:
+    """One per shard, which knows the shard's checksum where there is one."""
+    return [ShardJob(scoring, name, checksums.get(f"shards/{name}")) for name in shards]

@@ -3,7 +3,6 @@
 settings -> a device's worker process each -> sweep/part-*.parquet -> sql/marts/sweep_summary -> sweep.html
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from latentprint.tasks.diffusion.checkpoint import load_schedule
 from latentprint.tasks.doctor.checks import check_parameters
 from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import ComputeParameters, SweepParameters
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import grouped
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.manifest import sampled_rows
@@ -44,8 +43,8 @@ def sweep(
     settings = with_timesteps(parameters, load_schedule(model)[0]).settings()
     for setting in settings:
         check_parameters(model, setting)
-    score = ScoreJob(run, "", model, checksum, settings[0], compute.batch_size)
-    jobs = [SweepJob(replace(score, parameters=setting), parameters.images) for setting in settings]
+    scorings = [Scoring(run, model, checksum, setting, compute.batch_size) for setting in settings]
+    jobs = [SweepJob(scoring, parameters.images) for scoring in scorings]
     devices = devices_for(compute)
     progress = Progress("sweeping", len(jobs) * len(sampled_rows(directory.manifest, parameters.images)), "scores")
     with directory.lock(), device_workers(devices, threads_for(compute, devices), progress):

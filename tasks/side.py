@@ -281,11 +281,12 @@ def guided_pixels(
     classes = None if model.n_classes is None else torch.tensor(names, device=model.device) % model.n_classes
     model = model.of_class(classes)
     guided = Guided(model.denoiser, classifier.log_posterior, model.schedule, labels.to(model.device), scale)
+    before = model.denoiser.n_evaluations
     with torch.no_grad():
         eps = model.denoiser if scale == PLAIN else guided
         clip = model.autoencoder is None
         x = model.decode(sample_ddim(eps, latents.to(model.device), model.schedule, parameters.steps, clip=clip))
     if not bool(torch.isfinite(x).all()):
         raise CheckpointError(f"samples {names[0]} ... {names[-1]} at scale {scale:g} are not finite: lower --scales")
-    n_evaluations = model.denoiser.n_evaluations, guided.n_evaluations
-    return np.asarray(to_pixels(x).cpu().numpy()), (n_evaluations[0] // len(names), n_evaluations[1] // len(names))
+    n_evaluations = model.denoiser.n_evaluations - before
+    return np.asarray(to_pixels(x).cpu().numpy()), (n_evaluations // len(names), guided.n_evaluations // len(names))

@@ -7,6 +7,7 @@ knows which it was. It also counts network evaluations, so costs are measured ra
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -64,18 +65,26 @@ class Denoiser:
         self.dtype = dtype
         self.memory_format = memory_format
         self.label: int | Tensor | None = None
-        self.n_evaluations = 0
-        """Network evaluations so far: one an image, and one a tangent pushed forward with it. What is computed again
-        because memory is short (:func:`latentprint.tasks.diffusion.tangents.exact_tangents`) counts once."""
+        self._evaluated = Counter[str]()
 
     def of_class(self, label: int | Tensor | None) -> Self:
         """eps(x, conditioning | label): the same network for images of one class, or each of its own (B,).
 
-        It counts its evaluations from zero.
+        Both count their evaluations together.
         """
         given = copy.copy(self)
-        given.label, given.n_evaluations = label, 0
+        given.label = label
         return given
+
+    @property
+    def n_evaluations(self) -> int:
+        """Network evaluations so far: one an image, and one a tangent pushed forward with it. What is computed again
+        because memory is short (:func:`latentprint.tasks.diffusion.tangents.exact_tangents`) counts once."""
+        return self._evaluated["network"]
+
+    @n_evaluations.setter
+    def n_evaluations(self, n: int) -> None:
+        self._evaluated["network"] = n
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]

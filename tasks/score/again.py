@@ -11,7 +11,7 @@ Runs in a device's child, once the images have their scores; the part of a setti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from latentprint.tasks.compute.workers import count_done
 from latentprint.tasks.diffusion.checkpoint import state_shape
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.parameters import ScoreParameters, ValidityParameters
-from latentprint.tasks.score.job import ScoreJob, scored_rows
+from latentprint.tasks.score.job import Scoring, scored_rows
 from latentprint.tasks.score.measure import Columns
 from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.parts import is_valid_part, write_part
@@ -34,8 +34,8 @@ STEP_SHARE, FEWEST = 4, 4
 class ValidityJob:
     """One setting; plain values, so that it travels to any process."""
 
-    score: ScoreJob
-    """With the setting's parameters; its shard is not looked at."""
+    scoring: Scoring
+    """With the setting's parameters."""
     setting: str
     images: int
     """Distinct images of each split."""
@@ -47,24 +47,24 @@ class ValidityJob:
 
     @property
     def part(self) -> Path:
-        return self.score.directory.validity / f"part-{self.setting}.parquet"
+        return self.scoring.directory.validity / f"part-{self.setting}.parquet"
 
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it."""
-        return {**self.score.origin(), "images": self.images}
+        return {**self.scoring.origin(), "images": self.images}
 
 
-def validity_jobs(job: ScoreJob, validity: ValidityParameters) -> list[ValidityJob]:
+def validity_jobs(scoring: Scoring, validity: ValidityParameters) -> list[ValidityJob]:
     """What there is to score again; with 0 images nothing.
 
     Args:
-        job: of any shard, with a timestep that is a number.
+        scoring: with a timestep that is a number.
     """
-    dimension = math.prod(state_shape(job.model))
-    wanted = settings(job.parameters, dimension) if validity.images else {}
+    dimension = math.prod(state_shape(scoring.model))
+    wanted = settings(scoring.parameters, dimension) if validity.images else {}
     fewer = min(validity.images, max(FEWEST, validity.images // STEP_SHARE))
     n_images = {name: validity.images if name == "other_seed" else fewer for name in wanted}
-    return [ValidityJob(_with(job, changed), name, n_images[name]) for name, changed in wanted.items()]
+    return [ValidityJob(_with(scoring, changed), name, n_images[name]) for name, changed in wanted.items()]
 
 
 def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParameters]:
@@ -87,7 +87,7 @@ def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParamete
 
 def n_scored_again(jobs: list[ValidityJob]) -> int:
     """Scores that the settings take."""
-    return sum(len(sampled_rows(job.score.directory.manifest, job.images)) for job in jobs)
+    return sum(len(sampled_rows(job.scoring.directory.manifest, job.images)) for job in jobs)
 
 
 def score_setting(job: ValidityJob, device: str) -> int:
@@ -96,12 +96,12 @@ def score_setting(job: ValidityJob, device: str) -> int:
     A network that the setting does not run on, by its operations or its memory, is no reason to fail a run whose
     scores are there: the part then says why there are no values.
     """
-    rows = sampled_rows(job.score.directory.manifest, job.images)
+    rows = sampled_rows(job.scoring.directory.manifest, job.images)
     if is_valid_part(job.part, job.provenance(), len(rows)):
         count_done(len(rows))
         return 0
     try:
-        columns = scored_rows(job.score, rows, device)
+        columns = scored_rows(job.scoring, rows, device)
         found = {name: columns[name] for name in ("log_growth", "n_evaluations", "status")}
     except RuntimeError as error:  # torch: an operation without forward mode, out of memory
         reason = f"not computed: {str(error).partition(chr(10))[0]}"
@@ -112,7 +112,7 @@ def score_setting(job: ValidityJob, device: str) -> int:
 
 
 def _constants(job: ValidityJob, rows: list[dict[str, Any]]) -> Columns:
-    parameters = job.score.parameters
+    parameters = job.scoring.parameters
     constant = {
         "setting": job.setting,
         "n_axes": parameters.axes,
@@ -127,9 +127,9 @@ def _constants(job: ValidityJob, rows: list[dict[str, Any]]) -> Columns:
     return identity | {name: [value] * len(rows) for name, value in constant.items()}
 
 
-def _with(job: ScoreJob, parameters: ScoreParameters) -> ScoreJob:
-    """The job with other parameters, without what was calibrated: growth alone is scored."""
-    return ScoreJob(job.run, "", job.model, job.checkpoint_sha256, parameters, job.batch_size)
+def _with(scoring: Scoring, parameters: ScoreParameters) -> Scoring:
+    """Other parameters, without what was calibrated: growth alone is scored."""
+    return replace(scoring, parameters=parameters, calibration=None)
 
 
 def _other_delta(scored: ScoreParameters, dimension: int) -> float:

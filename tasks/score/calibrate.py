@@ -30,7 +30,7 @@ from latentprint.tasks.evidence.calibration import COLUMNS, Calibration, TooFewI
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.features import calibration_images
 from latentprint.tasks.score.folds import calibration_rows, is_enough
-from latentprint.tasks.score.job import ScoreJob, extend, in_order, measured_batches
+from latentprint.tasks.score.job import Scoring, ShardJob, extend, in_order, measured_batches
 from latentprint.tasks.score.measure import Columns, measure
 from latentprint.tasks.store.checksums import damaged_files
 from latentprint.tasks.store.containment import inside
@@ -51,39 +51,41 @@ CALIBRATION_PART = re.compile(r"plan\.parquet|part-.*\.parquet")
 _PLANNED = ("sample_id", "content_hash", "split", "fold", "near_duplicate_group", "copies")
 
 
-def plan_calibration(job: ScoreJob) -> dict[str, int]:
+def plan_calibration(scoring: Scoring) -> dict[str, int]:
     """Choose the images and deal the folds, for the workers to find.
 
     Args:
-        job: of any shard, as asked for: its timestep may be ``auto``.
+        scoring: as asked for: its timestep may be ``auto``.
 
     Returns:
         Shard -> calibration images in it. Empty where the run is calibrated already, or has too few images of either
         split: then nothing is calibrated.
     """
-    rows = [] if known_calibration(job) else calibration_rows(job.directory.manifest)
+    rows = [] if known_calibration(scoring) else calibration_rows(scoring.directory.manifest)
     if not is_enough(rows):
         return {}
     kinds = {"shard_index": pa.int32(), "fold": pa.int32(), "copies": pa.int32(), "near_duplicate_group": pa.int64()}
     names = ("shard", "shard_index", "label", *_PLANNED)
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
-    with atomic_path(job.directory.calibration_plan) as temporary:
+    with atomic_path(scoring.directory.calibration_plan) as temporary:
         pq.write_table(pa.table({name: [row[name] for row in rows] for name in names}, schema=schema), temporary)
     return dict(Counter(str(row["shard"]) for row in rows))
 
 
-def calibrate_shard(job: ScoreJob, device: str) -> int:
+def calibrate_shard(job: ShardJob, device: str) -> int:
     """Write the shard's part of the calibration unless a valid one is there; returns the number of images read now.
 
     Raises:
         SourceError: the shard holds other images than the manifest says.
         CheckpointError: the checkpoint changed under the run.
     """
-    rows = _planned_rows(job.directory, job.shard)
-    timesteps, controls = candidates(_schedule(job), job.parameters), control_timesteps(load_schedule(job.model)[0])
+    scoring = job.scoring
+    rows = _planned_rows(scoring.directory, job.shard)
+    timesteps = candidates(_schedule(scoring), scoring.parameters)
+    controls = control_timesteps(load_schedule(scoring.model)[0])
     measured_from = {"timesteps": timesteps, "controls": controls}
-    provenance = {**job.origin(), **measured_from, "shard_sha256": job.verified_sha256()}
-    part = job.directory.calibration_part(job.shard)
+    provenance = {**scoring.origin(), **measured_from, "shard_sha256": job.verified_sha256()}
+    part = scoring.directory.calibration_part(job.shard)
     if is_valid_part(part, provenance, len(rows) * len({*timesteps, *controls})):
         count_done(len(rows))
         return 0
@@ -91,7 +93,7 @@ def calibrate_shard(job: ScoreJob, device: str) -> int:
     def measure_all(
         model: LoadedModel, pixels: NDArray[np.uint8], hashes: Sequence[str], max_batch: int
     ) -> dict[int, Columns]:
-        bare = job.parameters.bare()
+        bare = scoring.parameters.bare()
         found = {t: measure(model, pixels, hashes, bare.at(t), max_batch) for t in timesteps}
         by_timestep: dict[int, Columns] = {t: {name: found[t][name] for name in COLUMNS} for t in timesteps}
         for t in controls:
@@ -100,7 +102,7 @@ def calibrate_shard(job: ScoreJob, device: str) -> int:
         return by_timestep
 
     columns: Columns = {}
-    for batch, by_timestep in measured_batches(job, rows, device, measure_all):
+    for batch, by_timestep in measured_batches(scoring, job.shard, rows, device, measure_all):
         for t, scores in sorted(by_timestep.items()):
             planned = {name: [row[name] for row in batch] for name in (*_PLANNED, "shard_index")}
             extend(columns, {**planned, "timestep": [t] * len(batch), "loss": [None] * len(batch), **scores})
@@ -131,7 +133,7 @@ def training_loss(
     return [value if np.isfinite(value) else None for value in losses.tolist()]
 
 
-def fit_calibration(job: ScoreJob, shards: Sequence[str]) -> Calibration | None:
+def fit_calibration(scoring: Scoring, shards: Sequence[str]) -> Calibration | None:
     """Choose and fit, fold by fold, on what the workers measured, and publish it; the parts are then deleted.
 
     Args:
@@ -140,54 +142,55 @@ def fit_calibration(job: ScoreJob, shards: Sequence[str]) -> Calibration | None:
     Returns:
         None where nothing was, or a fit would have too few images with finite scores.
     """
-    directory, calibration = job.directory, None
+    directory, calibration = scoring.directory, None
     table = pa.concat_tables(
         [CALIBRATION.empty_table(), *(pq.read_table(directory.calibration_part(name)) for name in shards)]
     ).sort_by([(name, "ascending") for name in ("split", "content_hash", "timestep")])
     if shards:
         images = calibration_images(table)
         with suppress(TooFewImages):
-            second = job.parameters.second_timestep == "auto"
+            second = scoring.parameters.second_timestep == "auto"
             calibration = crossfit(images.by_timestep, images.is_train, images.folds, second=second).calibration
     with atomic_path(directory.calibration_images) as temporary:
         rows = table if calibration else table.slice(0, 0)
         pq.write_table(rows.cast(CALIBRATION), temporary, compression="zstd")
-    _publish(job, calibration.model_dump(mode="json") if calibration else None)
+    _publish(scoring, calibration.model_dump(mode="json") if calibration else None)
     discard(directory.calibration_parts, CALIBRATION_PART)
     return calibration
 
 
-def known_calibration(job: ScoreJob) -> dict[str, Any] | None:
-    """``calibration.json`` where it is of this job, and the images' scores beside it are whole; else None."""
-    directory = job.directory
+def known_calibration(scoring: Scoring) -> dict[str, Any] | None:
+    """``calibration.json`` where it is of this scoring, and the images' scores beside it are whole; else None."""
+    directory = scoring.directory
     if not directory.calibration.exists() or not directory.calibration_images.exists():
         return None
     if directory.calibration_images.name in damaged_files(directory, directory.calibration_images.name):
         return None
     known = read_json(directory.calibration)
-    return known if known.get("provenance") == job.origin() else None
+    return known if known.get("provenance") == scoring.origin() else None
 
 
-def adopt_calibration(job: ScoreJob, other: RunDirectory) -> None:
+def adopt_calibration(scoring: Scoring, other: RunDirectory) -> None:
     """Take over what another run was calibrated to, so that its scores hold here too.
 
     Raises:
         RunError: the other run was scored with another checkpoint or other parameters.
     """
-    require_same_scoring(other, job.directory.read_record()["scoring"])
+    require_same_scoring(other, scoring.directory.read_record()["scoring"])
     if other.calibration.exists() and other.calibration_images.exists():
-        with atomic_path(job.directory.calibration_images) as temporary:
+        with atomic_path(scoring.directory.calibration_images) as temporary:
             shutil.copyfile(inside(other.path, other.calibration_images.name), temporary)
-        _publish(job, read_json(other.calibration)["calibration"])
+        _publish(scoring, read_json(other.calibration)["calibration"])
 
 
-def calibrated(job: ScoreJob, calibration: Calibration | None) -> ScoreJob:
-    """The job with a timestep that is a number: as asked for, as calibrated, or the default."""
+def calibrated(scoring: Scoring, calibration: Calibration | None) -> Scoring:
+    """The same with a timestep that is a number: as asked for, as calibrated, or the default."""
+    parameters = scoring.parameters
     if calibration is not None:
-        return replace(job, parameters=job.parameters.at(calibration.timestep), calibration=calibration)
-    if job.parameters.timestep != "auto":
-        return job
-    return replace(job, parameters=job.parameters.at(_timestep(DEFAULT_TIMESTEP, _schedule(job), job.parameters)))
+        return replace(scoring, parameters=parameters.at(calibration.timestep), calibration=calibration)
+    if parameters.timestep != "auto":
+        return scoring
+    return replace(scoring, parameters=parameters.at(_timestep(DEFAULT_TIMESTEP, _schedule(scoring), parameters)))
 
 
 def candidates(schedule: Schedule, parameters: ScoreParameters) -> list[int]:
@@ -208,8 +211,8 @@ def _timestep(share: float, schedule: Schedule, parameters: ScoreParameters) -> 
     return min(round(share * schedule.n_timesteps), max(last, 0))
 
 
-def _schedule(job: ScoreJob) -> Schedule:
-    return grid_of(load_schedule(job.model)[0], job.parameters.grid)
+def _schedule(scoring: Scoring) -> Schedule:
+    return grid_of(load_schedule(scoring.model)[0], scoring.parameters.grid)
 
 
 def _planned_rows(directory: RunDirectory, shard: str) -> list[dict[str, Any]]:
@@ -218,5 +221,5 @@ def _planned_rows(directory: RunDirectory, shard: str) -> list[dict[str, Any]]:
     return list(table.to_pylist())
 
 
-def _publish(job: ScoreJob, calibration: dict[str, Any] | None) -> None:
-    write_json(job.directory.calibration, {"calibration": calibration, "provenance": job.origin()})
+def _publish(scoring: Scoring, calibration: dict[str, Any] | None) -> None:
+    write_json(scoring.directory.calibration, {"calibration": calibration, "provenance": scoring.origin()})

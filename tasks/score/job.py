@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -41,18 +41,16 @@ PROBE_BATCH = 8
 
 
 @dataclass(frozen=True)
-class ScoreJob:
-    """One shard to score; plain values, so that it travels to any process."""
+class Scoring:
+    """What the images of a run are scored with; plain values, so that it travels to any process."""
 
     run: Path
-    shard: str
     model: Path
     checkpoint_sha256: str
     parameters: ScoreParameters
     batch_size: int
+    """Most images in one network call; 0: what the device holds."""
     calibration: Calibration | None = None
-    shard_sha256: str | None = None
-    """Of the shard when it was written, where that is known."""
 
     @property
     def directory(self) -> RunDirectory:
@@ -74,13 +72,23 @@ class ScoreJob:
             "calibration": self.calibration and self.calibration.model_dump(mode="json"),
         }
 
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard, and what to score it with."""
+
+    scoring: Scoring
+    shard: str
+    shard_sha256: str | None = None
+    """When it was written, where that is known."""
+
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it.
 
         Raises:
             SourceError: the shard is no longer what was written.
         """
-        return {**self.made_from(), "shard_sha256": self.verified_sha256()}
+        return {**self.scoring.made_from(), "shard_sha256": self.verified_sha256()}
 
     def verified_sha256(self) -> str:
         """Of the shard.
@@ -88,87 +96,93 @@ class ScoreJob:
         Raises:
             SourceError: it is no longer what was written.
         """
-        found = sha256(self.directory.shard(self.shard))
+        found = sha256(self.scoring.directory.shard(self.shard))
         if self.shard_sha256 not in (None, found):
             raise SourceError(f"{self.shard}: its bytes are not those that were written; delete it and run again")
         return found
 
 
-def score_shard(job: ScoreJob, device: str) -> int:
+def score_shard(job: ShardJob, device: str) -> int:
     """Write the shard's part unless a valid one is there; returns the number of images scored now.
 
     Raises:
         SourceError: the shard holds other images than the manifest says.
         CheckpointError: the checkpoint changed under the run.
     """
-    rows = distinct_rows(job.directory.manifest, job.shard)
-    part, provenance = job.directory.part(job.shard), job.provenance()
+    directory = job.scoring.directory
+    rows = distinct_rows(directory.manifest, job.shard)
+    part, provenance = directory.part(job.shard), job.provenance()
     if is_valid_part(part, provenance, len(rows)):
         count_done(len(rows))
         return 0
-    reused = reusable_scores(job.directory, job.shard)
+    reused = reusable_scores(directory, job.shard)
     count_done(len(reused))
     unknown = [row for row in rows if row["content_hash"] not in reused]
-    columns = scored_rows(job, unknown, device)
+    columns = scored_rows(job.scoring, unknown, device)
     write_part(part, joined(rows, columns, reused) if reused else columns or {"sample_id": []}, provenance)
     return len(unknown)
 
 
-def scored_rows(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Columns:
-    """The score columns of rows that lie in one or more shards, in their order; the job's own shard does not matter."""
+def scored_rows(scoring: Scoring, rows: list[dict[str, Any]], device: str) -> Columns:
+    """The score columns of rows that lie in one or more shards, in their order."""
     columns: Columns = {}
     for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
         of_shard: Columns = {}
-        for batch in scored_batches(replace(job, shard=shard), list(members), device):
+        for batch in scored_batches(scoring, shard, list(members), device):
             extend(of_shard, batch)
             count_done(len(batch["sample_id"]))
         extend(columns, in_order(of_shard))
     return columns
 
 
-def scored_batches(job: ScoreJob, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
-    """The score columns, and ``shard_index``, of some rows of the job's shard, batch by batch.
+def scored_batches(scoring: Scoring, shard: str, rows: list[dict[str, Any]], device: str) -> Iterator[Columns]:
+    """The score columns, and ``shard_index``, of some rows of a shard, batch by batch.
 
     Calibration images have the calibrated scores of their fold.
     """
-    others = _scored_by_other_folds(job, rows)
+    others = _scored_by_other_folds(scoring, rows)
 
     def scores_of(model: LoadedModel, pixels: NDArray[np.uint8], hashes: Sequence[str], max_batch: int) -> Columns:
-        columns = measure(model, pixels, hashes, job.parameters, max_batch, job.calibration)
+        columns = measure(model, pixels, hashes, scoring.parameters, max_batch, scoring.calibration)
         for name in FITTED:
             if name in columns:
                 of_all = zip(hashes, columns[name], strict=True)
                 columns[name] = [others[h].get(name) if h in others else value for h, value in of_all]
         return columns
 
-    for batch, scores in measured_batches(job, rows, device, scores_of):
+    for batch, scores in measured_batches(scoring, shard, rows, device, scores_of):
         yield {name: [row[name] for row in batch] for name in (*_IDENTITY, "shard_index")} | scores
 
 
 def measured_batches(
-    job: ScoreJob, rows: list[dict[str, Any]], device: str, measured: Callable[[LoadedModel, Pixels, list[str], int], T]
+    scoring: Scoring,
+    shard: str,
+    rows: list[dict[str, Any]],
+    device: str,
+    measured: Callable[[LoadedModel, Pixels, list[str], int], T],
 ) -> Iterator[tuple[list[dict[str, Any]], T]]:
-    """Batches of some rows of the job's shard, each image read once, with what is measured of it.
+    """Batches of some rows of a shard, each image read once, with what is measured of it.
 
     Args:
         measured: of the model, pixels uint8 (B, C, H, W), content hashes, and the most images in one network call.
     """
-    model = loaded_model(job.model, job.checkpoint_sha256, device, job.parameters.precision)
-    max_batch = job.batch_size or auto_batch_size(model)
-    for batch, pixels in _prefetched(_batches(job, rows, model, max(1, max_batch // (job.parameters.axes + 1)))):
+    model = loaded_model(scoring.model, scoring.checkpoint_sha256, device, scoring.parameters.precision)
+    max_batch = scoring.batch_size or auto_batch_size(model)
+    tar, n_images = scoring.directory.shard(shard), max(1, max_batch // (scoring.parameters.axes + 1))
+    for batch, pixels in _prefetched(_batches(tar, rows, model, n_images)):
         of_class = model.of_class(class_of(batch[0], model))
         yield batch, measured(of_class, pixels, [row["content_hash"] for row in batch], max_batch)
 
 
-def _scored_by_other_folds(job: ScoreJob, rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _scored_by_other_folds(scoring: Scoring, rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Content hash -> calibrated scores, of the calibration images among the rows; None where not finite."""
-    if job.calibration is None or not job.calibration.folds:
+    if scoring.calibration is None or not scoring.calibration.folds:
         return {}
-    images = read_calibration_images(job.directory)
+    images = read_calibration_images(scoring.directory)
     assert images is not None  # written before calibration.json
     images = images.of({row["content_hash"] for row in rows})
     found: dict[str, dict[str, float | None]] = {str(content_hash): {} for content_hash in images.content_hashes}
-    for name, values in job.calibration.cross_fitted(images.by_timestep, images.folds).items():
+    for name, values in scoring.calibration.cross_fitted(images.by_timestep, images.folds).items():
         for content_hash, value in zip(images.content_hashes, values.tolist(), strict=True):
             found[str(content_hash)][name] = value if math.isfinite(value) else None
     return found
@@ -230,11 +244,11 @@ def distinct_rows(manifest: Path, shard: str) -> list[dict[str, Any]]:
 
 
 def _batches(
-    job: ScoreJob, rows: list[dict[str, Any]], model: LoadedModel, size: int
+    tar: Path, rows: list[dict[str, Any]], model: LoadedModel, size: int
 ) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
     """Batches of one label each, where the model is class-conditional."""
     waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
-    for row, pixels in _images(job, rows):
+    for row, pixels in _images(tar, rows):
         batch = waiting.setdefault(class_of(row, model), [])
         batch.append((row, np.atleast_3d(pixels).transpose(2, 0, 1)))
         if len(batch) == size:
@@ -244,12 +258,12 @@ def _batches(
         yield [row for row, _ in batch], np.stack([x for _, x in batch])
 
 
-def _images(job: ScoreJob, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
+def _images(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
     wanted = {row["shard_index"]: row for row in rows}
-    for index, pixels in read_positions(job.directory.shard(job.shard), wanted):
+    for index, pixels in read_positions(tar, wanted):
         yield wanted.pop(index), pixels
     if wanted:
-        raise SourceError(f"{job.shard}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
+        raise SourceError(f"{tar.name}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
 
 
 def class_of(row: dict[str, Any], model: LoadedModel) -> int | None:

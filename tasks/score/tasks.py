@@ -17,7 +17,7 @@ from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.score.again import ValidityJob, score_setting
 from latentprint.tasks.score.calibrate import calibrate_shard, fit_calibration, known_calibration
-from latentprint.tasks.score.job import ScoreJob, score_shard
+from latentprint.tasks.score.job import Scoring, ShardJob, score_shard
 from latentprint.tasks.store.files import is_disk_full
 from latentprint.tasks.store.reuse import write_reusable
 from latentprint.tasks.store.run import RunDirectory
@@ -65,27 +65,27 @@ def score_again(jobs: list[ValidityJob]) -> int:
     return sum(run_on_device(score_setting, job) for job in jobs)
 
 
-def take_over_scores(job: ScoreJob, other: RunDirectory, scoring: Mapping[str, Any]) -> None:
+def take_over_scores(scoring: Scoring, other: RunDirectory, claimed: Mapping[str, Any]) -> None:
     """Scores of the same contents from another run: where they are found, nothing is evaluated.
 
     Args:
-        job: calibrated, of any shard.
-        scoring: as claimed in ``run.json``.
+        scoring: calibrated.
+        claimed: the same, as claimed in ``run.json``.
 
     Raises:
         RunError: the other run was scored with another checkpoint or other parameters.
     """
-    n_images = write_reusable(job.directory, other, scoring, job.made_from())
-    job.directory.update_record(reused={"run": other.location, "n_images": n_images})
+    n_images = write_reusable(scoring.directory, other, claimed, scoring.made_from())
+    scoring.directory.update_record(reused={"run": other.location, "n_images": n_images})
 
 
-def score_all(jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
+def score_all(jobs: list[ShardJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:
     """Score all shards; shard -> why, of those that failed. Raises as :func:`done_in_groups`."""
     return done_in_groups(score_group, jobs, runner, n_workers)
 
 
 def done_in_groups(
-    task: Task[..., Any], jobs: list[ScoreJob], runner: TaskRunner[Any], n_workers: int
+    task: Task[..., Any], jobs: list[ShardJob], runner: TaskRunner[Any], n_workers: int
 ) -> dict[str, str]:
     """Do all shards by a task of a group of them; shard -> why, of those that failed.
 
@@ -99,7 +99,7 @@ def done_in_groups(
     failed: dict[str, str] = {}
     groups = grouped(jobs, n_workers)
     while groups:
-        again: list[list[ScoreJob]] = []
+        again: list[list[ShardJob]] = []
         for group, error in zip(groups, _errors_of(task, groups, runner), strict=True):
             if isinstance(error, ShardsFailed):
                 failed |= error.reasons
@@ -131,29 +131,30 @@ def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner
     return result
 
 
-def calibration_of(jobs: list[ScoreJob], job: ScoreJob, runner: TaskRunner[Any], n_workers: int) -> Calibration | None:
+def calibration_of(
+    jobs: list[ShardJob], scoring: Scoring, runner: TaskRunner[Any], n_workers: int
+) -> Calibration | None:
     """What the run is calibrated to, from all of its calibration images or not at all: every score depends on it.
 
     Args:
         jobs: a job a shard that is planned; none where the run is calibrated already, or has too few images.
-        job: of any shard.
 
     Raises:
         CalibrationFailed: some shards could not be read or killed their workers; what was measured of others is kept.
         CheckpointError, OSError: no shard can be calibrated on.
         BaseException: the run is being stopped.
     """
-    known = known_calibration(job)
+    known = known_calibration(scoring)
     if known is not None:
         return known["calibration"] and Calibration.model_validate(known["calibration"])
     failed = done_in_groups(calibrate_group, jobs, runner, n_workers)
     if failed:
         raise CalibrationFailed(failed)
-    return fit_calibration(job, [job.shard for job in jobs])
+    return fit_calibration(scoring, [job.shard for job in jobs])
 
 
 def _errors_of(
-    task: Task[..., Any], groups: Sequence[list[ScoreJob]], runner: TaskRunner[Any]
+    task: Task[..., Any], groups: Sequence[list[ShardJob]], runner: TaskRunner[Any]
 ) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
     futures = [runner.submit(task, {"jobs": group}) for group in groups]
@@ -190,13 +191,13 @@ _A_GROUP: dict[str, Any] = {
 
 
 @task(name="calibrate-shards", task_run_name="calibrate on {jobs[0].shard}+", **_A_GROUP)
-def calibrate_group(jobs: list[ScoreJob]) -> int:
+def calibrate_group(jobs: list[ShardJob]) -> int:
     """Measure the calibration images of each shard, as :func:`score_group` scores."""
     return _each(calibrate_shard, jobs)
 
 
 @task(name="score-shards", task_run_name="score {jobs[0].shard}+", **_A_GROUP)
-def score_group(jobs: list[ScoreJob]) -> int:
+def score_group(jobs: list[ShardJob]) -> int:
     """Score each shard that has no valid part yet; one that fails does not stop the others.
 
     A retry repeats only what failed, since finished shards are found valid.
@@ -208,7 +209,7 @@ def score_group(jobs: list[ScoreJob]) -> int:
     return _each(score_shard, jobs)
 
 
-def _each(function: Callable[[ScoreJob, str], int], jobs: list[ScoreJob]) -> int:
+def _each(function: Callable[[ShardJob, str], int], jobs: list[ShardJob]) -> int:
     n_done, failed = 0, {}
     for job in jobs:
         try:

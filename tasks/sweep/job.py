@@ -9,7 +9,7 @@ from typing import Any
 from latentprint.tasks.compute.workers import count_done
 from latentprint.tasks.diffusion.schedule import Schedule, timestep_of_paper
 from latentprint.tasks.parameters import SweepParameters
-from latentprint.tasks.score.job import ScoreJob, scored_rows
+from latentprint.tasks.score.job import Scoring, scored_rows
 from latentprint.tasks.store.files import digest
 from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.parts import is_valid_part, write_part
@@ -31,35 +31,35 @@ def with_timesteps(parameters: SweepParameters, schedule: Schedule) -> SweepPara
 class SweepJob:
     """One setting; plain values, so that it travels to any process."""
 
-    score: ScoreJob
-    """With the setting's parameters; its shard is not looked at."""
+    scoring: Scoring
+    """With the setting's parameters."""
     images: int
     """Distinct images of each split."""
 
     @property
     def shard(self) -> str:
         """What failures are reported by."""
-        p = self.score.parameters
+        p = self.scoring.parameters
         return f"{p.estimator} of {p.axes} axes, {p.steps} steps from {p.timestep}, delta {p.delta:g}"
 
     @property
     def part(self) -> Path:
-        return self.score.directory.sweep / f"part-{digest(self.provenance())}.parquet"
+        return self.scoring.directory.sweep / f"part-{digest(self.provenance())}.parquet"
 
     def provenance(self) -> dict[str, Any]:
         """What the part depends on, written into it."""
-        return {**self.score.origin(), "images": self.images}
+        return {**self.scoring.origin(), "images": self.images}
 
 
 def sweep_setting(job: SweepJob, device: str) -> int:
     """Write the setting's part unless a valid one is there; returns the number of images scored now."""
-    rows = sampled_rows(job.score.directory.manifest, job.images)
+    rows = sampled_rows(job.scoring.directory.manifest, job.images)
     if is_valid_part(job.part, job.provenance(), len(rows)):
         count_done(len(rows))
         return 0
-    columns = scored_rows(job.score, rows, device)
+    columns = scored_rows(job.scoring, rows, device)
     columns["copies"] = [row["copies"] for row in rows]
-    constant = {"stride": job.score.parameters.stride, "seed": job.score.parameters.seed, "n_images": job.images}
+    constant = {"stride": job.scoring.parameters.stride, "seed": job.scoring.parameters.seed, "n_images": job.images}
     columns |= {name: [value] * len(rows) for name, value in constant.items()}
     write_part(job.part, {name: columns[name] for name in SWEEP.names}, job.provenance(), SWEEP)
     return len(rows)

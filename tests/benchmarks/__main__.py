@@ -33,7 +33,7 @@ from latentprint.tasks.diffusion.growth import orthonormalise
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.parameters import ScoreParameters
-from latentprint.tasks.score.job import CPU_BATCH, ScoreJob, distinct_rows, loaded_model, score_shard
+from latentprint.tasks.score.job import CPU_BATCH, Scoring, ShardJob, distinct_rows, loaded_model, score_shard
 from latentprint.tasks.score.measure import measure
 from latentprint.tasks.store.files import sha256
 from latentprint.tasks.store.run import RunDirectory
@@ -80,7 +80,7 @@ def write_tiny_model(folder: Path) -> None:
     DDPMPipeline(build_unet(1, 28, (8, 16)), DDPMScheduler()).save_pretrained(folder)
 
 
-class Scoring:
+class Bench:
     """A sharded run of ``n`` images, and its scoring by the pipeline and by a bare loop of the same evaluations."""
 
     def __init__(self, folder: Path, n: int) -> None:
@@ -94,14 +94,14 @@ class Scoring:
         (self.shard,) = self.run.shards.glob("*.tar")
         self.pixels = np.stack(list(read_shard(self.shard)))[:, None]
 
-    def job(self, model: Path) -> ScoreJob:
+    def job(self, model: Path) -> ShardJob:
         checksum = checkpoint_sha256(model)
-        return ScoreJob(self.run.path, self.shard.name, model, checksum, ScoreParameters(timestep=20), 0)
+        return ShardJob(Scoring(self.run.path, model, checksum, ScoreParameters(timestep=20), 0), self.shard.name)
 
     def efficiency(self, model: Path) -> dict[str, float]:
         """Bare loop over pipeline, and the shares of the pipeline's time of what it does beside the network."""
         job = self.job(model)
-        loaded = loaded_model(model, job.checkpoint_sha256, "cpu")
+        loaded = loaded_model(model, job.scoring.checkpoint_sha256, "cpu")
 
         def pipeline() -> None:
             self.run.part(job.shard).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
-        scoring = Scoring(scratch, arguments.images)
+        scoring = Bench(scratch, arguments.images)
         write_tiny_model(scratch / "tiny")
         loaded = loaded_model(DEMO / "model", checkpoint_sha256(DEMO / "model"), "cpu")
         results: dict[str, Any] = {"kernels": kernels(loaded)}

@@ -11,10 +11,10 @@ from latentprint.flows.cli.server import configure_environment, prefect_server
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring, ShardJob
 
 
-def nothing(job: ScoreJob, device: str) -> int:
+def nothing(job: ShardJob, device: str) -> int:
     """In the child of the device, in the place of ``score_shard``."""
     return 0
 
@@ -29,11 +29,11 @@ def seconds_a_shard(n_shards: int, scratch: Path) -> float:
 
     @flow
     def work() -> float:
-        job = ScoreJob(scratch, "warm-up", scratch, "", ScoreParameters(timestep=20), 0)
-        jobs = [ScoreJob(scratch, f"train-{i:06d}.tar", scratch, "", job.parameters, 0) for i in range(n_shards)]
+        scoring = Scoring(scratch, scratch, "", ScoreParameters(timestep=20), 0)
+        jobs = [ShardJob(scoring, f"train-{i:06d}.tar") for i in range(n_shards)]
         compute = ComputeParameters(devices=("cpu",), threads=1)
         with workers_for(compute, Progress("scoring", 0, "images")) as (runner, n_workers):
-            runner.submit(latentprint.tasks.score.tasks.score_group, {"jobs": [job]}).result()
+            runner.submit(latentprint.tasks.score.tasks.score_group, {"jobs": [ShardJob(scoring, "warm-up")]}).result()
             begin = time.monotonic()
             assert latentprint.tasks.score.tasks.score_all(jobs, runner, n_workers) == {}
             return time.monotonic() - begin

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from latentprint.tasks.report.evidence import weigh_evidence
 from latentprint.tasks.score import calibrate as calibrating
 from latentprint.tasks.score import job as scoring
 from latentprint.tasks.score.features import read_calibration_images
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.verify import verify_run
 from tests.conftest import Latentprint
@@ -254,13 +253,13 @@ def test_calibration_reads_each_image_once_and_spends_nothing_on_what_is_not_cal
 
     monkeypatch.setattr(scoring, "read_positions", watched)
     parameters = ScoreParameters(baselines=("secmi",), reversibility=5)
-    job = ScoreJob(tmp_path / "run", "", checkpoint, checkpoint_sha256(checkpoint), parameters, batch_size=64)
-    model = scoring.loaded_model(checkpoint, job.checkpoint_sha256, "cpu", "fp32")
+    asked = Scoring(tmp_path / "run", checkpoint, checkpoint_sha256(checkpoint), parameters, batch_size=64)
+    model = scoring.loaded_model(checkpoint, asked.checkpoint_sha256, "cpu", "fp32")
     spent = model.denoiser.n_evaluations
-    planned = calibrating.plan_calibration(job)
+    planned = calibrating.plan_calibration(asked)
     assert len(planned) > 4
-    assert sum(calibrating.calibrate_shard(replace(job, shard=name), "cpu") for name in planned) == 100
-    assert calibrating.fit_calibration(job, list(planned)) is not None
+    assert sum(calibrating.calibrate_shard(ShardJob(asked, name), "cpu") for name in planned) == 100
+    assert calibrating.fit_calibration(asked, list(planned)) is not None
     assert len(read) == len(set(read)) == 100
     assert model.denoiser.n_evaluations - spent == 100 * (8 * 2 + 4)
 

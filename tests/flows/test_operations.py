@@ -28,7 +28,7 @@ from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_s
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from latentprint.tasks.score.calibrate import calibrate_shard
 from latentprint.tasks.score.features import read_calibration_images
-from latentprint.tasks.score.job import ScoreJob, loaded_model, score_shard
+from latentprint.tasks.score.job import Scoring, ShardJob, loaded_model, score_shard
 from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint
@@ -51,23 +51,23 @@ def scored_shards(run: RunDirectory) -> set[str]:
 # in the child process of the device
 
 
-def score_or_die(job: ScoreJob, device: str) -> int:
+def score_or_die(job: ShardJob, device: str) -> int:
     """Of the poison shard every worker dies."""
     if job.shard == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
     return score_shard(job, device)
 
 
-def die_once(job: ScoreJob, device: str) -> int:
+def die_once(job: ShardJob, device: str) -> int:
     """The worker dies in the middle of the run, but not again."""
-    marker = job.run / "died"
+    marker = job.scoring.run / "died"
     if job.shard == POISON and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return score_shard(job, device)
 
 
-def fail_oddly(job: ScoreJob, device: str) -> int:
+def fail_oddly(job: ShardJob, device: str) -> int:
     """An error that nobody thought of."""
     if job.shard == POISON:
         raise KeyError("odd")
@@ -105,18 +105,18 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
 
 
-def calibrate_or_die(job: ScoreJob, device: str) -> int:
+def calibrate_or_die(job: ShardJob, device: str) -> int:
     """Of the poison shard every worker dies."""
     if job.shard == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
     return calibrate_shard(job, device)
 
 
-def calibrate_and_note(job: ScoreJob, device: str) -> int:
+def calibrate_and_note(job: ShardJob, device: str) -> int:
     """Leaves a file behind for each shard of which images were measured."""
     n = calibrate_shard(job, device)
     if n:
-        (job.run / f"measured-{job.shard}").touch()
+        (job.scoring.run / f"measured-{job.shard}").touch()
     return n
 
 
@@ -144,10 +144,10 @@ def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_what_others_me
     assert (images.is_train.sum(), (~images.is_train).sum()) == (60, 40)
 
 
-def exchange_checkpoint(job: ScoreJob, device: str) -> int:
+def exchange_checkpoint(job: ShardJob, device: str) -> int:
     """Half way through, somebody saves another model over the checkpoint; this worker has the first one loaded."""
     if job.shard == POISON:
-        weights = next(job.model.rglob("*.safetensors"))
+        weights = next(job.scoring.model.rglob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
         loaded_model.cache_clear()  # as in a worker that starts now
     return score_shard(job, device)
@@ -222,7 +222,9 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     readers = {path.name for path in calls if re.search(r"time\.time\(|datetime\.now\(", path.read_text())}
     days = "the days on which a waiver expires, a run was scored (the page prints it), and it was reported"
     assert readers == {"gate.py", "report.py", "score.py"}, days
-    job = ScoreJob(sharded.path, POISON, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(timestep=20), 0)
+    job = ShardJob(
+        Scoring(sharded.path, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(timestep=20), 0), POISON
+    )
     assert score_shard(job, "cpu") > 0
     for moment in (0, 2**32):  # 1970, and 2106
         for path in [*sharded.path.rglob("*"), checkpoint]:

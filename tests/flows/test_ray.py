@@ -19,7 +19,7 @@ from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.devices import DeviceError
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import ShardJob
 from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
 from latentprint.tasks.store.run import RunDirectory
 
@@ -33,7 +33,7 @@ SMALL_SHARDS = ShardParameters(shard_mb=16 / 512)
 POISON = "train-000001.tar"
 
 
-class PoisonedJob(ScoreJob):
+class PoisonedJob(ShardJob):
     """Kills whoever scores the poison shard, wherever the job has travelled to."""
 
     def provenance(self) -> dict[str, Any]:
@@ -42,13 +42,13 @@ class PoisonedJob(ScoreJob):
         return super().provenance()
 
 
-class PoisonedCalibration(ScoreJob):
+class PoisonedCalibration(ShardJob):
     """Kills whoever calibrates on the poison shard."""
 
-    def origin(self) -> dict[str, Any]:
+    def verified_sha256(self) -> str:
         if self.shard == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().origin()
+        return super().verified_sha256()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     """It takes the workers of its group with it first, then, alone, its own."""
     begin = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(latentprint.flows.score, "ScoreJob", PoisonedJob)
+        patch.setattr(latentprint.flows.score, "ShardJob", PoisonedJob)
         patch.setattr(latentprint.tasks.score.tasks, "GROUPS_PER_DEVICE", 1)
         with pytest.raises(ShardsFailed, match="its worker died") as failure:
             score(sharded, str(checkpoint), LONG, RAY)
@@ -139,7 +139,7 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
 def test_a_shard_that_kills_whoever_calibrates_on_it_is_named(
     cluster: None, sharded: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latentprint.flows.score, "ScoreJob", PoisonedCalibration)
+    monkeypatch.setattr(latentprint.flows.score, "ShardJob", PoisonedCalibration)
     with pytest.raises(CalibrationFailed, match=rf"^calibrating on {POISON} \(its worker died") as failure:
         score(sharded, str(checkpoint), QUICK, RAY)
     assert set(failure.value.reasons) == {POISON}

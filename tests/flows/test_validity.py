@@ -132,8 +132,8 @@ def test_a_network_that_a_setting_does_not_run_on_is_said_and_does_not_fail_the_
         raise RuntimeError("no forward mode of this operation\nand more")
 
     record = RunDirectory(audited).read_record()
-    job = validity.ScoreJob(audited, "", checkpoint, record["scoring"]["checkpoint_sha256"], FROM_20, 0)
-    (_, _, exact) = validity.validity_jobs(job, TWELVE)
+    scored = validity.Scoring(audited, checkpoint, record["scoring"]["checkpoint_sha256"], FROM_20, 0)
+    (_, _, exact) = validity.validity_jobs(scored, TWELVE)
     part = exact.part.read_bytes()
     exact.part.unlink()
     try:

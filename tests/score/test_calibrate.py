@@ -17,7 +17,7 @@ from latentprint.tasks.score import folds
 from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.features import calibration_images
 from latentprint.tasks.score.folds import calibration_rows, is_enough, n_calibrated
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.store.schemas import CALIBRATION, MANIFEST
 from tests.store.runs import manifest_row
 
@@ -28,7 +28,7 @@ FOLDS = range(5)
 def test_without_a_calibration_all_steps_have_room_in_the_schedule(demo_model: Path, steps: int, start: int) -> None:
     """Of 1,000 timesteps: 2% is 20, and the last is 999."""
     parameters = ScoreParameters(timestep="auto", steps=steps)
-    job = ScoreJob(Path("run"), "", demo_model, "", parameters, batch_size=1)
+    job = Scoring(Path("run"), demo_model, "", parameters, batch_size=1)
     assert calibrated(job, None).parameters.timestep == start
 
 

@@ -12,10 +12,11 @@ from prefect.task_runners import TaskRunner
 
 from latentprint.tasks.diffusion.checkpoint import CheckpointError
 from latentprint.tasks.parameters import ScoreParameters
-from latentprint.tasks.score.job import ScoreJob
+from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import ShardsFailed, score_all
 
-JOBS = [ScoreJob(Path("run"), f"train-{i}.tar", Path("m"), "", ScoreParameters(timestep=20), 0) for i in range(200)]
+SCORING = Scoring(Path("run"), Path("m"), "", ScoreParameters(timestep=20), 0)
+JOBS = [ShardJob(SCORING, f"train-{i}.tar") for i in range(200)]
 
 
 class Runner:

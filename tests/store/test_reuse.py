@@ -17,7 +17,7 @@ from latentprint.tasks.datasets.shards import join_manifests, join_rejects, writ
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
-from latentprint.tasks.score.job import ScoreJob, score_shard
+from latentprint.tasks.score.job import Scoring, ShardJob, score_shard
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.reuse import has_scores, share_shards, write_reusable
@@ -43,7 +43,7 @@ def make(path: Path, images: np.ndarray, checkpoint: Path, scoring: ScoreParamet
 def score_all(run: RunDirectory, checkpoint: Path) -> dict[str, float]:
     """Content hash -> log growth, scored in this process."""
     for tar in sorted(run.shards.glob("*.tar")):
-        job = ScoreJob(run.path, tar.name, checkpoint, checkpoint_sha256(checkpoint), PARAMETERS, 64)
+        job = ShardJob(Scoring(run.path, checkpoint, checkpoint_sha256(checkpoint), PARAMETERS, 64), tar.name)
         score_shard(job, "cpu")
     table = pq.read_table(run.scores)
     return dict(zip(table["content_hash"].to_pylist(), table["log_growth"].to_pylist(), strict=True))
