@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from latentprint.tasks.datasets.decoding import MAX_PIXELS
 from latentprint.tasks.datasets.fitting import Fit, Fitting, Mode, Resample
-from latentprint.tasks.diffusion.names import BASELINE_NAMES, BaselineName, Estimator, Grid, Precision
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, ESTIMATORS, BaselineName, EstimatorName, Grid, Precision
 from latentprint.tasks.evidence.embeddings import EmbeddingName
 
 
@@ -70,7 +70,7 @@ class ScoreParameters(Parameters):
         "the holdout",
     )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
-    estimator: Estimator = Field(
+    estimator: EstimatorName = Field(
         "edge",
         description="what grows. edge: the paper's sum of log edge lengths; volume: the parallelepiped; jvp: the same "
         "by exact tangents; trace: all axes, estimated (Hutchinson); exact: all axes, by the Jacobian",
@@ -153,8 +153,8 @@ class SweepParameters(Parameters):
     deltas: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
         (0.05,), description="perturbation lengths [l2 in pixel values -1 ... 1]"
     )
-    estimators: tuple[Estimator, ...] = Field(
-        ("edge", "volume"), description=f"of {', '.join(get_args(Estimator))}: see latentprint score --help"
+    estimators: tuple[EstimatorName, ...] = Field(
+        ("edge", "volume"), description=f"of {', '.join(get_args(EstimatorName))}: see latentprint score --help"
     )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
     images: int = Field(64, ge=2, description="distinct images of each split")
@@ -183,7 +183,7 @@ class SweepParameters(Parameters):
             for estimator, timestep, axes, steps, delta in product(
                 self.estimators, self.timesteps, self.axes, self.steps, self.deltas
             )
-            if estimator in ("edge", "volume") or delta == self.deltas[0]
+            if ESTIMATORS[estimator].has_delta or delta == self.deltas[0]
         ]
 
 

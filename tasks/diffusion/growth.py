@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from latentprint.tasks.diffusion.denoiser import EpsModel, wide
-from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.names import ESTIMATORS, Estimator, EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, rademacher
 from latentprint.tasks.diffusion.probability_flow import invert
 from latentprint.tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
@@ -69,7 +69,7 @@ def log_growth(
     n_steps: int = 1,
     start: int = 0,
     stride: int = 1,
-    estimator: Estimator = "edge",
+    estimator: EstimatorName = "edge",
     delta: float = 0.05,
     max_batch: int | None = None,
 ) -> Growth:
@@ -96,12 +96,13 @@ def log_growth(
             a ``delta`` that the network's arithmetic cannot carry
             (:func:`latentprint.tasks.diffusion.tangents.require_resolvable`).
     """
+    chosen = ESTIMATORS[estimator]
     pushforward: Callable[..., tuple[Tensor, Tensor]] = exact_tangents
-    if estimator in ("edge", "volume"):
+    if chosen.has_delta:
         require_resolvable(eps_model, x, delta)
         pushforward = partial(difference_quotients, delta=delta)
     state = wide(x)
-    neighbourhood = _neighbourhood(estimator, state, axes, n_axes, generators)
+    neighbourhood = _neighbourhood(chosen, state, axes, n_axes, generators)
     first: list[Tensor] = []
     growth: list[Tensor] = []
     errors: list[Tensor] = []
@@ -194,19 +195,21 @@ def _neighbourhood(
     n_axes: int | None,
     generators: Sequence[torch.Generator] | None,
 ) -> _Neighbourhood:
-    if estimator == "exact":
+    if estimator.takes_all_axes:
         return _FullJacobian(state.flatten(1))
     if axes is None:
         if n_axes is None or generators is None:
             raise ValueError("either axes, or n_axes with one generator an image, are needed")
         if len(generators) != len(state):
             raise ValueError(f"{len(generators)} generators for {len(state)} images: one an image is needed")
-        draw = rademacher if estimator == "trace" else gaussian
+        draw = rademacher if estimator.name == "trace" else gaussian
         axes = draw(generators, (n_axes, *state.shape[1:]))
     elif n_axes is not None:
         raise ValueError("axes and n_axes: either is given, not both")
     directions = _directions(axes, state)
-    return _Probes(directions) if estimator == "trace" else _Parallelepiped(directions, by_edges=estimator == "edge")
+    if estimator.name == "trace":
+        return _Probes(directions)
+    return _Parallelepiped(directions, by_edges=estimator.name == "edge")
 
 
 def _directions(axes: Tensor, state: Tensor) -> Tensor:

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-Estimator = Literal["edge", "volume", "jvp", "trace", "exact"]
-"""How growth is measured: :mod:`latentprint.tasks.diffusion.growth`."""
+EstimatorName = Literal["edge", "volume", "jvp", "trace", "exact"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A way to measure growth: :mod:`latentprint.tasks.diffusion.growth`."""
+
+    name: EstimatorName
+    has_delta: bool = False
+    """Tangents are finite differences of length delta; else they are exact."""
+    takes_all_axes: bool = False
+    """All d of them; else K are drawn."""
+
+    def n_axes(self, drawn: int, dimension: int) -> int:
+        """K."""
+        return dimension if self.takes_all_axes else drawn
+
+    def delta(self, length: float) -> float | None:
+        """What the score depends on; None: on no length."""
+        return length if self.has_delta else None
+
+    def estimates_what_jvp_does(self, n_axes: int) -> bool:
+        """The volume of K axes, by differences: exact tangents give the same without their error."""
+        return self.name == "volume" or (self.name == "edge" and n_axes == 1)
+
+
+ESTIMATORS: dict[EstimatorName, Estimator] = {
+    "edge": Estimator("edge", has_delta=True),
+    "volume": Estimator("volume", has_delta=True),
+    "jvp": Estimator("jvp"),
+    "trace": Estimator("trace"),
+    "exact": Estimator("exact", takes_all_axes=True),
+}
 
 Grid = Literal["ddim", "continuous"]
 """What is stepped along: the checkpoint's own schedule, or the paper's."""

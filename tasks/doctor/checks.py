@@ -23,7 +23,7 @@ from latentprint.tasks.diffusion.checkpoint import (
 )
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
-from latentprint.tasks.diffusion.names import BaselineName, Precision
+from latentprint.tasks.diffusion.names import ESTIMATORS, BaselineName, Precision
 from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
@@ -107,7 +107,7 @@ def check_parameters(model: Path, parameters: ScoreParameters) -> None:
         _check_baseline(name, own, timesteps, dimension, parameters.precision)
     try:
         ascending_timesteps(schedule, parameters.steps, start, parameters.stride)
-        if parameters.estimator in ("edge", "volume"):
+        if ESTIMATORS[parameters.estimator].has_delta:
             require_bits(bits_of(parameters.precision), dimension, parameters.delta)
     except ValueError as error:
         raise ParametersError(str(error)) from error

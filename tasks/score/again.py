@@ -17,6 +17,7 @@ from typing import Any
 
 from latentprint.tasks.compute.workers import count_done
 from latentprint.tasks.diffusion.checkpoint import state_shape
+from latentprint.tasks.diffusion.names import ESTIMATORS
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.parameters import ScoreParameters, ValidityParameters
 from latentprint.tasks.score.job import Scoring, scored_rows
@@ -25,7 +26,6 @@ from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.parts import is_valid_part, write_part
 from latentprint.tasks.store.schemas import VALIDITY
 
-FINITE_DIFFERENCES = ("edge", "volume")
 STEP_SHARE, FEWEST = 4, 4
 """Errors of a step or a perturbation hardly scatter: a quarter of the images, at least 4 of each split, show them."""
 
@@ -74,11 +74,12 @@ def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParamete
         dimension: of what the model diffuses.
     """
     found: dict[str, dict[str, Any]] = {}
-    if scored.estimator != "exact":
+    estimator = ESTIMATORS[scored.estimator]
+    if not estimator.takes_all_axes:
         found["other_seed"] = {"seed": scored.seed + 1}
-    if scored.estimator in FINITE_DIFFERENCES:
+    if estimator.has_delta:
         found["other_delta"] = {"delta": _other_delta(scored, dimension)}
-    if scored.estimator == "volume" or (scored.estimator == "edge" and scored.axes == 1):
+    if estimator.estimates_what_jvp_does(scored.axes):
         found["exact_tangents"] = {"estimator": "jvp"}
     if scored.stride % 2 == 0:
         found["half_step"] = {"steps": 2 * scored.steps, "stride": scored.stride // 2}
@@ -120,7 +121,7 @@ def _constants(job: ValidityJob, rows: list[dict[str, Any]]) -> Columns:
         "timestep": parameters.timestep,
         "stride": parameters.stride,
         "estimator": parameters.estimator,
-        "delta": parameters.delta if parameters.estimator in FINITE_DIFFERENCES else None,
+        "delta": ESTIMATORS[parameters.estimator].delta(parameters.delta),
         "seed": parameters.seed,
     }
     identity = {name: [row[name] for row in rows] for name in ("sample_id", "content_hash", "split")}

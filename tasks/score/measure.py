@@ -17,6 +17,7 @@ from latentprint.tasks.diffusion.denoiser import wide
 from latentprint.tasks.diffusion.density import log_density
 from latentprint.tasks.diffusion.growth import Growth, log_growth
 from latentprint.tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
+from latentprint.tasks.diffusion.names import ESTIMATORS
 from latentprint.tasks.diffusion.noise import generator_for
 from latentprint.tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
 from latentprint.tasks.diffusion.sampling import from_pixels
@@ -106,14 +107,14 @@ def _measure(
     scores = {name: value.cpu().double().numpy() for name, value in values.items()}
     if calibration is not None:
         scores |= calibration.scores(scores)
-    n = len(x)
+    n, estimator = len(x), ESTIMATORS[parameters.estimator]
     constants = {
-        "n_axes": math.prod(model.state_shape) if parameters.estimator == "exact" else parameters.axes,
+        "n_axes": estimator.n_axes(parameters.axes, math.prod(model.state_shape)),
         "n_steps": parameters.steps,
         "timestep": parameters.timestep,
         **({} if second is None else {f"{SECOND}timestep": second}),
-        "estimator": parameters.estimator,
-        "delta": parameters.delta if parameters.estimator in ("edge", "volume") else None,
+        "estimator": estimator.name,
+        "delta": estimator.delta(parameters.delta),
         "n_evaluations": (model.denoiser.n_evaluations - spent) // n,
     }
     status = ["ok" if math.isfinite(value) else "nonfinite" for value in scores["log_growth"]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentprint.tasks.diffusion.growth import log_growth, orthonormalise, reverse_mean_growth
-from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.names import EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
 from latentprint.tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
 from tests.diffusion.oracles import (
@@ -30,8 +30,8 @@ from tests.diffusion.oracles import (
     volume_growth,
 )
 
-ALONG_AXES: tuple[Estimator, ...] = ("edge", "volume", "jvp")
-OF_ALL_DIMENSIONS: tuple[Estimator, ...] = ("volume", "jvp", "exact")
+ALONG_AXES: tuple[EstimatorName, ...] = ("edge", "volume", "jvp")
+OF_ALL_DIMENSIONS: tuple[EstimatorName, ...] = ("volume", "jvp", "exact")
 SCHEDULES = [linear_ddpm(), ContinuousVP()]
 both_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=["ddim", "continuous"])
 any_schedule = pytest.mark.parametrize(
@@ -44,7 +44,7 @@ any_schedule = pytest.mark.parametrize(
 
 @any_schedule
 @pytest.mark.parametrize("estimator", ALONG_AXES)
-def test_isotropic_gaussian_grows_alike_along_any_axes(estimator: Estimator, schedule: Schedule) -> None:
+def test_isotropic_gaussian_grows_alike_along_any_axes(estimator: EstimatorName, schedule: Schedule) -> None:
     data = isotropic_gaussian(schedule, 16)
     x, axes = draw(2, 3, 1, 4, 4), draw(3, 3, 5, 1, 4, 4)
     growth = log_growth(data, x, schedule, axes=axes, start=20, n_steps=40, stride=20, estimator=estimator)
@@ -56,7 +56,7 @@ def test_isotropic_gaussian_grows_alike_along_any_axes(estimator: Estimator, sch
 @any_schedule
 @pytest.mark.parametrize("estimator", OF_ALL_DIMENSIONS)
 def test_all_axes_of_an_anisotropic_gaussian_grow_by_the_sum_over_eigenvalues(
-    estimator: Estimator, schedule: Schedule
+    estimator: EstimatorName, schedule: Schedule
 ) -> None:
     data = anisotropic_gaussian(schedule, 9)
     x, axes = draw(2, 2, 1, 3, 3), draw(3, 2, 9, 1, 3, 3)
@@ -66,7 +66,7 @@ def test_all_axes_of_an_anisotropic_gaussian_grow_by_the_sum_over_eigenvalues(
 
 
 @pytest.mark.parametrize("estimator", ["volume", "jvp"])
-def test_few_axes_find_the_fastest_growing_directions(estimator: Estimator) -> None:
+def test_few_axes_find_the_fastest_growing_directions(estimator: EstimatorName) -> None:
     spread = torch.tensor([1.0, 0.8, 2e-3, 1.2, 1.0, 0.9, 3e-3, 1.1, 1.0], dtype=torch.float64)
     data = GaussianData(linear_ddpm(), 0.4 * draw(1, 9), spread**2, random_rotation(9, 7))
     x, axes = draw(2, 1, 1, 3, 3), draw(3, 1, 2, 1, 3, 3)
@@ -126,7 +126,7 @@ def test_all_dimensions_of_a_finite_set_grow_by_the_determinant_of_its_jacobian(
 
 @both_schedules
 @pytest.mark.parametrize("estimator", ["volume", "jvp"])
-def test_few_axes_of_a_finite_set_span_the_volume_of_their_images(estimator: Estimator, schedule: Schedule) -> None:
+def test_few_axes_of_a_finite_set_span_the_volume_of_their_images(estimator: EstimatorName, schedule: Schedule) -> None:
     data, x = crowded_set(schedule, 9)
     axes = draw(6, 2, 3, 9)
     timesteps = range(100, 500, 10)
@@ -140,7 +140,7 @@ def test_few_axes_of_a_finite_set_span_the_volume_of_their_images(estimator: Est
 
 
 @pytest.mark.parametrize("estimator", ALONG_AXES)
-def test_isolated_point_grows_by_the_reference_value_on_the_papers_grid(estimator: Estimator) -> None:
+def test_isolated_point_grows_by_the_reference_value_on_the_papers_grid(estimator: EstimatorName) -> None:
     schedule = ContinuousVP()
     data = FiniteData(schedule, torch.full((1, 4), 0.7, dtype=torch.float64))
     x = data.points.reshape(1, 1, 2, 2) + 0.2
@@ -331,7 +331,9 @@ def test_trace_agrees_with_exact_within_its_standard_error(dimension: int, draw_
 @pytest.mark.parametrize("estimator", ALONG_AXES)
 @pytest.mark.parametrize("n_axes", [2, 8, 32])
 @pytest.mark.parametrize("n_steps", [1, 30])
-def test_standard_error_is_the_spread_over_draws_of_the_axes(estimator: Estimator, n_axes: int, n_steps: int) -> None:
+def test_standard_error_is_the_spread_over_draws_of_the_axes(
+    estimator: EstimatorName, n_axes: int, n_steps: int
+) -> None:
     data = anisotropic_gaussian(linear_ddpm(), 64)
     n_draws = 200
     growth = log_growth(
@@ -352,7 +354,7 @@ def test_standard_error_is_the_spread_over_draws_of_the_axes(estimator: Estimato
 def test_standard_error_is_unknown_for_one_axis_and_none_for_all() -> None:
     data, x = crowded_set(linear_ddpm(), 4)
 
-    def standard_error(n_axes: int, estimator: Estimator) -> float:
+    def standard_error(n_axes: int, estimator: EstimatorName) -> float:
         axes = draw(3, 2, n_axes, 1, 2, 2)
         arguments = dict(axes=axes, start=300, n_steps=3, estimator=estimator)
         return log_growth(data, x.reshape(2, 1, 2, 2), data.schedule, **arguments).standard_error[1, -1].item()
@@ -363,7 +365,7 @@ def test_standard_error_is_unknown_for_one_axis_and_none_for_all() -> None:
 
 
 @pytest.mark.parametrize("estimator", [*ALONG_AXES, "trace", "exact"])
-def test_every_step_has_the_error_that_a_run_up_to_it_ends_with(estimator: Estimator) -> None:
+def test_every_step_has_the_error_that_a_run_up_to_it_ends_with(estimator: EstimatorName) -> None:
     data, x = crowded_set(linear_ddpm(), 9)
     arguments = dict(axes=draw(3, 2, 4, 1, 3, 3), start=150, stride=40, estimator=estimator)
     together = log_growth(data, x.reshape(2, 1, 3, 3), data.schedule, n_steps=3, **arguments)
@@ -382,7 +384,7 @@ def ask(**arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("estimator", [*ALONG_AXES, "trace"])
-def test_axes_that_are_not_one_set_an_image_are_refused(estimator: Estimator) -> None:
+def test_axes_that_are_not_one_set_an_image_are_refused(estimator: EstimatorName) -> None:
     axes, one = draw(3, 4, 2, 1, 2, 2), [generator_for(0, "a")]
     with pytest.raises(ValueError, match="1 generators for 4 images"):
         ask(n_axes=2, generators=one, estimator=estimator)
@@ -396,7 +398,7 @@ def test_axes_that_are_not_one_set_an_image_are_refused(estimator: Estimator) ->
 
 
 @pytest.mark.parametrize("estimator", ALONG_AXES)
-def test_axes_that_span_no_volume_are_refused(estimator: Estimator) -> None:
+def test_axes_that_span_no_volume_are_refused(estimator: EstimatorName) -> None:
     axes = draw(3, 4, 3, 1, 2, 2)
     axes[2, 1] = -2.0 * axes[2, 0]
     with pytest.raises(ValueError, match="within the span of others"):

@@ -17,18 +17,18 @@ from latentprint.tasks.datasets.shards import read_shard
 from latentprint.tasks.diffusion import denoiser
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
 from latentprint.tasks.diffusion.growth import Growth, log_growth
-from latentprint.tasks.diffusion.names import Estimator
+from latentprint.tasks.diffusion.names import EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
 from latentprint.tasks.diffusion.sampling import from_pixels
 from tests.diffusion.networks import unet
 from tests.diffusion.oracles import crowded_set, draw, linear_ddpm
 
-SAMPLED: tuple[Estimator, ...] = ("edge", "volume", "jvp", "trace")
+SAMPLED: tuple[EstimatorName, ...] = ("edge", "volume", "jvp", "trace")
 """Estimators that draw axes or probes."""
 
 
 @pytest.mark.parametrize("estimator", SAMPLED)
-def test_scores_do_not_depend_on_batch_order_company_or_chunks(estimator: Estimator) -> None:
+def test_scores_do_not_depend_on_batch_order_company_or_chunks(estimator: EstimatorName) -> None:
     model, images, axes = unet(), 0.5 * draw(1, 6, 2, 8, 8), draw(2, 6, 3, 2, 8, 8)
 
     def scores(chosen: list[int], max_batch: int | None = None) -> Tensor:
@@ -85,7 +85,7 @@ def test_axes_drawn_here_are_those_of_the_generators() -> None:
 
 @pytest.mark.parametrize("estimator", SAMPLED)
 @pytest.mark.parametrize("max_batch", [None, 2])
-def test_evaluations_are_counted_by_the_adapter(estimator: Estimator, max_batch: int | None) -> None:
+def test_evaluations_are_counted_by_the_adapter(estimator: EstimatorName, max_batch: int | None) -> None:
     model = unet()
     with torch.inference_mode():
         log_growth(
@@ -120,7 +120,7 @@ class _NoFloat64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("estimator", [*SAMPLED, "exact"])
-def test_growth_needs_no_float64_where_there_is_none(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_needs_no_float64_where_there_is_none(estimator: EstimatorName, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = unet(), draw(2, 2, 2, 8, 8).float()
     axes = draw(3, 2, 3, 2, 8, 8).float()
     options: dict[str, Any] = dict(axes=axes, start=20, n_steps=2, stride=50, estimator=estimator, delta=0.5)

@@ -16,7 +16,7 @@ from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.diffusion.density import log_density
 from latentprint.tasks.diffusion.membership import BASELINES
-from latentprint.tasks.diffusion.names import BASELINE_NAMES, Estimator, Grid
+from latentprint.tasks.diffusion.names import BASELINE_NAMES, EstimatorName, Grid
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
@@ -72,7 +72,7 @@ def test_columns_are_what_the_formulas_say(model: LoadedModel, pixels: np.ndarra
 
 @pytest.mark.parametrize("estimator", ["edge", "volume", "jvp", "trace", "exact"])
 def test_every_estimator_gives_the_table_its_columns(
-    estimator: Estimator, model: LoadedModel, pixels: np.ndarray
+    estimator: EstimatorName, model: LoadedModel, pixels: np.ndarray
 ) -> None:
     parameters = ScoreParameters(timestep=20, axes=2, estimator=estimator)
     columns = measure(model, pixels, HASHES, parameters, 64)
@@ -292,7 +292,7 @@ def test_bf16_tangents_and_fp32_differences_rank_images_as_fp32_tangents_do(
     """On 64 held-out images of the bundled model: Spearman 0.9998 at t = 20, 0.9999 at 100 (bf16); 1.0000 (edge)."""
     images, names = demo_images
 
-    def growth(dtype: torch.dtype, estimator: Estimator) -> list[float]:
+    def growth(dtype: torch.dtype, estimator: EstimatorName) -> list[float]:
         model = load_denoiser(str(demo_model), "cpu", dtype)
         return list(measure(model, images, names, ScoreParameters(timestep=100, estimator=estimator), 24)["log_growth"])
 
@@ -325,7 +325,7 @@ def test_emulated_tf32_ranks_images_as_fp32_by_tangents_and_by_differences_that_
     with pytest.raises(ValueError, match=r"delta >= 0\.14"):
         require_bits(bits_of("tf32"), images[0].size, refused)
 
-    def scores(estimator: Estimator, delta: float = allowed) -> Columns:
+    def scores(estimator: EstimatorName, delta: float = allowed) -> Columns:
         parameters = ScoreParameters(timestep=100, estimator=estimator, delta=delta)
         return measure(model, images, names, parameters, 24)
 
