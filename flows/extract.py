@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from latentprint.tasks.compute.devices import devices_for, threads_for
 from latentprint.tasks.compute.progress import Progress
-from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.doctor.checks import check_sampler
 from latentprint.tasks.extract.generate import sample_jobs
 from latentprint.tasks.extract.references import TrainingImages
@@ -25,10 +23,9 @@ from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.seal import finished, require_known, require_unchanged
 
 PARTS = ("samples/", "matches/", "reproductions/", "false-copies/")
-RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
 
-@flow(name="extract", flow_run_name="extract {run}", task_runner=RUNNER)
+@flow(name="extract", flow_run_name="extract {run}")
 def extract(
     run: Path,
     parameters: ExtractParameters = ExtractParameters(),
@@ -53,11 +50,10 @@ def extract(
         directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
         require_known(directory, *PARTS)
         discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
-        devices = devices_for(compute)
         jobs = sample_jobs(run, model, checksum, parameters, compute.batch_size)
         progress = Progress("generating", parameters.samples, "samples")
-        with device_workers(devices, threads_for(compute, devices), progress):
-            finish([generate_group.submit(group) for group in grouped(jobs, len(devices))])
+        with workers_for(compute, progress) as (runner, n_workers):
+            finish([runner.submit(generate_group, {"jobs": group}) for group in grouped(jobs, n_workers)])
         summary = match_and_count(run, jobs, compute.threads)
         add_checksums(directory, [directory.extraction, *finished(directory, *PARTS)])
         timings = {**directory.read_record().get("timings", {}), "extract_seconds": time.monotonic() - begin}

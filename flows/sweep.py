@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from latentprint.tasks.compute.devices import devices_for, threads_for
 from latentprint.tasks.compute.progress import Progress
-from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.diffusion.checkpoint import load_schedule
 from latentprint.tasks.doctor.checks import check_parameters
 from latentprint.tasks.extract.tasks import scored_model
@@ -24,10 +22,8 @@ from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.sweep.job import SweepJob, with_timesteps
 from latentprint.tasks.sweep.tasks import sweep_group, write_sweep_page
 
-RUNNER: Any = ThreadPoolTaskRunner(max_workers=64)
 
-
-@flow(name="sweep", flow_run_name="sweep {run}", task_runner=RUNNER)
+@flow(name="sweep", flow_run_name="sweep {run}")
 def sweep(
     run: Path, parameters: SweepParameters = SweepParameters(), compute: ComputeParameters = ComputeParameters()
 ) -> dict[str, Any]:
@@ -45,11 +41,11 @@ def sweep(
         check_parameters(model, setting)
     scorings = [Scoring(run, model, checksum, setting, compute.batch_size) for setting in settings]
     jobs = [SweepJob(scoring, parameters.images) for scoring in scorings]
-    devices = devices_for(compute)
     progress = Progress("sweeping", len(jobs) * len(sampled_rows(directory.manifest, parameters.images)), "scores")
-    with directory.lock(), device_workers(devices, threads_for(compute, devices), progress):
-        for future in [sweep_group.submit(group) for group in grouped(jobs, len(devices))]:
-            future.result()
+    with directory.lock():
+        with workers_for(compute, progress) as (runner, n_workers):
+            for future in [runner.submit(sweep_group, {"jobs": group}) for group in grouped(jobs, n_workers)]:
+                future.result()
         page = write_sweep_page(run, parameters.images, parameters.seed)
         add_checksums(directory, [directory.tables / "sweep_summary.parquet", *(job.part for job in jobs)])
         return page
