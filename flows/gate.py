@@ -25,6 +25,40 @@ if TYPE_CHECKING:
     from latentprint.tasks.gate.rehearsal import Rehearsal
 
 
+def judge(
+    run: Path,
+    limits: Limits,
+    baseline: Path | None = None,
+    waivers: Path | None = None,
+    seal: str = "",
+    baseline_seal: str = "",
+) -> GateVerdict:
+    """Decide; nothing is written.
+
+    Args:
+        seal: that the run must have, as ``audit`` printed it; empty: any.
+        baseline_seal: the same of the baseline.
+
+    Raises:
+        GateError: no limit was asked for, an input cannot be read, or the clock is behind.
+        RunError: not a run directory, one without evidence, not what was written, or another run than is expected.
+    """
+    directory, earlier = RunDirectory(run), RunDirectory(baseline) if baseline else None
+    if baseline_seal and earlier is None:
+        raise GateError("--baseline-seal goes with --baseline RUN")
+    for side, expected in ((directory, seal), (earlier, baseline_seal)):
+        if side and expected:
+            require_seal(side, expected)
+    case = read_case(directory, limits.min_controls)
+    other = read_case(earlier, limits.min_controls) if earlier else None
+    known = read_waivers(waivers) if waivers else []
+    today = day_of(datetime.now(UTC).date(), filter(None, (directory, earlier)))
+    try:
+        return replace(decide(case, limits, today, other, known), seal=seal_of(directory))
+    except ValueError as error:
+        raise GateError(str(error)) from error
+
+
 def gate(
     run: Path,
     limits: Limits,
@@ -46,26 +80,15 @@ def gate(
         GateError: no limit was asked for, an input cannot be read or an output not be written, or the clock is behind.
         RunError: not a run directory, one without evidence, not what was written, or another run than is expected.
     """
-    directory, earlier = RunDirectory(run), RunDirectory(baseline) if baseline else None
-    if baseline_seal and earlier is None:
-        raise GateError("--baseline-seal goes with --baseline RUN")
-    for side, expected in ((directory, seal), (earlier, baseline_seal)):
-        if side and expected:
-            require_seal(side, expected)
-    case = read_case(directory, limits.min_controls)
-    other = read_case(earlier, limits.min_controls) if earlier else None
-    known = read_waivers(waivers) if waivers else []
-    today = day_of(datetime.now(UTC).date(), filter(None, (directory, earlier)))
+    directory = RunDirectory(run)
+    verdict = judge(run, limits, baseline, waivers, seal, baseline_seal)
     try:
-        verdict = replace(decide(case, limits, today, other, known), seal=seal_of(directory))
         write_json(out or directory.verdict, verdict.as_dict())
         with atomic_open(junit or directory.junit) as stream:
             stream.write(junit_xml(verdict))
         if summary:
             with atomic_open(summary) as stream:
                 stream.write(markdown(verdict).encode())
-    except ValueError as error:
-        raise GateError(str(error)) from error
     except OSError as error:
         raise GateError(f"{error.filename}: cannot be written ({error.strerror}): choose another --out") from error
     return verdict

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentprint import __version__
 from latentprint.tasks.pages.formats import harmless
 
 app = typer.Typer(
@@ -20,6 +21,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"latentprint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 SOURCE_HELP = (
     "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "

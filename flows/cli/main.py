@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
 
@@ -20,6 +19,7 @@ from latentprint.flows.cli import app
 from latentprint.flows.cli.arguments import remote_runs
 from latentprint.flows.cli.server import configure_environment
 from latentprint.tasks.compute.processes import INTERRUPTED, TERMINATED, end_on_signals
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.credentials import has_secret, redacted
 
 LONGEST_COMPLAINT = 4000
@@ -28,25 +28,6 @@ GRACE_SECONDS = 3.0
 """After SIGTERM or Ctrl-C, for the run to end by itself."""
 SERVICE_GRACE_SECONDS = 15.0
 """The same for ``serve``, whose scheduler takes leave of its server: then it has done its work, and exits with 0."""
-USER_ERRORS = {
-    "latentprint.flows.cli.prefect_home": "ServerError",
-    "latentprint.tasks.doctor.checks": "ParametersError",
-    "latentprint.tasks.datasets.sources.location": "SourceError",
-    "latentprint.tasks.compute.devices": "DeviceError",
-    "latentprint.tasks.diffusion.checkpoint_files": "CheckpointError",
-    "latentprint.tasks.extract.tasks": "ExtractionFailed",
-    "latentprint.tasks.gate.read": "GateError",
-    "latentprint.tasks.store.containment": "OutsideError",
-    "latentprint.tasks.store.ownership": "RunError",
-    "latentprint.tasks.warehouse.reading": "QueryError",
-    "latentprint.tasks.warehouse.warehouse": "ChecksFailed",
-    "latentprint.tasks.publish.mlflow": "TrackingError",
-}
-"""Errors that are the input's, not ours."""
-RESUMABLE_ERRORS = {
-    "latentprint.tasks.score.tasks": "CalibrationFailed",
-    "latentprint.tasks.compute.workers": "WorkerDied",
-}
 
 configure_environment()
 
@@ -139,19 +120,11 @@ def _words(error: Exception) -> str | None:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}"
-    if isinstance(error, _loaded(RESUMABLE_ERRORS)):
+    if isinstance(error, UserError) and error.resumable:
         return f"{error}; {_resume()}"
-    if isinstance(error, _loaded({"latentprint.tasks.score.tasks": "ShardsFailed"})):
-        n_failed = len(error.reasons)  # type: ignore[attr-defined]  # a ShardsFailed
-        return f"{n_failed} shards could not be scored, the others were: {error}; {_resume()}"
     if is_disk_full(error):
         return f"the disk is full ({str(error).partition(chr(10))[0]}): free some space; {_resume()}"
-    return str(error) if isinstance(error, _loaded(USER_ERRORS)) else None
-
-
-def _loaded(errors: Mapping[str, str]) -> tuple[type[Exception], ...]:
-    """Those whose module is loaded: of another one none can be raised, and torch takes seconds to load."""
-    return tuple(getattr(sys.modules[module], name) for module, name in errors.items() if module in sys.modules)
+    return str(error) if isinstance(error, UserError) else None
 
 
 def _progress_on_standard_error() -> None:

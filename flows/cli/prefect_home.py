@@ -13,11 +13,13 @@ from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from latentprint.tasks.errors import UserError
+
 OWN_HOME = "latentprint-prefect-"
 DATABASE = "prefect.db"
 
 
-class ServerError(Exception):
+class ServerError(UserError):
     """No Prefect server can be had: its home cannot be used, or it did not start."""
 
 

@@ -7,10 +7,11 @@ import re
 
 import torch
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.parameters import ComputeParameters
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """A device that this machine does not have."""
 
 

@@ -29,13 +29,16 @@ import torch
 
 from latentprint.tasks.compute.devices import available_devices
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.errors import UserError
 
 T = TypeVar("T")
 POLL_SECONDS = 1.0
 
 
-class WorkerDied(Exception):
+class WorkerDied(UserError):
     """The child process of a device ended in the middle of a call (killed, or out of memory)."""
+
+    resumable = True
 
 
 class WorkersClosed(BaseException):

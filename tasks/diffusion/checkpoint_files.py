@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from latentprint.tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
+from latentprint.tasks.errors import UserError
 
 LARGEST = 100_000
 """Of the integers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
@@ -48,7 +49,7 @@ DTYPES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 """Of weights, with their bytes. Integers would be loaded as if they were floats; F8 has a scale that no file has."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint that cannot be scored; the message names the file and what to do."""
 
 

@@ -91,6 +91,28 @@ def log_growth(
     (``exact``: K = d); an exact tangent takes up to twice the time of an evaluation. Call under ``torch.no_grad``
     or ``torch.inference_mode``.
 
+    Example: data N(0, s^2 I) have a known best denoiser, eps(x) = sigma x / (alpha^2 s^2 + sigma^2), and a known flow.
+    Each axis grows by half the log ratio of the variances alpha^2 s^2 + sigma^2 at its two ends; 900 explicit steps
+    come within 0.01 nats.
+
+    >>> import math, torch
+    >>> from latentprint import Denoiser, DiscreteVP, log_growth
+    >>> schedule = DiscreteVP.from_tensor(torch.linspace(0.9999, 1e-4, 1000))
+    >>> def variance(alpha, sigma):
+    ...     return alpha**2 * 0.5**2 + sigma**2
+    >>> def network(x, t):
+    ...     alpha, sigma = schedule.scales(float(t[0]))
+    ...     return sigma * x / variance(alpha, sigma)
+    >>> denoiser = Denoiser(network, schedule, dtype=torch.float64)
+    >>> generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    >>> images = torch.zeros(2, 1, 4, 4)
+    >>> growth = log_growth(denoiser, images, denoiser.schedule, n_axes=3, generators=generators, n_steps=900)
+    >>> [round(float(total), 2) for total in growth.log_growth[:, -1]]
+    [1.95, 1.95]
+    >>> start, end = (variance(schedule.alpha(t), schedule.sigma(t)) for t in (0, 900))
+    >>> round(3 * math.log(end / start) / 2, 2)
+    1.96
+
     Raises:
         ValueError: axes that are not independent, or not as many as there are images; steps beyond the schedule's end;
             a ``delta`` that the network's arithmetic cannot carry

@@ -26,6 +26,7 @@ from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_B
 from latentprint.tasks.diffusion.names import ESTIMATORS, BaselineName, Precision
 from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
 from latentprint.tasks.score.calibrate import candidates
 from latentprint.tasks.store.spill import spilling
@@ -34,7 +35,7 @@ from latentprint.tasks.store.splits import split_of
 ITEMS_TO_TRY = 100
 
 
-class ParametersError(ValueError):
+class ParametersError(UserError):
     """Parameters that this checkpoint cannot be scored with."""
 
 

@@ -15,6 +15,7 @@ from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.workers import run_on_device
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.reproduction import CONTROLS
 from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_copies
 from latentprint.tasks.extract.generate import SampleJob, generate_shard
@@ -24,7 +25,7 @@ from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 
 
-class ExtractionFailed(Exception):
+class ExtractionFailed(UserError):
     """Some tars could not be generated; the others were."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, excess
 from latentprint.tasks.evidence.statistics import binomial_interval
@@ -42,7 +43,7 @@ BESIDE_SAMPLING = ("samples", "seed", "samples_per_tar")
 """Extraction parameters that the share of copies does not depend on."""
 
 
-class GateError(Exception):
+class GateError(UserError):
     """An input of the gate that cannot be read; the message names it and the remedy."""
 
 

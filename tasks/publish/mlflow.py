@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.gate.decide import Case
 from latentprint.tasks.gate.read import read_case
 from latentprint.tasks.pages.formats import is_finite, visible
@@ -30,7 +31,7 @@ QUIET = {
 """Defaults; a user's own settings win."""
 
 
-class TrackingError(Exception):
+class TrackingError(UserError):
     """MLflow is missing, or its store refuses; the message says what to do."""
 
 

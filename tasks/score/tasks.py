@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner
 from latentprint.tasks.compute.workers import WorkerDied, run_on_device
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.score.again import ValidityJob, score_setting
 from latentprint.tasks.score.calibrate import calibrate_shard, fit_calibration, known_calibration
@@ -29,18 +30,23 @@ MAX_GROUPS = 2000
 GROUPS_PER_DEVICE = 64
 
 
-class ShardsFailed(Exception):
+class ShardsFailed(UserError):
     """Some shards could not be scored; the others were.
 
     Args:
         reasons: shard -> why.
     """
 
+    resumable = True
+
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__(reasons)
         self.reasons = dict(reasons)
 
     def __str__(self) -> str:
+        return f"{len(self.reasons)} shards could not be scored, the others were: {self._in_words()}"
+
+    def _in_words(self) -> str:
         return "; ".join(f"{shard} ({reason})" for shard, reason in self.reasons.items())
 
 
@@ -50,7 +56,7 @@ class CalibrationFailed(ShardsFailed):
     def __str__(self) -> str:
         died = any("worker" in reason for reason in self.reasons.values())
         remedy = ": a smaller --batch-size needs less memory; if an image is at fault, start another --out without it"
-        return f"calibrating on {super().__str__()} failed, and every score depends on it{remedy if died else ''}"
+        return f"calibrating on {self._in_words()} failed, and every score depends on it{remedy if died else ''}"
 
 
 def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:

@@ -11,6 +11,8 @@ import os
 import re
 from pathlib import Path
 
+from latentprint.tasks.errors import UserError
+
 LONGEST_PART, LONGEST_NAME = 255, 1024
 """Bytes of one part of a name (also what Linux takes), and of a whole name (also what S3 takes)."""
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -18,7 +20,7 @@ _RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(?:\..*)?", re.IGN
 """Devices of Windows, under any suffix."""
 
 
-class OutsideError(OSError):
+class OutsideError(UserError, OSError):
     """A name that may not be used within its folder; the message says which, and why."""
 
     def __init__(self, name: str, reason: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.containment import is_within
 from latentprint.tasks.store.files import is_disk_full, write_json
 from latentprint.tasks.store.spill import SPILL
@@ -41,7 +42,7 @@ _held: set[Path] = set()
 """Folders that this process holds."""
 
 
-class RunError(Exception):
+class RunError(UserError):
     """A run directory, or other folder, that cannot be used as asked; the message says what to do."""
 
 

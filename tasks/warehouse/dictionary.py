@@ -11,7 +11,21 @@ from latentprint import tasks
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, RUNS, SCORES, TABLES
 
 SQL = Path(tasks.__file__).resolve().parents[1] / "sql"
-RAW = tuple(TABLES)
+RAW = {
+    "calibration": "the images that timestep and fit rest on: fold, and scores at every candidate timestep",
+    "false_copies": "images that cannot be copies, matched by the same rules: what each rule finds falsely",
+    "flags": "p-value, q-value and flag of each training image",
+    "manifest": "every image that was taken in: content, size, split, and where it lies",
+    "matches": "every generated image with its nearest training images, and whether it is a copy",
+    "odds": "how probable it is that the model generates an image",
+    "rejects": "every item that could not be used, with the reason",
+    "reproductions": "each training image with the generated images that reproduce it",
+    "scores": "every distinct image with its scores",
+    "side": "images generated under surrogate labels, matched",
+    "sweep": "some images scored under each setting of a parameter study",
+    "validity": "some images scored again under other settings",
+}
+"""The tables that are files of a run, and what each is."""
 LAYERS = ("raw", "staging", "marts", "checks")
 HEADER_COLUMN = re.compile(r"^-- column (?P<name>\w+)(?: \[(?P<unit>.+?)\])?: (?P<text>.+)$", re.MULTILINE)
 
@@ -27,7 +41,9 @@ def describe_columns(relation: str) -> dict[str, dict[str, str]]:
 
 
 def describe_relation(relation: str) -> str:
-    """What a query of ``sql/`` is, in a line: the first of its header; empty for a raw table."""
+    """What a relation or saved question is, in a line: the first of its header; of a raw table its entry in ``RAW``."""
+    if relation in RAW:
+        return RAW[relation]
     found = list(SQL.glob(f"*/{relation}.sql"))
     if not found:
         return ""

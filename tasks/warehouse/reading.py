@@ -21,6 +21,7 @@ from typing import Any
 
 import duckdb
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.warehouse.functions import OPERATORS, ROWS, VALUES, WINDOWS
 
 QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -44,7 +45,7 @@ TREE = "SELECT json_serialize_sql($sql)"
 OWN_VIEWS = "SELECT lower(view_name) FROM duckdb_views() WHERE internal"
 
 
-class QueryError(Exception):
+class QueryError(UserError):
     """A query that is not allowed, not valid, or took too much; the message points at the place."""
 
 

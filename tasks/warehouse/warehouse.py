@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.dictionary import LAYERS, RAW, SQL, describe_columns, describe_relation
@@ -40,7 +41,7 @@ ROWS_PER_GROUP = 2**17
 """Of exported marts: what is in memory at once."""
 
 
-class ChecksFailed(Exception):
+class ChecksFailed(UserError):
     """A query of ``sql/checks`` found rows."""
 
 
@@ -103,6 +104,14 @@ class Warehouse:
             RunError: the run's Parquet files cannot be read.
         """
         return self.rows(f'FROM "{name}"', name)
+
+    def relation(self, name: str) -> duckdb.DuckDBPyRelation:
+        """A relation by its name, not yet read; it lives as long as this object.
+
+        Raises:
+            RunError: the run's Parquet files cannot be read.
+        """
+        return self._connection.table(name)
 
     def rows(self, query: str, relation: str, parameters: Parameters | None = None) -> pa.Table:
         """The rows of one of our own queries, its columns described as those of ``relation``.

@@ -31,6 +31,7 @@ from braceexpand import braceexpand
 
 from latentprint.tasks.bounded import Oversized, open_regular, read_at_most
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
 
 READ_AHEAD = 8 * 2**20
@@ -43,7 +44,7 @@ _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?")
 
 
-class SourceError(Exception):
+class SourceError(UserError):
     """A source that cannot be read at all; the message names it and says what to do."""
 
 
