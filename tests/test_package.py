@@ -159,7 +159,7 @@ def test_a_wheel_works_beside_a_users_own_modules_named_tasks_flows_and_sql(
     made = python("study.py", *inputs, cwd=project, env=environment, timeout=600)
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith(f"{site / 'latentprint' / '__init__.py'} <Run run: Membership ")
-    assert made.stdout.endswith("> 100\n")
+    assert made.stdout.endswith("> 60\n")
     asked = python(
         "-m", "latentprint", "sql", "--run", "run", "SELECT 42 AS n", "--format", "csv", cwd=project, env=environment
     )

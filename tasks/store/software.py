@@ -30,7 +30,7 @@ def software() -> dict[str, str | None]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {**versions, "git_commit": _git_commit(Path(__file__).resolve().parents[1])}
+    return {**versions, "git_commit": _git_commit(Path(__file__).resolve().parents[2])}
 
 
 def _git_commit(project: Path) -> str | None:
