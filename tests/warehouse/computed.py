@@ -288,7 +288,8 @@ def share_of_pairs(high: Sequence[float], low: Sequence[float]) -> float | None:
 def percentile(value: float, others: Iterable[float]) -> float:
     """Share of the other values that are lower, in percent."""
     values = list(others)
-    return 100 * sum(other < value for other in values) / (len(values) - 1) if len(values) > 1 else 0.0
+    lower = sum(other < value for other in values)
+    return 100 * (lower / (len(values) - 1)) if len(values) > 1 else 0.0  # rounded so that changes tie where they do
 
 
 def moments(rows: Sequence[Row]) -> Row:
