@@ -52,7 +52,27 @@ SQL_TESTS = {
     "history": "tests.warehouse.test_history_columns",
     "checks": "tests.warehouse.test_checks",
 }
-TESTS: dict[str, tuple[str, ...]] = {}
+TESTS: dict[str, tuple[str, ...]] = {
+    "tasks/evidence/logistic.py": ("tests/evidence/test_calibration.py",),
+    "tasks/diffusion/names.py": ("tests/diffusion/test_growth.py",),
+    "tasks/diffusion/noise.py": ("tests/diffusion/test_sampling.py", "tests/diffusion/test_growth.py"),
+    "tasks/diffusion/training.py": ("tests/flows/test_train.py",),
+    "tasks/store/run.py": ("tests/store/test_run.py", "tests/store/test_reuse.py"),
+    "tasks/store/checksums.py": ("tests/store/test_run.py",),
+    "tasks/store/files.py": ("tests/store/test_run.py",),
+    "tasks/store/splits.py": ("tests/store/test_run.py",),
+    "tasks/store/spill.py": ("tests/store/test_run.py",),
+    "tasks/store/software.py": ("tests/store/test_run.py",),
+    "tasks/store/schemas.py": ("tests/warehouse/test_warehouse.py",),
+    "tasks/store/parts.py": ("tests/store/test_manifest.py",),
+    "tasks/warehouse/dictionary.py": ("tests/warehouse/test_warehouse.py",),
+    "tasks/warehouse/subset.py": ("tests/warehouse/test_marts.py",),
+    "tasks/warehouse/views.py": ("tests/warehouse/test_warehouse.py", "tests/warehouse/test_sql_confinement.py"),
+    "tasks/extract/false_copies.py": ("tests/extract/test_match.py",),
+    "tasks/extract/generate.py": ("tests/extract/test_match.py",),
+    "tasks/extract/references.py": ("tests/extract/test_match.py",),
+    "tasks/extract/tasks.py": ("tests/extract/test_match.py",),
+}
 """Of a module; of any other: the test that mirrors it."""
 
 

@@ -42,6 +42,8 @@ def with_wrong_manifest() -> Tables:
             row["occurrence"] = min(row["occurrence"], 1)  # 0, 1, 1
         if row["content_hash"] == "t13":
             row["copies"] = 1  # of two
+        if row["content_hash"] == "t14" and row["occurrence"] == 0:
+            row["copies"] = 1  # of two, as the other of them says
     for first, last in ((0, 2), (5, 8)):
         for row in tables["manifest"][first:last]:
             row["sample_id"] = tables["manifest"][first]["sample_id"]
@@ -68,6 +70,9 @@ def with_wrong_scores() -> Tables:
         "t03": {"status": "ok"},
         "t27": {"timestep": 30},
         "t28": {"timestep": 30},
+        "t16": {"timestep": 40},
+        "t17": {"timestep": 40},
+        "t19": {"delta": 0.25},
         "t30": {"n_axes": 1},
         "t31": {"n_axes": 1},
         "t00": {"n_steps": 4},
@@ -86,10 +91,19 @@ def with_wrong_scores() -> Tables:
         "p5": (0.01, 0.01 + 5e-6),
         "p6": (2.0, math.nan),
         "p7": (-3.0, 2.0),
+        "p8": (0.0, 1e-5),
+        "p9": (1e4, 1e4 + 0.1000005),
     }
     for content, growth in pairs.items():
         for split, value in zip(("train", "holdout"), growth, strict=True):
-            scores.append({**template, "content_hash": content, "split": split, "log_growth": value})
+            name = {"sample_id": f"{split}/{content}", "content_hash": content, "split": split}
+            scores.append({**template, **name, "log_growth": value})
+    return tables
+
+
+def with_two_parameters() -> Tables:
+    tables = sound_run()
+    tables["scores"][3]["timestep"] = 30
     return tables
 
 
@@ -225,6 +239,7 @@ RUNS = {
     "sound": sound_run(),
     "manifest": with_wrong_manifest(),
     "scores": with_wrong_scores(),
+    "two parameters": with_two_parameters(),
     "reproductions": with_wrong_reproductions(),
     "nothing extracted": sound_run() | {"reproductions": []},
     "flags": with_wrong_flags(),
@@ -234,6 +249,7 @@ READS_MANIFEST = {"copies_miscounted", "sample_id_repeated", "image_without_one_
 READ = {
     "manifest": READS_MANIFEST,
     "scores": {name for name in COMPUTED if "score" in name or name == "mixed_parameters"},
+    "two parameters": {"mixed_parameters"},
     "reproductions": {"reproduction_without_image"},
     "nothing extracted": {"reproduction_without_image"},
     "flags": {"flag_without_image"},

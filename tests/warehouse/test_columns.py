@@ -31,10 +31,15 @@ COLUMNS = [
 def only_trained(tables: Tables, contents: str = "t") -> Tables:
     """No image is held out, and all have the same growth."""
     trained = {
-        name: [row for row in rows if row["split"] == "train" and row.get("content_hash", "t").startswith(contents)]
+        name: [row for row in rows if row.get("split") == "train" and row.get("content_hash", "t").startswith(contents)]
         for name, rows in tables.items()
     }
     return trained | {"scores": [{**row, "log_growth": 2.5, "fused": None} for row in trained["scores"]]}
+
+
+def one_calibrated(scores: list[Row]) -> list[Row]:
+    """A single image has log odds of membership, and there is nothing to hold them against."""
+    return [{**row, "fused": 0.5 if row["content_hash"] == "t20" else None} for row in scores]
 
 
 RUNS: dict[str, Tables] = {
@@ -43,6 +48,11 @@ RUNS: dict[str, Tables] = {
     "only trained": only_trained(sound_run(2, calibrated=False)),
     "one image": only_trained(sound_run(3, calibrated=False), contents="t20"),
     "unscored": sound_run(4, calibrated=False) | {"scores": []},
+    "one calibrated": only_trained(sound_run(5)) | {"scores": one_calibrated(only_trained(sound_run(5))["scores"])},
+    "only held out": {
+        name: [row for row in rows if row.get("split") == "holdout"] for name, rows in sound_run(6).items()
+    },
+    "called ok": sound_run(7) | {"scores": [{**row, "status": "ok"} for row in sound_run(7)["scores"]]},
 }
 
 

@@ -14,7 +14,7 @@ from latentprint.tasks.warehouse.dictionary import SQL, describe_columns
 from latentprint.tasks.warehouse.history import HistoryWarehouse
 from tests.warehouse.computed_history import HISTORY, Past
 from tests.warehouse.rich import Record, Row, Tables, sound_run, write
-from tests.warehouse.test_columns import unlike
+from tests.warehouse.test_columns import only_trained, unlike
 
 COLUMNS = [(file.stem, c) for file in sorted((SQL / "history").glob("*.sql")) for c in describe_columns(file.stem)]
 
@@ -103,6 +103,7 @@ RUNS: dict[str, Past] = {
     ),
     "step-30": Past(few_controls(5), None),  # of which nothing is known but its scores
     "step-40": Past(few_controls(6), None),
+    "step-45": Past(later(11), None),
     "step-50": Past(
         later(7),
         AUTO,
@@ -121,6 +122,7 @@ RUNS: dict[str, Past] = {
         evidence(measured("not_shown", 0.5625, 0.5, 0.6)),
         answers=auc("not_shown", 0.5625, 0.5, 0.6),
     ),
+    "step-75": Past(only_trained(later(12)), GIVEN),  # has no controls
     "step-80": Past(
         later(10),
         GIVEN,
