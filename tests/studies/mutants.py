@@ -155,7 +155,11 @@ def table(known: dict[str, str]) -> str:
     reasons = _reasons()
     lines = ["| area | faults | noticed | share | survived |", "| --- | ---: | ---: | ---: | --- |"]
     for area, (pattern, _) in AREAS.items():
-        mine = {key.rpartition(" @ ")[0]: outcome for key, outcome in known.items() if Path(key.split(" | ")[0]).match(pattern)}
+        mine = {
+            key.rpartition(" @ ")[0]: outcome
+            for key, outcome in known.items()
+            if Path(key.split(" | ")[0]).match(pattern)
+        }
         counted = {name: outcome for name, outcome in mine.items() if outcome != "invalid" and name not in reasons}
         if counted:
             numbers = Counter(counted.values())

@@ -17,7 +17,16 @@ Relation = Callable[[Tables], list[Row]]
 
 def samples(tables: Tables) -> list[Row]:
     scores = {(row["split"], row["content_hash"]): row for row in tables["scores"]}
-    of_manifest = ("sample_id", "content_hash", "split", "holdout_source", "source_uri", "shard", "shard_index", "label")
+    of_manifest = (
+        "sample_id",
+        "content_hash",
+        "split",
+        "holdout_source",
+        "source_uri",
+        "shard",
+        "shard_index",
+        "label",
+    )
     of_manifest += ("occurrence", "copies", "near_duplicate_group")
     of_scores = ("log_growth", "log_growth_se", "eps_norm", "dime", "fused", "n_evaluations", "status")
     rows = []

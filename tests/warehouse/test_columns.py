@@ -123,9 +123,7 @@ def test_the_rich_run_has_several_rows_of_each_relation(name: str) -> None:
 
 @given(order=st.randoms(use_true_random=False))
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_marts_do_not_depend_on_the_order_of_the_rows(
-    order: Any, opened: dict[str, Warehouse], tmp_path: Path
-) -> None:
+def test_marts_do_not_depend_on_the_order_of_the_rows(order: Any, opened: dict[str, Warehouse], tmp_path: Path) -> None:
     shuffled = {name: order.sample(rows, len(rows)) for name, rows in RUNS["calibrated"].items()}
     with Warehouse(RunDirectory(write(tmp_path / str(order.random()), shuffled).path)) as warehouse:
         for name in MARTS:

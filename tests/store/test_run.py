@@ -1,0 +1,252 @@
+"""The run directory and its files: whole or absent, held by one process, made from one thing, known by their bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentprint.tasks.store.checksums import (
+    add_checksums,
+    damaged_files,
+    discard_damaged_parts,
+    is_sharded,
+    read_checksums,
+)
+from latentprint.tasks.store.files import (
+    atomic_open,
+    atomic_path,
+    digest,
+    finite,
+    is_disk_full,
+    read_json,
+    sha256,
+    write_json,
+)
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.spill import spilling
+from latentprint.tasks.store.splits import holdout_source, source_name, split_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    for folder in (run.shards, run.scores):
+        folder.mkdir(parents=True)
+    for file in (run.manifest, run.shards / "train-000000.tar", run.part("train-000000.tar"), run.part("train-1.tar")):
+        file.write_text(file.name)
+    return run
+
+
+def test_a_file_is_whole_or_absent_and_no_temporary_one_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "a.txt"
+    with pytest.raises(ValueError, match="half"), atomic_open(file) as stream:
+        stream.write(b"half")
+        raise ValueError("half written")
+    assert list(file.parent.iterdir()) == []
+    with atomic_path(file) as temporary:
+        temporary.write_text("whole")
+        assert not file.exists()
+        assert (temporary.parent, temporary.name[0], temporary.suffix) == (file.parent, ".", ".tmp")
+    with pytest.raises(ValueError, match="half"), atomic_open(file) as stream:
+        stream.write(b"half")
+        raise ValueError("half written")
+    assert [(path.name, path.read_text()) for path in file.parent.iterdir()] == [("a.txt", "whole")]
+
+
+def test_json_holds_null_for_what_is_not_finite_and_reads_back(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": math.nan, "d": 0.0}, "e": "ü"}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == {"a": [1.5, None, [None, None]], "b": {"c": None, "d": 0.0}, "e": "ü"}
+    assert (tmp_path / "a.json").read_bytes().endswith(b"}\n")
+    assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert finite({1: True}) == {"1": True}
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(ValueError, match="a JSON object is expected"):
+        read_json(tmp_path / "list.json")
+
+
+def test_a_digest_depends_on_contents_not_on_the_order_of_keys(tmp_path: Path) -> None:
+    assert digest({"a": 1, "b": "ü"}) == digest({"b": "ü", "a": 1}) != digest({"a": 2, "b": "ü"})
+    assert digest({"b": 1, "a": 2}) == hashlib.blake2b(b'{"a":2,"b":1}', digest_size=16).hexdigest()
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_full_disk_is_told_from_other_errors_however_deep_it_lies() -> None:
+    full, quota, other = (OSError(code, "x") for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO))
+    assert is_disk_full(full)
+    assert is_disk_full(quota)
+    assert is_disk_full(RuntimeError("IO Error: No space left on device"))
+    assert not is_disk_full(other)
+    assert not is_disk_full(None)
+    caused, raised = RuntimeError("a"), RuntimeError("b")
+    caused.__cause__, raised.__context__ = full, caused
+    assert is_disk_full(raised)
+
+
+def test_checksums_tell_what_changed_and_what_is_gone(run: RunDirectory) -> None:
+    tar, part = run.shards / "train-000000.tar", run.part("train-000000.tar")
+    assert read_checksums(run) == {}
+    assert damaged_files(run) == {}
+    add_checksums(run, [tar, part])
+    add_checksums(run, [run.manifest])
+    expected = {name: sha256(run.path / name) for name in sorted(read_checksums(run))}
+    assert [*expected] == ["manifest.parquet", "scores/part-train-000000.parquet", "shards/train-000000.tar"]
+    assert run.checksums.read_text() == "".join(f"{checksum}  {name}\n" for name, checksum in expected.items())
+    assert damaged_files(run) == {}
+    part.write_text("changed")
+    tar.unlink()
+    assert damaged_files(run) == {
+        "scores/part-train-000000.parquet": "its bytes are not those that were written",
+        "shards/train-000000.tar": "No such file or directory",
+    }
+    assert [*damaged_files(run, "scores/")] == ["scores/part-train-000000.parquet"]
+
+
+def test_damaged_parts_alone_are_deleted(run: RunDirectory) -> None:
+    first, second = run.part("train-000000.tar"), run.part("train-1.tar")
+    add_checksums(run, [first, second, run.manifest])
+    assert discard_damaged_parts(run) == []
+    first.write_text("changed")
+    run.manifest.write_text("changed")
+    assert discard_damaged_parts(run) == ["scores/part-train-000000.parquet"]
+    assert (first.exists(), second.exists(), run.manifest.exists()) == (False, True, True)
+    assert discard_damaged_parts(run) == []  # what is gone is not deleted twice
+
+
+def test_a_run_is_sharded_while_manifest_and_all_recorded_shards_are_there(run: RunDirectory) -> None:
+    tar, part = run.shards / "train-000000.tar", run.part("train-000000.tar")
+    add_checksums(run, [tar, part])
+    part.unlink()
+    assert is_sharded(run)
+    run.manifest.rename(run.path / "m")
+    assert not is_sharded(run)
+    (run.path / "m").rename(run.manifest)
+    tar.unlink()
+    assert not is_sharded(run)
+
+
+def test_a_claim_is_kept_resumed_and_refused_to_others(run: RunDirectory) -> None:
+    run.claim("data", {"size": 8})
+    run.claim("scoring", {"parameters": {"axes": 1, "timestep": 20}})
+    before = run.record.read_bytes()
+    run.claim("data", {"size": 8})
+    assert run.record.read_bytes() == before
+    with pytest.raises(RunError, match=r"holds another run \(timestep: 20 there, 21 now\): choose another --out"):
+        run.claim("scoring", {"parameters": {"axes": 1, "timestep": 21}})
+    run.update_record(status="ok")
+    run.forget("data")
+    run.forget("data")
+    assert run.read_record() == {"scoring": {"parameters": {"axes": 1, "timestep": 20}}, "status": "ok"}
+    run.claim("data", {"size": 9})
+    assert run.read_record()["data"] == {"size": 9}
+    RunDirectory(run.path / "none").forget("data")
+    assert not (run.path / "none").exists()
+
+
+def test_what_is_no_run_or_a_damaged_one_is_said(run: RunDirectory) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        run.read_record()
+    run.record.write_text('{"a": ')
+    with pytest.raises(RunError, match=r"run\.json: damaged .* put it back"):
+        run.read_record()
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "said"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "b: 2 there, 3 now"),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"x": 1}}, "y: 2 there, None now"),
+        ({"b": 1, "a": 1}, {"b": 2, "a": 2}, "a: 1 there, 2 now"),
+        ({"fingerprints": {"train": "x"}}, {"fingerprints": {"train": "y"}}, "the files of --train have changed"),
+        (
+            {"fingerprints": {"holdout2": "x"}},
+            {"fingerprints": {"holdout2": "y"}},
+            "the files of --holdout number 2 have changed",
+        ),
+        ({"fingerprints": {"holdout": "x"}}, {"fingerprints": {}}, "holdout: x there, None now"),
+    ],
+)
+def test_the_first_difference_is_named(known: dict[str, Any], wanted: dict[str, Any], said: str) -> None:
+    assert difference(known, wanted) == said
+
+
+def test_the_lock_is_held_by_one_process_and_sweeps_what_a_killed_one_left(run: RunDirectory) -> None:
+    (run.shards / ".half.tar.1.tmp").write_text("half")
+    (run.path / ".spill-abc").mkdir()
+    (run.path / "folder.tmp").mkdir()
+    (run.shards / ".folder.tmp").mkdir()
+    code = "import sys; from pathlib import Path; from latentprint.tasks.store.run import *\n"
+    code += "try:\n    with RunDirectory(Path(sys.argv[1])).lock(): print('held')\nexcept RunError as e: print(e)"
+
+    def another() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with run.lock():
+        assert not (run.shards / ".half.tar.1.tmp").exists()
+        assert not (run.path / ".spill-abc").exists()
+        assert (run.path / "folder.tmp").exists()
+        assert (run.shards / ".folder.tmp").exists()
+        with run.lock():
+            pass
+        assert (
+            another() == f"{run.path} is in use by process {os.getpid()}: wait, or choose another --out"
+        )  # still held after the inner one
+    assert another() == "held"
+    with run.lock():
+        pass
+
+
+def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunError, match="cannot be written to .* choose another directory"),
+        RunDirectory(tmp_path / "file" / "run").lock(),
+    ):
+        pass
+
+
+def test_spilled_tables_lie_beside_the_run_and_go_with_the_block(tmp_path: Path) -> None:
+    with spilling(tmp_path) as connection:
+        (folder,) = tmp_path.iterdir()
+        assert folder.name.startswith(".spill-")
+        ((at, memory),) = connection.execute(
+            "SELECT current_setting('temp_directory'), current_setting('memory_limit')"
+        ).fetchall()
+    assert (at, memory) == (str(folder), "2.0 GiB")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_are_named_and_their_names_are_read() -> None:
+    names = [("train", None), ("holdout", 0), ("holdout", 1), ("holdout", 11)]
+    assert [source_name(*name) for name in names] == ["train", "holdout", "holdout2", "holdout12"]
+    assert [(split_of(n), holdout_source(n)) for n in ("train", "holdout", "holdout2", "holdout12")] == names
+
+
+def test_a_run_in_a_store_is_called_by_its_url(run: RunDirectory) -> None:
+    assert run.location == str(run.path)
+    write_json(run.remote, {"other": 1})
+    assert run.location == str(run.path)
+    write_json(run.remote, {"url": "s3://bucket/run"})
+    assert run.location == "s3://bucket/run"
+
+
+def test_paths_within_a_run_are_those_that_its_users_know(run: RunDirectory) -> None:
+    assert run.part("train-000002.tar").relative_to(run.path).as_posix() == "scores/part-train-000002.parquet"
+    names = ("manifest", "rejects", "shards", "scores", "samples", "matches", "reproductions", "tables", "evidence")
+    assert [getattr(run, name).name for name in names] == [
+        *("manifest.parquet", "rejects.parquet", "shards", "scores", "samples", "matches", "reproductions", "tables"),
+        "evidence.json",
+    ]
+    assert json.loads(json.dumps({"at": str(run.report)}))["at"] == f"{run.path}/report.html"
