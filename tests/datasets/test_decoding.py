@@ -314,3 +314,11 @@ def test_whatever_other_packages_ship_is_a_picture_or_a_reject_with_a_reason_and
     assert n_pictures >= 30
     assert n_rejects >= 200
     assert answer.stderr == ""
+
+
+def test_a_large_photo_is_within_the_limits_and_pillow_refuses_at_ours() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    png = Picture(noise).png()
+    assert len(png) > 6 * 2**20
+    assert (decode(png).pixels == noise).all()
+    assert decoding.MAX_PIXELS == 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow raises at twice its own limit

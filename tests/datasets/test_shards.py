@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from latentprint.tasks.datasets import shards
 from latentprint.tasks.datasets.decoding import Picture, decode
@@ -19,6 +21,7 @@ from latentprint.tasks.datasets.shards import (
     Difference,
     join_manifests,
     join_rejects,
+    pixels_of,
     read_pictures,
     read_shard,
     verify_shard,
@@ -53,6 +56,29 @@ def test_shards_are_the_same_bytes_and_of_bounded_size(digits: np.ndarray, tmp_p
     assert tars[0] == tars[1]
     assert len(tars[0]) > 3
     assert all(len(content) <= LIMITS["shard_bytes"] + 10240 for content in tars[0].values())
+
+
+def test_a_tar_takes_images_up_to_its_last_byte_and_numbers_them_through(digits: np.ndarray, tmp_path: Path) -> None:
+    """A member of a tar is a header of 512 bytes and its content in blocks of 512: two a sample."""
+    np.save(tmp_path / "x.npy", digits[:6])
+    large = RunDirectory(tmp_path / "large")
+    sharded(large, tmp_path / "x.npy", shard_bytes=2**30)
+    sizes = [512 + -(-member.size // 512) * 512 for member, _ in members(large.shards / "train-000000.tar")]
+    for spare, expected in ((0, [3, 3]), (-1, [2, 2, 2])):
+        run = RunDirectory(tmp_path / f"spare{spare}")
+        sharded(run, tmp_path / "x.npy", shard_bytes=sum(sizes[:6]) + spare)
+        names = [[member.name for member, _ in members(tar)] for tar in sorted(run.shards.glob("*.tar"))]
+        assert [len(of_tar) // 2 for of_tar in names] == expected
+        keys = [name.partition(".")[0] for of_tar in names for name in of_tar[::2]]
+        assert keys == [f"{i:09d}" for i in range(6)]
+
+
+def test_pictures_of_a_shard_are_png_and_nothing_else(digits: np.ndarray) -> None:
+    assert (pixels_of(Picture(digits[0]).png()) == digits[0]).all()
+    other = io.BytesIO()
+    Image.fromarray(digits[0]).save(other, "BMP")
+    with pytest.raises(OSError, match="cannot identify"):
+        pixels_of(other.getvalue())
 
 
 def test_manifest_says_where_each_image_lies_and_counts_its_repeats(digits: np.ndarray, tmp_path: Path) -> None:

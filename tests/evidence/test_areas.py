@@ -116,3 +116,19 @@ def test_standard_error_of_chance_is_that_of_permuted_labels() -> None:
     assert standard_error_of_chance(values[:40], values[40:]) == pytest.approx(np.std(areas), rel=0.05)
     groups = np.arange(40) // 2, 40 + np.arange(60)
     assert standard_error_of_chance(values[:40], values[40:], groups) == pytest.approx(np.sqrt(81 / (12 * 20 * 60)))
+
+
+def test_difference_is_mover_s_from_both_intervals_and_delongs_covariance() -> None:
+    first, noise = gaussian(0.65, 60, 70, np.random.default_rng(7)), np.random.default_rng(8)
+    second = first[0] + noise.normal(size=60) + 0.3, first[1] + noise.normal(size=70)
+    one, other = auc_interval(*first), auc_interval(*second)
+    below, above = (placements(*pair) for pair in (first, second))
+    by_side = [(below.positive, above.positive), (below.negative, above.negative)]
+    covariances = sum(np.cov(*pair) / len(pair[0]) for pair in by_side)
+    r = covariances[0, 1] / np.sqrt(covariances[0, 0] * covariances[1, 1])
+    assert 0.1 < r < 0.9
+    down, up = other.value - other.low, one.high - one.value
+    low = other.value - one.value - np.sqrt(down**2 + up**2 - 2 * r * down * up)
+    down, up = one.value - one.low, other.high - other.value
+    high = other.value - one.value + np.sqrt(down**2 + up**2 - 2 * r * down * up)
+    assert auc_difference(first, second)[:3] == pytest.approx((other.value - one.value, low, high))

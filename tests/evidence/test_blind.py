@@ -127,3 +127,8 @@ def test_colour_images_and_constant_pixels_raise_no_warning() -> None:
     assert result["n_train"] == 60
     assert len(result["auc"]["interval_95"]) == 2
     assert result["assumptions"]
+
+
+@pytest.mark.parametrize(("p_value", "detects"), [(0.025, True), (0.026, False), (0.5, False), (None, False)])
+def test_a_shift_is_detected_at_two_and_a_half_percent(p_value: float | None, detects: bool) -> None:
+    assert BlindBaseline(n_train=1, n_holdout=1, scores=np.zeros(2), p_value=p_value).detects_shift is detects

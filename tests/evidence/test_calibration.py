@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from sklearn.linear_model import LogisticRegression
+
 from latentprint.tasks.evidence.calibration import Calibration, TooFewImages, calibrate, dime
+from latentprint.tasks.evidence.logistic import REGULARISATION, LogOdds
 from latentprint.tasks.evidence.statistics import Array, auc
 
 N = 2_000
@@ -72,6 +75,28 @@ def test_fused_separates_as_the_best_linear_combination_on_images_it_has_not_see
     distance = math.sqrt(1.0 + 1.0 + 0.25)  # of independent unit Gaussians: separations add in squares
     assert auc(fused[IS_TRAIN], fused[~IS_TRAIN]) == pytest.approx(0.5 * (1.0 + math.erf(distance / 2.0)), abs=0.02)
     assert auc(fresh["log_growth"][IS_TRAIN], fresh["log_growth"][~IS_TRAIN]) < 0.78
+
+
+@pytest.mark.parametrize("n_train", [20_000, 4_000])
+def test_log_odds_of_two_gaussians_are_those_of_their_densities_whatever_their_numbers(n_train: int) -> None:
+    """log N(x; d, 1) / N(x; 0, 1) = d x - d^2 / 2: members and controls weigh the same."""
+    generator, d = np.random.default_rng(0), 1.5
+    is_train = np.arange(24_000) < n_train
+    x = generator.normal(size=(24_000, 1)) + d * is_train[:, None]
+    at = np.array([[-1.0], [0.0], [d / 2], [2.0]])
+    expected = (d * at - d**2 / 2)[:, 0]
+    np.testing.assert_allclose(LogOdds.fit(x, is_train).of(at), expected, atol=0.12)
+
+
+def test_log_odds_are_the_penalised_maximum_of_a_balanced_likelihood() -> None:
+    """So few images that the penalty shows; scikit-learn's solver in place of ours."""
+    generator = np.random.default_rng(1)
+    is_train = np.arange(30) < 8
+    x = generator.normal(3.0, [1.0, 20.0, 0.1], (30, 3)) + is_train[:, None] * np.array([1.0, 5.0, 0.0])
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    theirs = LogisticRegression(C=REGULARISATION, class_weight="balanced", tol=1e-10, max_iter=1000).fit(z, is_train)
+    np.testing.assert_allclose(LogOdds.fit(x, is_train).of(x), theirs.decision_function(z), atol=1e-6)
+    assert REGULARISATION == 1.0
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:

@@ -28,7 +28,9 @@ def test_tight_clusters_are_kept_largest_first_and_loose_ones_dropped() -> None:
 
 def test_cohesion_is_about_the_mean_of_all_images_not_the_origin() -> None:
     dark = scene() - 1000.0
-    assert cohesive_clusters(dark, 3, 0.9, seed=0).sizes == (30, 20)
+    found = cohesive_clusters(dark, 3, 0.9, seed=0)
+    assert found.sizes == (30, 20)
+    assert found.predict(dark[::7]).tolist() == found.labels[::7].tolist()
 
 
 def test_a_lone_image_makes_no_label() -> None:

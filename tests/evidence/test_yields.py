@@ -42,7 +42,13 @@ def test_the_share_s_interval_is_exact_and_its_test_mcnemar_s() -> None:
     none = 1 - 0.0125 ** (1 / 25)  # and of 0 in 25
     assert against["share_difference_interval"] == pytest.approx([low - none, high])
     wider = compare_yields(guided, plain, n_comparisons=3)["share_difference_interval"]
-    assert wider[0] < against["share_difference_interval"][0]
+    low, high = stats.beta.ppf([0.05 / 12, 1 - 0.05 / 12], [8, 9], [18, 17])  # either tail of either: 5% / 3 / 4
+    assert wider == pytest.approx([low - (1 - (0.05 / 12) ** (1 / 25)), high])
+    of_images = compare_yields(guided, plain, n_comparisons=3)
+    assert of_images["confidence"] == pytest.approx(1 - 0.05 / 3)
+    # the a's come out in both ways; b in one of them alone, but eight times: no sole copy there, none in the other
+    half = stats.norm.ppf(1 - 0.05 / 6)
+    assert of_images["n_reproduced_difference_interval"] == pytest.approx([1 - half, 1 + half])
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])

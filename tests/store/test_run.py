@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ from latentprint.tasks.store.files import (
     write_json,
 )
 from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.software import PACKAGES, software
 from latentprint.tasks.store.spill import spilling
 from latentprint.tasks.store.splits import holdout_source, source_name, split_of
 
@@ -47,7 +50,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def test_a_file_is_whole_or_absent_and_no_temporary_one_is_left(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "a.txt"
+    file = tmp_path / "quite" / "deep" / "a.txt"
     with pytest.raises(ValueError, match="half"), atomic_open(file) as stream:
         stream.write(b"half")
         raise ValueError("half written")
@@ -110,6 +113,8 @@ def test_checksums_tell_what_changed_and_what_is_gone(run: RunDirectory) -> None
         "shards/train-000000.tar": "No such file or directory",
     }
     assert [*damaged_files(run, "scores/")] == ["scores/part-train-000000.parquet"]
+    run.checksums.write_bytes(b"\xff" + run.checksums.read_bytes())  # damage of the list itself shows in its line alone
+    assert len(damaged_files(run)) == 3
 
 
 def test_damaged_parts_alone_are_deleted(run: RunDirectory) -> None:
@@ -173,6 +178,7 @@ def test_what_is_no_run_or_a_damaged_one_is_said(run: RunDirectory) -> None:
             {"fingerprints": {"holdout2": "y"}},
             "the files of --holdout number 2 have changed",
         ),
+        ({"a": {"x": 1}}, {"a": None}, "a: {'x': 1} there, None now"),
         ({"fingerprints": {"holdout": "x"}}, {"fingerprints": {}}, "holdout: x there, None now"),
     ],
 )
@@ -250,3 +256,35 @@ def test_paths_within_a_run_are_those_that_its_users_know(run: RunDirectory) -> 
         "evidence.json",
     ]
     assert json.loads(json.dumps({"at": str(run.report)}))["at"] == f"{run.path}/report.html"
+
+
+def test_a_run_records_its_software_and_the_commit_of_the_checkout_that_it_was_made_by() -> None:
+    root = Path(__file__).resolve().parents[2]
+    found = software()
+    assert list(found) == ["python", *PACKAGES, "git_commit"]
+    assert found["python"] == platform.python_version()
+    assert all(str(found[name])[0].isdigit() for name in ("numpy", "torch", "pillow"))
+    expected = None
+    if (root / ".git").exists() and shutil.which("git"):
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        expected = head.stdout.strip()
+    assert found["git_commit"] == expected
+
+
+def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has_none(tmp_path: Path) -> None:
+    package = tmp_path / "tasks" / "store"
+    package.mkdir(parents=True)
+    root = Path(__file__).resolve().parents[2]
+    shutil.copy(root / "tasks" / "store" / "software.py", package)
+    code = f"import sys; sys.path.insert(0, {str(package)!r}); import software; print(software.software()['git_commit'])"
+
+    def commit() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert commit() == "None"
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    assert commit() in ("None", "HEAD")
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit() == head

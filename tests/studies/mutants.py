@@ -52,6 +52,8 @@ SQL_TESTS = {
     "history": "tests.warehouse.test_history_columns",
     "checks": "tests.warehouse.test_checks",
 }
+EXTRACTION = "double_loop or (beside_near and not bundled) or left_out or other_groups or its_number or too_few"
+"""Of the tests of that flow: those of the rooms behind it."""
 TESTS: dict[str, tuple[str, ...]] = {
     "tasks/evidence/logistic.py": ("tests/evidence/test_calibration.py",),
     "tasks/diffusion/names.py": ("tests/diffusion/test_growth.py",),
@@ -68,10 +70,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tasks/warehouse/dictionary.py": ("tests/warehouse/test_warehouse.py",),
     "tasks/warehouse/subset.py": ("tests/warehouse/test_marts.py",),
     "tasks/warehouse/views.py": ("tests/warehouse/test_warehouse.py", "tests/warehouse/test_sql_confinement.py"),
-    "tasks/extract/false_copies.py": ("tests/extract/test_match.py",),
-    "tasks/extract/generate.py": ("tests/extract/test_match.py",),
-    "tasks/extract/references.py": ("tests/extract/test_match.py",),
-    "tasks/extract/tasks.py": ("tests/extract/test_match.py",),
+    **dict.fromkeys(
+        (f"tasks/extract/{name}.py" for name in ("false_copies", "generate", "match", "references", "tasks")),
+        ("tests/flows/test_extract.py", "-k", EXTRACTION),
+    ),
 }
 """Of a module; of any other: the test that mirrors it."""
 

@@ -99,6 +99,8 @@ RENAMED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "m
 }
 LEFT_ALONE = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
 """Of these only words change, or nothing."""
+ASSERTED = ("strict", "dtype", "copy")
+"""Arguments that say what holds anyway."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ def _code(node: ast.AST) -> Iterator[ast.expr]:
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases", "type_params"):
             continue
+        if isinstance(node, ast.keyword) and node.arg in ASSERTED:
+            continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not isinstance(child, LEFT_ALONE):
                 if isinstance(child, ast.expr):
@@ -192,7 +196,7 @@ def _changes(node: ast.expr) -> Iterable[ast.expr]:
         case ast.Call(func=ast.Attribute(attr=name)) if name in RENAMED:
             assert isinstance(changed.func, ast.Attribute)
             changed.func.attr = RENAMED[name]
-        case ast.Call(keywords=[*_, ast.keyword(arg=str())]):
+        case ast.Call(keywords=[*_, ast.keyword(arg=str(name))]) if name not in ASSERTED:
             changed.keywords = changed.keywords[:-1]  # its default instead
         case _:
             return []

@@ -467,3 +467,13 @@ def test_exports_are_the_same_bytes_every_time_and_whatever_the_threads(tmp_path
             warehouse.export_marts(run.tables)
         exports.append({file.name: file.read_bytes() for file in sorted(run.tables.iterdir())})
     assert exports.count(exports[0]) == 4
+
+
+def test_a_run_whose_manifest_is_gone_is_refused_and_one_without_any_yet_is_empty(run: RunDirectory) -> None:
+    run.record.write_text('{"manifest_digest": "d"}')
+    assert rows(run, "summary")[0]["n_train"] == 4
+    run.manifest.unlink()
+    with Warehouse(run) as warehouse, pytest.raises(RunError, match=r"manifest\.parquet: missing; put it back"):
+        warehouse.table("summary")
+    run.record.write_text("{}")
+    assert rows(run, "summary")[0]["n_train"] == 0
