@@ -452,3 +452,22 @@ def test_the_reverse_mean_does_not_start_where_there_is_no_signal() -> None:
     arguments = dict(axes=draw(3, 1, 2, 1, 2, 2), start=989, stride=10)
     with pytest.raises(ValueError, match="timestep 999 holds no signal"):
         reverse_mean_growth(data, draw(2, 1, 1, 2, 2), data.schedule, n_steps=1, **arguments)
+
+
+@pytest.mark.parametrize(("height", "is_refused"), [(1e-11, False), (1e-16, True)])
+def test_an_axis_counts_as_independent_down_to_the_rounding_of_a_rank(height: float, is_refused: bool) -> None:
+    """4,096 dimensions: the tolerance is 4,096 times the rounding of float64, 9e-13 for an axis of length 1."""
+    axes = torch.zeros(1, 2, 1, 64, 64, dtype=torch.float64)
+    axes[0, :, 0, 0, 0] = 1.0
+    axes[0, 1, 0, 0, 1] = height
+    data = FiniteData(linear_ddpm(), draw(3, 2, 64 * 64).reshape(2, 1, 64, 64))
+
+    def grow() -> Tensor:
+        x = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+        return log_growth(data, x, data.schedule, n_axes=2, axes=axes, estimator="exact").log_growth
+
+    if is_refused:
+        with pytest.raises(ValueError, match="within the span of others"):
+            grow()
+    else:
+        assert torch.isfinite(grow()).all()

@@ -165,3 +165,17 @@ def test_a_papers_timestep_keeps_its_share(n_timesteps: int, expected: int) -> N
     assert timestep_of_paper(rectified_flow(n_timesteps), 200) == expected
     assert timestep_of_paper(rectified_flow(n_timesteps), 0) == (3 if n_timesteps == 4000 else 0)
     assert timestep_of_paper(rectified_flow(n_timesteps), 999) == n_timesteps - 1
+
+
+def test_scales_between_timesteps_are_linear_in_abar_and_held_beyond_the_ends() -> None:
+    schedule = DiscreteVP((0.9, 0.5, 0.25))
+    for conditioning, abar in (
+        (0.0, 0.9),
+        (0.25, 0.8),
+        (1.0, 0.5),
+        (1.5, 0.375),
+        (2.0, 0.25),
+        (7.0, 0.25),
+        (-1.0, 0.9),
+    ):
+        assert schedule.scales(conditioning) == pytest.approx((math.sqrt(abar), math.sqrt(1 - abar)), rel=1e-12)

@@ -148,3 +148,8 @@ def test_gradients_are_counted_an_image_each() -> None:
     with torch.no_grad():
         sample_ddim(guided, draw(0, 3, 1, 2, 2), schedule, 7)
     assert guided.n_evaluations == 3 * 7
+
+
+@pytest.mark.parametrize(("side", "n_halvings"), [(4, 1), (8, 1), (9, 2), (16, 2), (17, 3), (32, 3)])
+def test_the_classifier_halves_until_no_side_is_longer_than_four_and_once_at_least(side: int, n_halvings: int) -> None:
+    assert len(Classifier((1, side, 3), 2).convolutions) == n_halvings

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import pytest
-
 from sklearn.linear_model import LogisticRegression
 
-from latentprint.tasks.evidence.calibration import Calibration, TooFewImages, calibrate, dime
+from latentprint.tasks.evidence.calibration import FEATURES, NORMS, Calibration, TooFewImages, calibrate, dime, matrix
 from latentprint.tasks.evidence.logistic import REGULARISATION, LogOdds
 from latentprint.tasks.evidence.statistics import Array, auc
 
@@ -97,6 +96,14 @@ def test_log_odds_are_the_penalised_maximum_of_a_balanced_likelihood() -> None:
     theirs = LogisticRegression(C=REGULARISATION, class_weight="balanced", tol=1e-10, max_iter=1000).fit(z, is_train)
     np.testing.assert_allclose(LogOdds.fit(x, is_train).of(x), theirs.decision_function(z), atol=1e-6)
     assert REGULARISATION == 1.0
+
+
+def test_features_are_growth_logs_of_norms_to_the_first_power_and_the_cosine() -> None:
+    """|eps| = 3 in all of 16 pixels: |eps|_2 = 12, |eps|_4^4 = 16 81, whose fourth root is 6."""
+    scores = {"log_growth": [2.5], "eps_norm": [12.0], "sima": [16 * 81.0], "tangent_norm": [0.5]}
+    one = {name: np.array(values) for name, values in {**scores, "tangent_cosine": [-0.25]}.items()}
+    np.testing.assert_allclose(matrix(FEATURES, one), [[2.5, math.log(12), math.log(6), math.log(0.5), -0.25]])
+    np.testing.assert_allclose(matrix(NORMS, one, {**one, "eps_norm": np.ones(1)})[0, 1:3], [math.log(6), 0.0])
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:

@@ -276,7 +276,9 @@ def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has
     package.mkdir(parents=True)
     root = Path(__file__).resolve().parents[2]
     shutil.copy(root / "tasks" / "store" / "software.py", package)
-    code = f"import sys; sys.path.insert(0, {str(package)!r}); import software; print(software.software()['git_commit'])"
+    code = (
+        f"import sys; sys.path.insert(0, {str(package)!r}); import software; print(software.software()['git_commit'])"
+    )
 
     def commit() -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

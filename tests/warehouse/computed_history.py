@@ -97,7 +97,10 @@ def rank_trend(runs: Runs) -> list[Row]:
                 compared = ("copies", "rank", "percentile", "log_growth")
                 moved.append(
                     {
-                        **{"run": name, "previous_run": before, "content_hash": content, "sample_id": row["sample_id"]},
+                        "run": name,
+                        "previous_run": before,
+                        "content_hash": content,
+                        "sample_id": row["sample_id"],
                         **{f"previous_{n}": was[n] for n in compared},
                         **{n: row[n] for n in compared},
                         "percentile_change": row["percentile"] - was["percentile"],
@@ -144,8 +147,13 @@ def image_onset(runs: Runs) -> list[Row]:
             position, name, row = those[first]
             rows.append(
                 {
-                    **{"run": name, "position": position, "parameters": parameters, "content_hash": content},
-                    **{"sample_id": row["sample_id"], "copies": row["copies"], "growth_at_onset": row["log_growth"]},
+                    "run": name,
+                    "position": position,
+                    "parameters": parameters,
+                    "content_hash": content,
+                    "sample_id": row["sample_id"],
+                    "copies": row["copies"],
+                    "growth_at_onset": row["log_growth"],
                     "last_clear_run": those[first - 1][1] if first else None,
                     "latest_growth": those[-1][2]["log_growth"],
                     "n_runs": len(those),
