@@ -215,9 +215,9 @@ def require_sane(model: LoadedModel) -> None:
     noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
     conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
     t = torch.full((1,), conditioning, device=model.device)
-    module = model.network.module
-    with torch.inference_mode(), model.given(0 if model.n_classes else None):
-        output = model.network(noise.to(model.device, module.dtype), t).double()
+    labels = (torch.zeros(1, dtype=torch.long, device=model.device),) if model.n_classes else ()
+    with torch.inference_mode():
+        output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
     size = float(output.square().mean().sqrt())
     if not size <= LARGEST_OUTPUT:
         raise CheckpointError(

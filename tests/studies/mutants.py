@@ -1,7 +1,7 @@
 """How many one-line faults do the tests notice? ``make mutants``, or ``python -m tests.studies.mutants AREA ...``.
 
-Each fault of ``mutations`` in Python is put into a copy of the tree, where the tests of its module run, in a fork of this
-process, which has imported the large libraries already. A fault is noticed when one fails. A fault in SQL replaces the
+Each fault of ``mutations`` in Python is put into a copy of the tree, where the tests of its module run, in a fork of
+this process, which has imported the large libraries already. A fault is noticed when one fails. A fault in SQL replaces the
 view, and is noticed when the comparison of the relation's columns, which is its test, finds a difference. Results are
 kept as they come: a stopped run goes on, and faults once noticed are not tried again while their file is the same.
 Delete the results to try all again. What no test can notice is in ``results/equivalents.json``, with the reason.
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,16 @@ from tests.studies.mutations import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
-LARGE = ("numpy", "scipy.stats", "pyarrow.parquet", "duckdb", "torch", "diffusers", "sklearn.linear_model", "prefect")
+LARGE: tuple[str, ...] = (
+    "numpy",
+    "scipy.stats",
+    "pyarrow.parquet",
+    "duckdb",
+    "torch",
+    "diffusers",
+    "sklearn.linear_model",
+    "prefect",
+)
 LARGE += ("hypothesis", "pytest", "webdataset", "sklearn.datasets")
 
 AREAS: dict[str, tuple[str, int | None]] = {
@@ -137,13 +147,13 @@ def _in_python(tried: Sequence[Mutant]) -> Iterator[str]:
             tests = tests_of(mutant.file)
             if tests not in limits:
                 started = time.monotonic()
-                if (code := _fork(lambda tests=tests: _pytest(tests), 1800.0)) != 0:
+                if (code := _fork(partial(_pytest, tests), 1800.0)) != 0:
                     raise SystemExit(f"{' '.join(tests)}: fail (exit code {code}) without any fault")
                 limits[tests] = 60.0 + 10.0 * (time.monotonic() - started)
             file = tree / mutant.file
             sound, times = file.read_bytes(), file.stat()
             file.write_text(mutant.text, encoding="utf-8")
-            code = _fork(lambda tests=tests: _pytest(tests), limits[tests])
+            code = _fork(partial(_pytest, tests), limits[tests])
             file.write_bytes(sound)
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
             yield "survived" if code == 0 else "noticed"

@@ -183,10 +183,10 @@ def _changes(node: ast.expr) -> Iterable[ast.expr]:
             changed = changed.operand
         case ast.Constant(value=bool()):
             changed.value = not changed.value
-        case ast.Constant(value=int()):
-            changed.value = int(changed.value) + 1
-        case ast.Constant(value=float()):
-            changed.value = float(changed.value) * 2.0 or 1.0
+        case ast.Constant(value=int(number)):
+            changed.value = number + 1
+        case ast.Constant(value=float(number)):
+            changed.value = number * 2.0 or 1.0
         case ast.IfExp():
             changed.body, changed.orelse = changed.orelse, changed.body
         case ast.Call(func=ast.Name(id="abs"), args=[argument]):
