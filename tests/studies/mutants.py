@@ -1,10 +1,11 @@
 """How many one-line faults do the tests notice? ``make mutants``, or ``python -m tests.studies.mutants AREA ...``.
 
 Each fault of ``mutations`` in Python is put into a copy of the tree, where the tests of its module run, in a fork of
-this process, which has imported the large libraries already. A fault is noticed when one fails. A fault in SQL replaces the
-view, and is noticed when the comparison of the relation's columns, which is its test, finds a difference. Results are
-kept as they come: a stopped run goes on, and faults once noticed are not tried again while their file is the same.
-Delete the results to try all again. What no test can notice is in ``results/equivalents.json``, with the reason.
+this process, which has imported the large libraries already. A fault is noticed when one fails. A fault in SQL
+replaces the view, and is noticed when the comparison of the relation's columns, which is its test, finds a
+difference. Results are kept as they come: a stopped run goes on, and faults once noticed are not tried again while
+their file is the same. Delete the results to try all again. What no test can notice is in
+``results/equivalents.json``, with the reason.
 """
 
 from __future__ import annotations
