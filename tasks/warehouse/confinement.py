@@ -141,7 +141,8 @@ def _libraries() -> list[str]:
     paths = [path for path in sys.path if path and not (is_checkout and Path(path).resolve() == ours)]
     linked = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     installed = [sys.prefix, sys.base_prefix, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    return [*paths, *filter(None, linked), *installed, str(ours / "tasks"), str(ours / "sql")]
+    package = ours / "latentprint" if is_checkout else ours  # of a checkout, with links to what lies beside it
+    return [*paths, *filter(None, linked), *installed, str(package), str(ours / "tasks"), str(ours / "sql")]
 
 
 def _unshare(namespaces: int) -> bool:
