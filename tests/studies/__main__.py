@@ -23,6 +23,7 @@ STUDIES = (
     ("side",),
     ("coverage",),
     ("kills",),
+    ("bombs",),
     ("warehouse",),
 )
 
