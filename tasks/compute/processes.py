@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -65,10 +67,22 @@ def end_on_signals(grace_seconds: float, last_words: str, *, interrupts: bool = 
         signal.sigwait({signal.SIGINT})
         end_now(INTERRUPTED)
 
-    threading.Thread(target=end_after_grace, name="end on SIGTERM", daemon=True).start()
-    if interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background of a shell
+    interrupts = interrupts and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # no background job
+    if interrupts:  # blocked before any thread begins: the kernel may give the signal to each that would take it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=end_after_grace, name="end on SIGTERM", daemon=True).start()
+    if interrupts:
         threading.Thread(target=wait_for_interrupts, name="end on Ctrl-C", daemon=True).start()
+
+
+@contextmanager
+def same_signals_blocked() -> Iterator[None]:
+    """Undo what ``multiprocessing`` does where it starts its resource tracker: unblock Ctrl-C, also if it was blocked."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _raise_system_exit(_: int, __: FrameType | None) -> NoReturn:

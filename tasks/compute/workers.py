@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 
 from latentprint.tasks.compute.devices import available_devices
+from latentprint.tasks.compute.processes import same_signals_blocked
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.errors import UserError
 
@@ -92,7 +93,8 @@ class WorkerPool:
     """The workers of all devices; ``run`` waits for a free one."""
 
     def __init__(self, devices: Sequence[str], threads: int) -> None:
-        self.counter: Synchronized[int] = multiprocessing.get_context("spawn").Value("q", 0)
+        with same_signals_blocked():
+            self.counter: Synchronized[int] = multiprocessing.get_context("spawn").Value("q", 0)
         self.workers = [DeviceWorker(device, threads, self.counter) for device in devices]
         self._free: queue.SimpleQueue[DeviceWorker] = queue.SimpleQueue()
         for worker in self.workers:

@@ -27,7 +27,8 @@ from latentprint.flows.cli.server import configure_environment, prefect_server
 configure_environment()
 with prefect_server():
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
-    print(json.dumps([PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value().get_secret_value()]), flush=True)
+    auth = PREFECT_API_AUTH_STRING.value()
+    print(json.dumps([PREFECT_API_URL.value(), getattr(auth, 'get_secret_value', lambda: auth)()]), flush=True)
     sys.stdin.readline()
 """
 SECONDS = 90.0
@@ -194,7 +195,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_resume(
         deadline = time.monotonic() + 300
         while not stage(tmp_path / "run"):
             assert time.monotonic() < deadline
-            assert terminal.process.poll() is None, terminal.until("", 1)
+            assert terminal.process.poll() is None, terminal.rest()
             time.sleep(0.02)
         family = psutil.Process(terminal.process.pid).children(recursive=True)
         begin = time.monotonic()
@@ -205,6 +206,6 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_resume(
     finally:
         terminal.process.kill()
     assert code == 130
-    assert "Traceback" not in shown
-    assert took < 15  # 5 on a machine that does nothing else
+    assert "Traceback" not in shown, shown
+    assert took < 10  # 2 on a machine that does nothing else
     assert psutil.wait_procs(family, timeout=30)[1] == []

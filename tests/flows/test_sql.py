@@ -165,13 +165,19 @@ def test_relations_columns_questions_and_keywords_are_completed(warehouse: Wareh
     assert completions("xyz") == [None] * 3
 
 
+OWN_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Terminal:
-    """A process on a pseudo-terminal."""
+    """A process whose terminal is a pseudo-terminal: Ctrl-C and Ctrl-Z reach it."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.screen, slave = pty.openpty()
+        whole = [sys.executable, "-c", OWN_TERMINAL, *command]
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            whole, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
         )
         os.close(slave)
         self.shown = ""
@@ -188,6 +194,15 @@ class Terminal:
                 self.shown += os.read(self.screen, 65536).decode()
         before, _, self.shown = self.shown.partition(text)
         return before + text
+
+    def rest(self) -> str:
+        """All that a process shows which has ended."""
+        while select.select([self.screen], [], [], 0.2)[0]:
+            try:
+                self.shown += os.read(self.screen, 65536).decode()
+            except OSError:  # nobody holds the other end any more
+                break
+        return self.shown
 
 
 def test_on_a_terminal_tab_completes_and_history_is_kept(folder: Path, tmp_path: Path) -> None:
