@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from latentprint.flows.extract import extract
 from latentprint.flows.report import report
 from latentprint.flows.score import score
 from latentprint.flows.shard import shard
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.holdouts import named_sources
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from latentprint.tasks.doctor.checks import check_inputs, check_parameters, check_sampler
@@ -29,7 +29,7 @@ from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.software import software
 
 
-@task(name="check-inputs", cache_policy=NO_CACHE)
+@task(name="check-inputs")
 def check_inputs_task(
     model: Path,
     sources: dict[str, str],

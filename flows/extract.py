@@ -10,14 +10,15 @@ from typing import Any
 
 from prefect import flow
 
+from latentprint.tasks.compute.groups import grouped
+from latentprint.tasks.compute.models import scored_model
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.doctor.checks import check_sampler
 from latentprint.tasks.extract.generate import sample_jobs
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import finish, generate_group, match_and_count, scored_model
+from latentprint.tasks.extract.tasks import finish, generate_group, match_and_count
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters
-from latentprint.tasks.score.tasks import grouped
 from latentprint.tasks.store.checksums import add_checksums, discard_damaged_parts
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.seal import finished, require_known, require_unchanged

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from latentprint.tasks.compute.groups import done_alone
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
@@ -21,7 +22,6 @@ from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import (
     ShardsFailed,
     calibration_of,
-    done_alone,
     score_again,
     score_all,
     scoring_status,

@@ -8,8 +8,8 @@ from typing import Any
 
 from prefect import flow
 
+from latentprint.tasks.compute.models import scored_model
 from latentprint.tasks.doctor.checks import check_sampler
-from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import SideParameters
 from latentprint.tasks.side import compare_scales, sample_scales
 from latentprint.tasks.store.checksums import add_checksums

@@ -8,14 +8,14 @@ from typing import Any
 
 from prefect import flow
 
+from latentprint.tasks.compute.groups import grouped
+from latentprint.tasks.compute.models import scored_model
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.diffusion.checkpoint import load_schedule
 from latentprint.tasks.doctor.checks import check_parameters
-from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import ComputeParameters, SweepParameters
 from latentprint.tasks.score.job import Scoring
-from latentprint.tasks.score.tasks import grouped
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.manifest import sampled_rows
 from latentprint.tasks.store.run import RunDirectory

@@ -256,7 +256,7 @@ def gate(
         GateError: no limit was asked for, or an input cannot be read.
         RunError: not a run directory, or one without evidence.
     """
-    from latentprint.flows.gate import judge
+    from latentprint.tasks.gate.judge import judge
 
     other = None if baseline is None else _path(baseline)
     return judge(_path(run), limits, other, None if waivers is None else Path(waivers))

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.decoding import Picture, Rejected
 from latentprint.tasks.datasets.modification import modified
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
@@ -46,7 +45,7 @@ FOLDERS = {"kept": "", "modified": "", "quarantined": "quarantine"}
 Row = dict[str, Any]
 
 
-@task(name="choose-images", cache_policy=NO_CACHE)
+@task(name="choose-images")
 def choose_images(run: Path, query: str) -> pa.Table:
     """The images that the query names: a column sample_id, in order and each once.
 
@@ -75,7 +74,7 @@ def why_no_flags(run: RunDirectory) -> str:
         return str(flags.get("reason") or membership.get("reason") or "the comparison is void").rstrip(".")
 
 
-@task(name="write-cleaned-set", cache_policy=NO_CACHE)
+@task(name="write-cleaned-set")
 def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CurateParameters) -> dict[str, Any]:
     """Write the cleaned set, or find it there; returns ``curation.json``.
 

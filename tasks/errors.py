@@ -14,3 +14,8 @@ class UserError(Exception):
 
     resumable: ClassVar[bool] = False
     """Whether the finished part is kept, so that the same call again continues."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or what it is where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

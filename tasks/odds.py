@@ -19,11 +19,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from latentprint.tasks.compute.models import auto_batch_size, scored_model
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.diffusion.noise import generator_for
 from latentprint.tasks.diffusion.probability_flow import invert
@@ -42,9 +42,8 @@ from latentprint.tasks.diffusion.splitting import (
 )
 from latentprint.tasks.doctor.checks import ParametersError, require_timesteps
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import OddsParameters
-from latentprint.tasks.score.job import auto_batch_size, class_of
+from latentprint.tasks.score.job import class_of
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.schemas import ODDS
@@ -94,7 +93,7 @@ class Sampler:
         return self(latent)
 
 
-@task(name="estimate-odds", cache_policy=NO_CACHE)
+@task(name="estimate-odds")
 def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[str, Any]]:
     """Write odds.parquet; returns its rows.
 

@@ -27,6 +27,7 @@ import pyarrow.fs as pafs
 
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.datasets.sources.location import StoredLocation, locate
+from latentprint.tasks.errors import first_line
 from latentprint.tasks.store.containment import OutsideError, inside
 from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, write_json
@@ -282,8 +283,7 @@ def _answered(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{where}: the store refuses or does not answer ({reason})") from error
+        raise RunError(f"{where}: the store refuses or does not answer ({first_line(error)})") from error
 
 
 def _is_hidden(name: str) -> bool:

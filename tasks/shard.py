@@ -6,9 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.holdouts import overlap_sentence
 from latentprint.tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from latentprint.tasks.datasets.sources import open_source
@@ -37,7 +35,7 @@ def start_afresh(run: RunDirectory) -> None:
     run.forget("data")
 
 
-@task(name="shard-split", task_run_name="shard {name}", cache_policy=NO_CACHE)
+@task(name="shard-split", task_run_name="shard {name}")
 def shard_split(run: Path, name: str, location: str, parameters: ShardParameters) -> None:
     """Write one source's shards, and last its rejects and manifest rows: where those are, the source is done."""
     directory = RunDirectory(run)
@@ -55,7 +53,7 @@ def shard_split(run: Path, name: str, location: str, parameters: ShardParameters
     )
 
 
-@task(name="join-manifest", cache_policy=NO_CACHE)
+@task(name="join-manifest")
 def join_manifest(run: Path, names: list[str]) -> None:
     """One manifest and one table of rejects for the run."""
     directory = RunDirectory(run)
@@ -66,7 +64,7 @@ def join_manifest(run: Path, names: list[str]) -> None:
         directory.split_rejects(name).unlink()
 
 
-@task(name="compare-sources", cache_policy=NO_CACHE)
+@task(name="compare-sources")
 def compare_sources(run: Path, sources: dict[str, str]) -> dict[str, dict[str, int]]:
     """Counts of each source's images; warns of held-out images that were trained on, or are of an earlier source."""
     directory = RunDirectory(run)

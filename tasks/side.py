@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from latentprint.tasks.compute.models import auto_batch_size, loaded_model, scored_model
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
@@ -33,9 +33,8 @@ from latentprint.tasks.evidence.matching import RATIO_THRESHOLD, nearest_two_gro
 from latentprint.tasks.evidence.yields import Found, compare_yields, describe
 from latentprint.tasks.extract.generate import Pixels, picture_of, read_generated
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import SideParameters
-from latentprint.tasks.score.job import auto_batch_size, extend, loaded_model
+from latentprint.tasks.score.job import extend
 from latentprint.tasks.score.measure import Columns
 from latentprint.tasks.store.files import read_json, sha256, write_json
 from latentprint.tasks.store.parts import is_valid_part, write_part
@@ -140,7 +139,7 @@ class SideJob:
         return distil(teacher, images, model.schedule, training)
 
 
-@task(name="sample-under-surrogates", cache_policy=NO_CACHE)
+@task(name="sample-under-surrogates")
 def sample_scales(run: Path, parameters: SideParameters, device: str) -> dict[str, Any]:
     """Write ``side/part-scale-*.parquet`` for plain sampling and each scale, unless a valid one is there.
 
@@ -162,7 +161,7 @@ def sample_scales(run: Path, parameters: SideParameters, device: str) -> dict[st
     return surrogates
 
 
-@task(name="compare-yields", cache_policy=NO_CACHE)
+@task(name="compare-yields")
 def compare_scales(run: Path, parameters: SideParameters, surrogates: dict[str, Any]) -> dict[str, Any]:
     """Write side.json, from the parts; returns it."""
     job = SideJob(run, parameters, "cpu")

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.decoding import Picture, Rejected
 from latentprint.tasks.datasets.sources import SourceError, open_source
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
@@ -76,7 +75,7 @@ def load_weights(file: Path, content_hashes: list[str]) -> torch.Tensor:
     return torch.tensor([known[name] for name in content_hashes], dtype=torch.float64)
 
 
-@task(name="fit", cache_policy=NO_CACHE)
+@task(name="fit")
 def fit(data: str, out: Path, parameters: TrainParameters, device: str, weights: Path | None = None) -> dict[str, Any]:
     """Train to the end, or on from ``out/training-state.pt``; returns the training record."""
     pixels, content_hashes = load_images(data)
@@ -108,7 +107,7 @@ def fit(data: str, out: Path, parameters: TrainParameters, device: str, weights:
     return {**identity, "n_images": len(pixels), "loss_curve": losses}
 
 
-@task(name="count-copies", cache_policy=NO_CACHE)
+@task(name="count-copies")
 def count_copies(data: str, model: Path, parameters: TrainParameters, device: str) -> dict[str, Any]:
     """Generate ``n_samples`` images and count those that reproduce a training image by the 1/3 ratio rule."""
     loaded = load_denoiser(str(model), device)

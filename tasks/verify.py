@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentprint.tasks.datasets.shards import verify_shard
+from latentprint.tasks.errors import first_line
 from latentprint.tasks.store.checksums import damaged_files
 from latentprint.tasks.store.containment import is_within
 from latentprint.tasks.store.files import digest, read_json, sha256
@@ -30,6 +31,7 @@ from latentprint.tasks.store.seal import (
     recorded_files,
     require_same_record,
     require_unchanged,
+    seal,
 )
 
 ROWS_AT_A_TIME = 10_000
@@ -48,6 +50,17 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return ": ".join(filter(None, self))
+
+
+def verify(run: Path) -> dict[str, Any]:
+    """What was verified and the differences found: ``run``, ``seal``, ``shards``, ``parts``, ``differences``.
+
+    Raises:
+        RunError: this is not a run directory.
+    """
+    directory = RunDirectory(run)
+    differences = [finding._asdict() for finding in verify_run(directory)]
+    return {"run": str(run), "seal": seal(directory), **count_verified(directory), "differences": differences}
 
 
 def verify_run(run: RunDirectory) -> Iterator[Finding]:
@@ -189,7 +202,7 @@ def _part_findings(run: RunDirectory, shard: str, rows: Rows, made_from: dict[st
     try:
         provenance, table = read_provenance(part), pq.read_table(part, columns=["sample_id", "content_hash"])
     except (OSError, pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError) as error:
-        yield Finding(name, "", f"cannot be read ({str(error).splitlines()[0]})")
+        yield Finding(name, "", f"cannot be read ({first_line(error)})")
         return
     expected = {**made_from, "shard_sha256": sha256(run.shard(shard)) if run.shard(shard).is_file() else None}
     for field in sorted({*expected, *provenance}):

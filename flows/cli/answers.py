@@ -11,8 +11,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentprint.flows.cli.printing import FORMS, print_rows
 from latentprint.flows.cli.shell import GREETING, Shell, line_editing
-from latentprint.flows.printing import FORMS, print_rows
 from latentprint.tasks.pages.formats import visible
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory

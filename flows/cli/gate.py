@@ -53,9 +53,9 @@ def gate(
 
     Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
     """
-    from latentprint.flows.gate import gate as decide
-    from latentprint.flows.gate import rehearse
     from latentprint.tasks.gate.decide import Limits
+    from latentprint.tasks.gate.judge import gate as decide
+    from latentprint.tasks.gate.judge import rehearse
     from latentprint.tasks.gate.write import lines
 
     limits = Limits(
@@ -86,7 +86,7 @@ def gate(
 @app.command()
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Make every hash of a run again and say what differs; exit code 1 if anything does."""
-    from latentprint.flows.verify import verify as work
+    from latentprint.tasks.verify import verify as work
 
     result = work(run)
     differences = result["differences"]

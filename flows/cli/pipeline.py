@@ -72,8 +72,8 @@ def doctor(
 
     Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
     """
-    from latentprint.flows.doctor import doctor as examine
-    from latentprint.flows.doctor import print_checks
+    from latentprint.flows.cli.doctor import doctor as examine
+    from latentprint.flows.cli.doctor import print_checks
     from latentprint.tasks.datasets.holdouts import named_sources
 
     result = examine(model, named_sources(train, holdout), scoring, compute, out, sharding)
@@ -224,7 +224,7 @@ def report(
     if run is None:
         if summary:
             raise typer.BadParameter("--summary goes with --run: a comparison has no first page of its own")
-        from latentprint.flows.compare import compare as work
+        from latentprint.tasks.compare.read import compare as work
 
         assert compare is not None
         result = work(*compare, out, redact)

@@ -28,7 +28,7 @@ def card(
 
     Example: latentprint card --run runs/demo --kind model >> README.md
     """
-    from latentprint.flows.card import card as write
+    from latentprint.tasks.publish.read import card as write
 
     text = write(run, kind.value)
     show({"run": str(run), "kind": kind.value, "card": text}, as_json, text.rstrip("\n"))
@@ -45,8 +45,8 @@ def publish(
 
     Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
     """
-    from latentprint.flows.card import card as write
     from latentprint.tasks.publish.mlflow import publish as log
+    from latentprint.tasks.publish.read import card as write
     from latentprint.tasks.store.run import RunDirectory
 
     result = log(RunDirectory(run), mlflow, experiment, write(run, "model"))

@@ -85,8 +85,8 @@ def explain(
 
     Example: latentprint explain --run runs/demo train/train.tar/000000001.png --html why.html
     """
-    from latentprint.flows.explain import explain as look
-    from latentprint.flows.explain import in_words
+    from latentprint.tasks.explain.words import explain as look
+    from latentprint.tasks.explain.words import in_words
 
     facts = look(run, sample_id, html)
     lines = [*in_words(facts), *([f"page: {html}"] if html else [])]

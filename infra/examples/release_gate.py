@@ -26,9 +26,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from latentprint.flows.audit import audit
-from latentprint.flows.gate import gate
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, model_files
 from latentprint.tasks.gate.decide import GateVerdict, Limits
+from latentprint.tasks.gate.judge import gate
 from latentprint.tasks.gate.write import markdown
 from latentprint.tasks.store.files import read_json
 from latentprint.tasks.store.run import RunDirectory

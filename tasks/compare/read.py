@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentprint.tasks.compare.page import MOST_EXHIBITS, ComparedRun, changed_flags, render_comparison
 from latentprint.tasks.gate.read import identity
+from latentprint.tasks.pages.headline import answers
 from latentprint.tasks.report.page import pictures_of
 from latentprint.tasks.store.files import atomic_open, read_json
 from latentprint.tasks.store.run import RunDirectory, RunError
@@ -17,12 +19,17 @@ from latentprint.tasks.store.seal import TABLES, read_evidence, reading, require
 from latentprint.tasks.warehouse.history import HistoryWarehouse
 
 
-def write_comparison(before: Path, after: Path, out: Path, redact: bool = False) -> None:
-    """Write the page that shows what changed from one run to another.
+def compare(before: Path, after: Path, out: Path | None = None, redact: bool = False) -> dict[str, Any]:
+    """Write the page that shows what changed from one run to another, into the later one's directory if nowhere else.
+
+    Returns:
+        Where it is, and the levels of each run's two answers.
 
     Raises:
-        RunError: one is no run directory, or has no evidence yet, or both are the same; or the page cannot be written.
+        RunError: one is no run directory, has no evidence yet, or is not what was written; both are the same; or the
+            page cannot be written.
     """
+    out = out or RunDirectory(after).comparison
     runs = {"A": RunDirectory(before), "B": RunDirectory(after)}
     if before.resolve() == after.resolve():
         raise RunError(f"{before}: is compared with itself: name two runs")
@@ -39,6 +46,12 @@ def write_comparison(before: Path, after: Path, out: Path, redact: bool = False)
             stream.write(page.encode())
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}): choose another --out") from error
+    found = {str(run.path): answers(read_evidence(run)) for run in runs.values()}
+    levels = {
+        run: {"membership": answer.membership.level, "reproduction": answer.reproduction.level}
+        for run, answer in found.items()
+    }
+    return {"before": str(before), "after": str(after), "levels": levels, "report": str(out)}
 
 
 def _page(runs: dict[str, RunDirectory], redact: bool) -> str:

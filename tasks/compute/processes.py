@@ -77,7 +77,7 @@ def end_on_signals(grace_seconds: float, last_words: str, *, interrupts: bool = 
 
 @contextmanager
 def same_signals_blocked() -> Iterator[None]:
-    """Undo what ``multiprocessing`` does where it starts its resource tracker: unblock Ctrl-C, also if it was blocked."""
+    """Undo what ``multiprocessing`` does where it starts its resource tracker: it unblocks Ctrl-C for this thread."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         yield

@@ -33,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, _imaging
 
+from latentprint.tasks.errors import first_line
+
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Image formats that are read, by Pillow's names."""
 
@@ -178,8 +180,12 @@ def decode(content: bytes) -> Picture:
 
 def in_words(error: Exception) -> str:
     """An exception as a reason: one line, never empty, and the same in every run, so without memory addresses."""
-    line = re.sub(r" at 0x[0-9a-f]+", "", str(error).strip().partition("\n")[0])
-    return line[:_LONGEST_REASON] or type(error).__name__
+    return re.sub(r" at 0x[0-9a-f]+", "", first_line(error))[:_LONGEST_REASON]
+
+
+def channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) to (C, H, W)."""
+    return np.atleast_3d(pixels).transpose(2, 0, 1)
 
 
 def from_array(pixels: NDArray[np.generic]) -> Picture:

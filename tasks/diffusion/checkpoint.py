@@ -40,6 +40,7 @@ from latentprint.tasks.diffusion.checkpoint_files import (
 from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
+from latentprint.tasks.errors import first_line
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
@@ -162,8 +163,9 @@ def resolve(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", CONDITION]))
     except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{model}: no such folder, and not loadable from the hub ({reason})") from error
+        raise CheckpointError(
+            f"{model}: no such folder, and not loadable from the hub ({first_line(error)})"
+        ) from error
 
 
 def checkpoint_sha256(model: Path) -> str:

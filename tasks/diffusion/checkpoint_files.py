@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from latentprint.tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
-from latentprint.tasks.errors import UserError
+from latentprint.tasks.errors import UserError, first_line
 
 LARGEST = 100_000
 """Of the integers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
@@ -287,4 +287,4 @@ def in_a_line(error: BaseException) -> str:
     """What an error comes from, in its first sentence: what was raised on the way repeats paths."""
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return str(error).strip().partition("\n")[0].partition(". ")[0][:300] or type(error).__name__
+    return first_line(error).partition(". ")[0][:300]

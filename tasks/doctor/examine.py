@@ -22,8 +22,9 @@ from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, image_shap
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.doctor.checks import ParametersError, check_parameters, require_loadable, shape_in_words
 from latentprint.tasks.doctor.images import count_items, look_at_holdout, look_at_images
-from latentprint.tasks.doctor.patient import Check, Patient, first_line, size
+from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.doctor.probe import probe_network
+from latentprint.tasks.errors import first_line
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from latentprint.tasks.store.ownership import holder, require_ours
 from latentprint.tasks.store.run import RunDirectory, RunError, difference

@@ -14,13 +14,15 @@ import psutil
 import torch
 
 from latentprint.tasks.compute.devices import threads_for
+from latentprint.tasks.compute.models import auto_batch_size
 from latentprint.tasks.compute.progress import duration
+from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
-from latentprint.tasks.doctor.patient import Check, Patient, first_line, size
+from latentprint.tasks.doctor.patient import Check, Patient, size
+from latentprint.tasks.errors import first_line
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.calibrate import candidates, control_timesteps
 from latentprint.tasks.score.folds import n_calibrated
-from latentprint.tasks.score.job import auto_batch_size
 from latentprint.tasks.score.measure import measure
 
 PROBE_SECONDS = 5.0
@@ -53,7 +55,7 @@ def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check
     max_batch = patient.compute.batch_size or auto_batch_size(model)
     model = model.of_class(0 if model.n_classes else None)
     a_batch = max(1, max_batch // (patient.scoring.axes + 1))
-    pixels = np.stack([np.atleast_3d(picture.pixels).transpose(2, 0, 1) for picture in patient.pictures])
+    pixels = np.stack([channels_first(picture.pixels) for picture in patient.pictures])
     names = [picture.content_hash for picture in patient.pictures]
     scoring = patient.scoring.at(0) if patient.scoring.timestep == "auto" else patient.scoring
     nonfinite: dict[str, bool] = {}

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latentprint.tasks.compute.models import auto_batch_size, loaded_model
 from latentprint.tasks.compute.workers import count_done
-from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.decoding import Picture, Rejected, channels_first
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
 from latentprint.tasks.parameters import ExtractParameters
-from latentprint.tasks.score.job import auto_batch_size, loaded_model
 from latentprint.tasks.store.run import RunDirectory
 
 Pixels = NDArray[np.uint8]
@@ -114,11 +114,6 @@ def read_generated(path: Path) -> Iterator[tuple[str, str, Pixels]]:
     for description, png in read_samples(path):
         assert isinstance(png, bytes)
         yield description["generated"], description["content_hash"], channels_first(pixels_of(png))
-
-
-def channels_first(pixels: Pixels) -> Pixels:
-    """(H, W) or (H, W, 3) to (C, H, W)."""
-    return np.atleast_3d(pixels).transpose(2, 0, 1)
 
 
 def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractParameters) -> Pixels:

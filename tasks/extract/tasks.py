@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.compute.workers import run_on_device
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.reproduction import CONTROLS
@@ -22,27 +20,11 @@ from latentprint.tasks.extract.generate import SampleJob, generate_shard
 from latentprint.tasks.extract.match import count_reproductions, match_samples, summarise
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.store.files import write_json
-from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.run import RunDirectory
 
 
 class ExtractionFailed(UserError):
     """Some tars could not be generated; the others were."""
-
-
-def scored_model(directory: RunDirectory) -> tuple[Path, str]:
-    """The checkpoint that the run was scored with, and its hash.
-
-    Raises:
-        RunError: the run is not scored.
-        CheckpointError: the checkpoint is gone, or is another one by now.
-    """
-    record = directory.read_record()
-    if "model" not in record:
-        raise RunError(f"{directory.path}: not scored yet; do that first with 'latentprint score'")
-    model, checksum = resolve(record["model"]), str(record["scoring"]["checkpoint_sha256"])
-    if checkpoint_sha256(model) != checksum:
-        raise CheckpointError(f"{model} is not the checkpoint that {directory.path} was scored with: put it back")
-    return model, checksum
 
 
 @task(
@@ -50,7 +32,6 @@ def scored_model(directory: RunDirectory) -> tuple[Path, str]:
     task_run_name="generate {jobs[0].shard}+",
     retries=2,
     retry_delay_seconds=1,
-    cache_policy=NO_CACHE,
 )
 def generate_group(jobs: list[SampleJob]) -> int:
     """Generate each tar that is not there yet, or damaged; a retry finds the finished ones valid."""
@@ -73,7 +54,7 @@ def finish(futures: Sequence[PrefectFuture[int]]) -> None:
         raise ExtractionFailed(f"generating: {failures[0]}; finished tars are kept, run again")
 
 
-@task(name="match-samples", cache_policy=NO_CACHE)
+@task(name="match-samples")
 def match_and_count(run: Path, jobs: list[SampleJob], n_threads: int) -> dict[str, Any]:
     """Write matches/, reproductions/, false-copies/ and, last, extraction.json; returns that."""
     directory, parameters = RunDirectory(run), jobs[0].parameters

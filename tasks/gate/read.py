@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latentprint.tasks.errors import UserError
+from latentprint.tasks.errors import UserError, first_line
 from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, excess
 from latentprint.tasks.evidence.statistics import binomial_interval
@@ -332,8 +332,9 @@ def _parquet(path: Path, command: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise GateError(f"{path}: cannot be read ({reason}): run the same 'latentprint {command}' again") from error
+        raise GateError(
+            f"{path}: cannot be read ({first_line(error)}): run the same 'latentprint {command}' again"
+        ) from error
 
 
 def _family(model: Any) -> str | None:

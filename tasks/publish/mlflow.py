@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentprint.tasks.errors import UserError
+from latentprint.tasks.errors import UserError, first_line
 from latentprint.tasks.gate.decide import Case
 from latentprint.tasks.gate.read import read_case
 from latentprint.tasks.pages.formats import is_finite, visible
@@ -86,7 +86,7 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
                 client.log_artifact(id_, str(artifact), None if folder == "." else folder)
         client.set_terminated(id_)
     except MlflowException as error:
-        raise TrackingError(f"{redacted(uri)}: {redacted(str(error).splitlines()[0])}") from error
+        raise TrackingError(f"{redacted(uri)}: {redacted(first_line(error))}") from error
     return {"uri": redacted(uri), "experiment": experiment, "mlflow_run_id": str(id_)}
 
 

@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
+from latentprint.tasks.compute.models import scored_model, training_record
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.evidence.cleaning import EarlierImages, assess_cleaning
 from latentprint.tasks.evidence.yields import Found
 from latentprint.tasks.extract.generate import sample_jobs
 from latentprint.tasks.extract.match import match_samples
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import scored_model
 from latentprint.tasks.parameters import ExtractParameters
-from latentprint.tasks.report.evidence import training_record
 from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.run import RunDirectory, RunError, difference
 from latentprint.tasks.store.schemas import MATCHES
@@ -31,7 +29,7 @@ _EARLIER = """
 _FLAGS = "SELECT content_hash, CAST(is_flagged AS INTEGER) AS is_flagged FROM flags"
 
 
-@task(name="measure-cleaning", cache_policy=NO_CACHE)
+@task(name="measure-cleaning")
 def measure_cleaning(run: Path, before: Path) -> dict[str, Any]:
     """Match the run's samples to the earlier training images, and say in cleaned.json and evidence.json what changed.
 

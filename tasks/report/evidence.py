@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
+from latentprint.tasks.compute.models import training_record
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.shards import read_pictures
 from latentprint.tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
 from latentprint.tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
@@ -53,7 +52,7 @@ MOST_PIXEL_BYTES = 2**28
 Places = Sequence[tuple[str, int]]
 
 
-@task(name="check", cache_policy=NO_CACHE)
+@task(name="check")
 def check(run: Path) -> list[str]:
     """Run every query of sql/checks; returns their names.
 
@@ -73,7 +72,7 @@ def check(run: Path) -> list[str]:
     return sorted(results)
 
 
-@task(name="export-marts", cache_policy=NO_CACHE)
+@task(name="export-marts")
 def export_marts(run: Path) -> None:
     """Write every mart to tables/NAME.parquet."""
     directory = RunDirectory(run)
@@ -81,7 +80,7 @@ def export_marts(run: Path) -> None:
         warehouse.export_marts(directory.tables)
 
 
-@task(name="weigh-evidence", cache_policy=NO_CACHE)
+@task(name="weigh-evidence")
 def weigh_evidence(run: Path) -> dict[str, Any]:
     """Write evidence.json and flags.parquet; returns the two answers."""
     directory = RunDirectory(run)
@@ -330,9 +329,3 @@ def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
         "folds": [{"timestep": fold["timestep"]} for fold in folds],
         "second": second and {name: second[name] for name in ("timestep", "choices")},
     }
-
-
-def training_record(model: Path) -> dict[str, Any]:
-    """``training.json`` beside a checkpoint that ``latentprint train`` made; empty for any other."""
-    path = model / "training.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.shards import pixels_of, read_pictures, read_samples
 from latentprint.tasks.pages.gallery import named_images, wanted_pictures
 from latentprint.tasks.pages.html import ReportInputs, render_report, render_summary
@@ -28,7 +27,7 @@ MOST_ROWS = 100_000
 """Of a table, and of images of either split in a plot."""
 
 
-@task(name="write-report", cache_policy=NO_CACHE)
+@task(name="write-report")
 def write_report(run: Path, redact: bool = False, summary: bool = False) -> Path:
     """Write report.html, or its first page alone, summary.html; returns the path.
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
+from latentprint.tasks.compute.models import auto_batch_size, loaded_model
 from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
-from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
-from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.diffusion.names import Precision
-from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
+from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.evidence.calibration import FITTED, Calibration
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.features import read_calibration_images
@@ -35,9 +32,6 @@ from latentprint.tasks.store.run import RunDirectory
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
-CPU_BATCH = 64
-MEMORY_SHARE = 0.5
-PROBE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -200,40 +194,7 @@ def in_order(columns: Columns) -> Columns:
     return {name: [values[i] for i in order] for name, values in columns.items() if name != "shard_index"}
 
 
-def auto_batch_size(model: LoadedModel) -> int:
-    """Images a network call: 64 on a CPU; on a GPU, what half its memory holds, measured by one small batch."""
-    if model.device.type != "cuda":
-        return CPU_BATCH
-    probe(model)
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    probe(model)
-    per_image = (torch.cuda.max_memory_allocated(model.device) - before) / PROBE_BATCH
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    return 1 << max(0, int(math.log2(MEMORY_SHARE * total / per_image)))
-
-
-def probe(model: LoadedModel) -> None:
-    """One network call of ``PROBE_BATCH`` images, of the first class if the model knows classes."""
-    denoiser = model.denoiser.of_class(0 if model.n_classes else None)
-    with torch.inference_mode():
-        denoiser(torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device), 0.0)
-
-
 _IDENTITY = ("sample_id", "content_hash", "split", "shard")
-
-
-@lru_cache(maxsize=1)
-def loaded_model(folder: Path, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
-    """The checkpoint on a device, kept for the next call.
-
-    Raises:
-        CheckpointError: it is not the one with which the run began.
-    """
-    if checkpoint_sha256(folder) != expected_sha256:
-        raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
-    set_precision(precision)
-    return load_denoiser(str(folder), device, DTYPES[precision])
 
 
 def distinct_rows(manifest: Path, shard: str) -> list[dict[str, Any]]:
@@ -250,7 +211,7 @@ def _batches(
     waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
     for row, pixels in _images(tar, rows):
         batch = waiting.setdefault(class_of(row, model), [])
-        batch.append((row, np.atleast_3d(pixels).transpose(2, 0, 1)))
+        batch.append((row, channels_first(pixels)))
         if len(batch) == size:
             yield [row for row, _ in batch], np.stack([x for _, x in batch])
             batch.clear()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from prefect import State, Task, task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect import State, Task
 from prefect.task_runners import TaskRunner
 
+from latentprint.tasks.compute.groups import error_of, grouped
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.compute.workers import WorkerDied, run_on_device
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.errors import UserError
+from latentprint.tasks.errors import UserError, first_line
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.score.again import ValidityJob, score_setting
 from latentprint.tasks.score.calibrate import calibrate_shard, fit_calibration, known_calibration
@@ -23,11 +23,7 @@ from latentprint.tasks.store.files import is_disk_full
 from latentprint.tasks.store.reuse import write_reusable
 from latentprint.tasks.store.run import RunDirectory
 
-J = TypeVar("J")
-T = TypeVar("T")
 logger = logging.getLogger("latentprint")
-MAX_GROUPS = 2000
-GROUPS_PER_DEVICE = 64
 
 
 class ShardsFailed(UserError):
@@ -59,13 +55,7 @@ class CalibrationFailed(ShardsFailed):
         return f"calibrating on {self._in_words()} failed, and every score depends on it{remedy if died else ''}"
 
 
-def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
-    """Jobs in at most ``MAX_GROUPS`` runs of neighbours, enough of them that no device waits long for the last."""
-    n_groups = min(len(jobs), GROUPS_PER_DEVICE * n_devices, MAX_GROUPS)
-    return [jobs[i * len(jobs) // n_groups : (i + 1) * len(jobs) // n_groups] for i in range(n_groups)]
-
-
-@task(name="score-again", task_run_name="score again {jobs[0].shard}+", cache_policy=NO_CACHE, retries=1)
+@task(name="score-again", task_run_name="score again {jobs[0].shard}+", retries=1)
 def score_again(jobs: list[ValidityJob]) -> int:
     """Score some images under other settings, for the numerical validity; a retry finds the finished ones valid."""
     return sum(run_on_device(score_setting, job) for job in jobs)
@@ -117,24 +107,9 @@ def done_in_groups(
             elif error is not None and len(group) > 1:
                 again += [[job] for job in group]
             elif error is not None:
-                failed[group[0].shard] = f"its worker died ({_first_line(error)})"
+                failed[group[0].shard] = f"its worker died ({first_line(error)})"
         groups = again
     return failed
-
-
-def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner[Any]) -> T:
-    """What a task returns that is no group of shards.
-
-    Raises:
-        WorkerDied: each time it was tried.
-        BaseException: the task's, or the run is being stopped.
-    """
-    future = runner.submit(task, arguments)
-    error = _error_of(future)
-    if error is not None and isinstance(error, Exception) and future.state.is_crashed():
-        raise WorkerDied(f"{task.name}: {_first_line(error)}") from error
-    result: T = future.result()
-    return result
 
 
 def calibration_of(
@@ -164,16 +139,7 @@ def _errors_of(
 ) -> list[BaseException | None]:
     """What ended each group, once all have ended; None: nothing did."""
     futures = [runner.submit(task, {"jobs": group}) for group in groups]
-    return [_error_of(future) for future in futures]
-
-
-def _error_of(future: PrefectFuture[Any]) -> BaseException | None:
-    future.wait()
-    return None if future.state.is_completed() else future.state.result(raise_on_failure=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return [error_of(future) for future in futures]
 
 
 def scoring_status(n_shards: int, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -192,7 +158,6 @@ _A_GROUP: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": 1,
     "retry_condition_fn": worth_retrying,
-    "cache_policy": NO_CACHE,
 }
 
 

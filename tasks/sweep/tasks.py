@@ -7,9 +7,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
+from latentprint.tasks.compute.task import task
 from latentprint.tasks.compute.workers import run_on_device
 from latentprint.tasks.store.files import atomic_open, atomic_path
 from latentprint.tasks.store.run import RunDirectory
@@ -23,14 +22,13 @@ from latentprint.tasks.warehouse.warehouse import Warehouse
     task_run_name="sweep {jobs[0].shard}+",
     retries=2,
     retry_delay_seconds=1,
-    cache_policy=NO_CACHE,
 )
 def sweep_group(jobs: list[SweepJob]) -> int:
     """Score the sample under each setting that has no valid part yet; a retry finds the finished ones valid."""
     return sum(run_on_device(sweep_setting, job) for job in jobs)
 
 
-@task(name="write-sweep-page", cache_policy=NO_CACHE)
+@task(name="write-sweep-page")
 def write_sweep_page(run: Path, n_images: int, seed: int) -> dict[str, Any]:
     """Write tables/sweep_summary.parquet and sweep.html; returns the page's path and its settings.
 

@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from latentprint.tasks.compute.models import CPU_BATCH, loaded_model
 from latentprint.tasks.datasets.shards import join_manifests, read_shard, write_shards
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256
@@ -33,7 +34,7 @@ from latentprint.tasks.diffusion.growth import orthonormalise
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.parameters import ScoreParameters
-from latentprint.tasks.score.job import CPU_BATCH, Scoring, ShardJob, distinct_rows, loaded_model, score_shard
+from latentprint.tasks.score.job import Scoring, ShardJob, distinct_rows, score_shard
 from latentprint.tasks.score.measure import measure
 from latentprint.tasks.store.files import sha256
 from latentprint.tasks.store.run import RunDirectory

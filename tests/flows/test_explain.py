@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from latentprint.flows.audit import audit
-from latentprint.flows.explain import explain, in_words
 from latentprint.flows.odds import odds
 from latentprint.flows.shard import shard
 from latentprint.tasks.evidence.conformal import flag
 from latentprint.tasks.explain.facts import explain_image
 from latentprint.tasks.explain.page import render_explanation, sentence
+from latentprint.tasks.explain.words import explain, in_words
 from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, OddsParameters, ScoreParameters
 from latentprint.tasks.store.run import RunDirectory, RunError

@@ -25,10 +25,10 @@ from PIL import Image
 from scipy.stats import beta
 
 from latentprint.flows.audit import audit
-from latentprint.flows.compare import compare
 from latentprint.flows.extract import extract
 from latentprint.flows.report import report
 from latentprint.flows.shard import shard
+from latentprint.tasks.compare.read import compare
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.datasets.shards import members_of, read_shard, write_tar

@@ -23,12 +23,13 @@ import latentprint.tasks.score.tasks
 from latentprint.flows.cli import main as cli
 from latentprint.flows.score import score
 from latentprint.flows.shard import shard
+from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from latentprint.tasks.score.calibrate import calibrate_shard
 from latentprint.tasks.score.features import read_calibration_images
-from latentprint.tasks.score.job import Scoring, ShardJob, loaded_model, score_shard
+from latentprint.tasks.score.job import Scoring, ShardJob, score_shard
 from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.conftest import Latentprint

@@ -16,8 +16,8 @@ import pytest
 
 from latentprint.flows.cli import main as cli
 from latentprint.flows.cli.answers import ask, list_relations
+from latentprint.flows.cli.printing import neutralised, print_rows
 from latentprint.flows.cli.shell import CONTINUED, PROMPT, Shell
-from latentprint.flows.printing import neutralised, print_rows
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.dictionary import saved_queries
 from latentprint.tasks.warehouse.queries import QueryError

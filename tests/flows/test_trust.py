@@ -20,17 +20,16 @@ from hypothesis import strategies as st
 from infra.examples.release_gate import Blocked, is_whole_release
 from infra.examples.release_gate import publish as release_files
 from latentprint.flows.audit import audit
-from latentprint.flows.card import card
 from latentprint.flows.cli import main as cli
-from latentprint.flows.compare import compare
 from latentprint.flows.curate import curate
-from latentprint.flows.explain import explain, in_words
-from latentprint.flows.gate import gate
 from latentprint.flows.odds import odds
 from latentprint.flows.report import report
 from latentprint.flows.score import score
+from latentprint.tasks.compare.read import compare
 from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
+from latentprint.tasks.explain.words import explain, in_words
 from latentprint.tasks.gate.decide import Limits
+from latentprint.tasks.gate.judge import gate
 from latentprint.tasks.gate.read import GateError
 from latentprint.tasks.parameters import (
     ComputeParameters,
@@ -41,6 +40,7 @@ from latentprint.tasks.parameters import (
     ValidityParameters,
 )
 from latentprint.tasks.publish.mlflow import publish
+from latentprint.tasks.publish.read import card
 from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.seal import seal
@@ -271,7 +271,7 @@ def test_a_clock_behind_the_run_revives_no_waiver(
         def now(cls, tz: Any = None) -> Any:
             return cls.now_
 
-    monkeypatch.setattr("latentprint.flows.gate.datetime", Clock)
+    monkeypatch.setattr("latentprint.tasks.gate.judge.datetime", Clock)
     waivers, today = tmp_path / "waivers.toml", datetime.now(UTC)
     expired = (today - timedelta(days=2)).date().isoformat()
     strict = Limits(max_memorized_share=0.0, max_auc=0.0)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from latentprint.flows.gate import gate, rehearse
 from latentprint.tasks.gate.bounds import Measurement, difference
 from latentprint.tasks.gate.decide import IDENTITIES, RULES, Case, Finding, Limits, Waiver, decide, judge
+from latentprint.tasks.gate.judge import gate, rehearse
 from latentprint.tasks.gate.read import GateError
 from latentprint.tasks.gate.rehearsal import REHEARSALS, Rehearsal
 from latentprint.tasks.gate.waivers import read_waivers

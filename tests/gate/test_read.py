@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentprint.flows.gate import gate
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, of_rule
 from latentprint.tasks.gate.decide import Case, Finding, Limits, decide
+from latentprint.tasks.gate.judge import gate
 from latentprint.tasks.gate.read import identity, measurements, read_case
 from latentprint.tasks.gate.rehearsal import LIMITS, counted, verdict
 from latentprint.tasks.pages.headline import key_numbers

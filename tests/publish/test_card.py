@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from latentprint.flows.card import card
 from latentprint.tasks.gate.rehearsal import REHEARSALS
 from latentprint.tasks.pages.formats import markdown_text
+from latentprint.tasks.publish.read import card
 from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.run import RunDirectory
 from tests.store.runs import reseal, write_run

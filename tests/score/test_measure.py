@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from scipy.stats import spearmanr
 
+from latentprint.tasks.compute.models import PROBE_BATCH, probe
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.diffusion.density import log_density
@@ -25,7 +26,6 @@ from latentprint.tasks.evidence.calibration import NORMS, Calibration, calibrate
 from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.report.evidence import evaluations
-from latentprint.tasks.score.job import PROBE_BATCH, probe
 from latentprint.tasks.score.measure import Columns, measure
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, SCORES
 from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save

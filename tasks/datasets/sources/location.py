@@ -31,7 +31,7 @@ from braceexpand import braceexpand
 
 from latentprint.tasks.bounded import Oversized, open_regular, read_at_most
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected
-from latentprint.tasks.errors import UserError
+from latentprint.tasks.errors import UserError, first_line
 from latentprint.tasks.store.credentials import STORE_OPTIONS, has_secret, redacted
 
 READ_AHEAD = 8 * 2**20
@@ -236,9 +236,8 @@ class StoredLocation(Location):
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            first_line = str(error).partition("\n")[0]
             remedy = "" if isinstance(error, pa.ArrowInvalid) else "; run again to go on from here"
-            raise SourceError(f"{self}: cannot be read ({first_line}){remedy}") from error
+            raise SourceError(f"{self}: cannot be read ({first_line(error)}){remedy}") from error
 
 
 class _StoreStream(io.RawIOBase):
