@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,24 @@ import typer
 from latentprint import __version__
 from latentprint.tasks.pages.formats import harmless
 
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in an object store, as it was named: nothing is fetched while arguments are read."""
+
+    url: str
+    has_images: bool
+    """Whether the command has a use for them."""
+
+    def local(self, until: ExitStack) -> Path:
+        """Its copy here, fetched now; what changes in it is published until the stack is closed, and then at last."""
+        from latentprint.tasks.remote import TARS, RemoteRun
+
+        remote = RemoteRun(self.url)
+        remote.fetch(() if self.has_images else TARS)
+        return until.enter_context(remote.published())
+
+
 app = typer.Typer(
     name="latentprint",
     help="How easily does a diffusion model give its training images back? Start with: latentprint demo",
@@ -21,6 +41,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command of this name. In place of a :class:`StoredRun` it gets a local folder, once all arguments are read."""
+
+    @app.command()
+    @wraps(function)
+    def run(**arguments: Any) -> None:
+        with ExitStack() as until:
+            function(**{name: _fetched(value, until) for name, value in arguments.items()})
+
+    return function
+
+
+def _fetched(value: Any, until: ExitStack) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_fetched(each, until) for each in value)
+    return value.local(until) if isinstance(value, StoredRun) else value
 
 
 def _print_version(asked: bool) -> None:
@@ -49,20 +87,14 @@ Holdout = Annotated[
 ]
 
 
-remote_runs = ExitStack()
-"""Runs in object stores that the command works on; closing it publishes them."""
+def run_path(text: str | Path) -> Path | StoredRun:
+    """The run directory."""
+    return _run_path(text, has_images=True)
 
 
-def run_path(text: str | Path) -> Path:
-    """The run directory; of a run in an object store its local copy, fetched now and published as long as we run."""
-    return _run_path(text, without=())
-
-
-def tables_path(text: str | Path) -> Path:
-    """The same without images."""
-    from latentprint.tasks.remote import TARS
-
-    return _run_path(text, without=TARS)
+def tables_path(text: str | Path) -> Path | StoredRun:
+    """The same; of a stored run no images are needed."""
+    return _run_path(text, has_images=False)
 
 
 def run_patterns(text: str) -> list[str]:
@@ -77,16 +109,12 @@ def run_patterns(text: str) -> list[str]:
     return [glob.escape(str(remote.run.path)) for remote in remotes] or [text]
 
 
-def _run_path(text: str | Path, without: tuple[str, ...]) -> Path:
+def _run_path(text: str | Path, has_images: bool) -> Path | StoredRun:
     if not str(text):
         raise typer.BadParameter("a run directory is needed")
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
-    from latentprint.tasks.remote import RemoteRun
-
-    remote = RemoteRun(text)
-    remote.fetch(without)
-    return remote_runs.enter_context(remote.published())
+    return StoredRun(text, has_images)
 
 
 Out = Annotated[

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, app, require_there, show
+from latentprint.flows.cli.arguments import AsJson, Run, command, require_there, show
 from latentprint.flows.cli.options import with_options
 from latentprint.flows.cli.server import prefect_server
 from latentprint.tasks.parameters import CurateParameters
 
 
-@app.command()
+@command
 @with_options
 def curate(
     run: Run,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from latentprint.flows.cli.arguments import AsJson, Run, app, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, Run, command, show, tables_path
 
 
 def _option(about: str) -> Any:
@@ -16,7 +16,7 @@ def _option(about: str) -> Any:
     return typer.Option(help=escape(about))
 
 
-@app.command()
+@command
 def gate(
     run: Annotated[
         Path | None,
@@ -83,7 +83,7 @@ def gate(
     raise typer.Exit(verdict.exit_code)
 
 
-@app.command()
+@command
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Make every hash of a run again and say what differs; exit code 1 if anything does."""
     from latentprint.tasks.verify import verify as work

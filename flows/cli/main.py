@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from latentprint.flows.cli import app
-from latentprint.flows.cli.arguments import remote_runs
 from latentprint.flows.cli.server import configure_environment
 from latentprint.tasks.compute.processes import INTERRUPTED, TERMINATED, end_on_signals
 from latentprint.tasks.errors import UserError
@@ -44,10 +43,9 @@ def main() -> None:
     )
     code = 2
     try:
-        with remote_runs:
-            _require_unicode(sys.argv)
-            _require_no_secret(sys.argv)
-            app()
+        _require_unicode(sys.argv)
+        _require_no_secret(sys.argv)
+        app()
     except SystemExit as stop:
         if stop.code not in (TERMINATED, INTERRUPTED):
             raise

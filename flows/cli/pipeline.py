@@ -18,7 +18,7 @@ from latentprint.flows.cli.arguments import (
     Run,
     Threads,
     Train,
-    app,
+    command,
     require_there,
     run_path,
     show,
@@ -44,7 +44,7 @@ DEMO_EXTRACTION = ExtractParameters(samples=256, steps=20)
 """18 s of one core. Fewer are copies than with 50 steps: 260 of the first 512 samples against 292."""
 
 
-@app.command()
+@command
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     """Audit the bundled model and images and count copies, end to end; ends with the report's path."""
     from latentprint.flows.audit import audit as flow
@@ -56,7 +56,7 @@ def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
     show(headline, as_json, *lines(headline))
 
 
-@app.command()
+@command
 @with_options
 def doctor(
     model: Model,
@@ -85,7 +85,7 @@ def doctor(
         raise typer.Exit(2)
 
 
-@app.command()
+@command
 @with_options
 def audit(
     model: Model,
@@ -115,7 +115,7 @@ def audit(
     show(headline, as_json, *lines(headline))
 
 
-@app.command()
+@command
 @with_options
 def serve(
     model: Model,
@@ -140,7 +140,7 @@ def serve(
         wait_and_run(cron, model, train, runs, holdout, scoring, compute, sharding, extraction)
 
 
-@app.command()
+@command
 @with_options
 def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = None, as_json: AsJson = False) -> None:
     """Turn images into deterministic WebDataset shards and a manifest."""
@@ -155,7 +155,7 @@ def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = 
     show({"run": str(out), **record}, as_json, f"{out}: {counts}")
 
 
-@app.command()
+@command
 @with_options
 def score(
     run: Run,
@@ -175,7 +175,7 @@ def score(
     show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 
-@app.command()
+@command
 @with_options
 def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
     """Generate images with the scored model and count which training images come out; resumable.
@@ -193,7 +193,7 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
     show({"run": str(run), **summary}, as_json, line)
 
 
-@app.command()
+@command
 def report(
     run: Annotated[
         Path | None,
@@ -241,7 +241,7 @@ def report(
     show(headline, as_json, *lines(headline))
 
 
-@app.command()
+@command
 @with_options
 def train(
     data: Annotated[str, typer.Option(help="Training images, any source that audit takes.")],

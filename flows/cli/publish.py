@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, app, show
+from latentprint.flows.cli.arguments import AsJson, Run, command, show
 
 
 class CardKind(StrEnum):
@@ -18,7 +18,7 @@ class CardKind(StrEnum):
     metadata = "metadata"
 
 
-@app.command()
+@command
 def card(
     run: Run,
     kind: Annotated[CardKind, typer.Option(help="A section of which card; metadata: the YAML head of a model card.")],
@@ -34,7 +34,7 @@ def card(
     show({"run": str(run), "kind": kind.value, "card": text}, as_json, text.rstrip("\n"))
 
 
-@app.command()
+@command
 def publish(
     run: Run,
     mlflow: Annotated[str, typer.Option(help="Tracking store: sqlite:///mlflow.db, http://host:5000, a folder.")],

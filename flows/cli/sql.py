@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, app, run_patterns, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, Run, command, run_patterns, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -21,7 +21,7 @@ class OutputFormat(StrEnum):
     parquet = "parquet"
 
 
-@app.command()
+@command
 def sql(
     query: Annotated[str | None, typer.Argument(help="One SELECT; without any, a shell.", show_default=False)] = None,
     run: Annotated[
@@ -74,7 +74,7 @@ def sql(
             ask(warehouse, sys.stdin.read(), output.value, out, max_bytes)
 
 
-@app.command()
+@command
 def explain(
     sample_id: Annotated[str, typer.Argument(help="The image, as the tables of the run name it.", show_default=False)],
     run: Run,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentprint.flows.cli.arguments import AsJson, Device, Run, Threads, app, require_there, show
+from latentprint.flows.cli.arguments import AsJson, Device, Run, Threads, command, require_there, show
 from latentprint.flows.cli.options import with_options
 from latentprint.flows.cli.server import prefect_server
 from latentprint.tasks.parameters import ComputeParameters, OddsParameters, SideParameters, SweepParameters
 
 
-@app.command()
+@command
 @with_options
 def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
     """Study the parameters on a scored run: every combination on the same images, as a table and curves; resumable.
@@ -25,7 +25,7 @@ def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json:
     show(result, as_json, f"{len(result['settings'])} settings: {result['page']}")
 
 
-@app.command()
+@command
 @with_options
 def odds(
     run: Run,
@@ -56,7 +56,7 @@ def odds(
     show({"run": str(run), "odds": rows}, as_json, *lines)
 
 
-@app.command()
+@command
 @with_options
 def side(
     run: Run,

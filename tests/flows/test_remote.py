@@ -387,3 +387,18 @@ def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, 
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     code, _, errors = machine("one", *command.split(), url)
     assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "gate --run s3://bucket/run --max-auc much",
+        "report --compare s3://bucket/a s3://bucket/b --redact=perhaps",
+        "sql SELECT --run s3://bucket/run --format drawing",
+    ],
+)
+def test_reading_arguments_fetches_nothing(arguments: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentprint.tasks.remote.RemoteRun", lambda url: pytest.fail(f"{url} was opened"))
+    code, output, errors = machine("one", *arguments.split())
+    assert (code, output) == (2, "")
+    assert "Invalid value" in errors or "does not take a value" in errors
