@@ -33,6 +33,8 @@ from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.errors import UserError
 
 T = TypeVar("T")
+Done = Callable[[int], None]
+"""Told how many more images are done."""
 POLL_SECONDS = 1.0
 
 
@@ -40,6 +42,10 @@ class WorkerDied(UserError):
     """The child process of a device ended in the middle of a call (killed, or out of memory)."""
 
     resumable = True
+
+
+def uncounted(_: int) -> None:
+    """Progress that nobody follows."""
 
 
 class WorkersClosed(BaseException):
@@ -55,7 +61,7 @@ class DeviceWorker:
         self._executor = self._spawn()
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function(*arguments, device)`` in the child.
+        """``function(*arguments, device, done)`` in the child; it calls ``done(n)`` when ``n`` more images are done.
 
         Raises:
             WorkerDied: the child was killed; a new one stands ready for the next call.
@@ -65,7 +71,7 @@ class DeviceWorker:
             raise WorkersClosed
         processes: list[BaseProcess] = []
         try:
-            call = self._executor.submit(function, *arguments, self.device)
+            call = self._executor.submit(_run, function, arguments, self.device)
             processes = list(self._executor._processes.values())
             return call.result()
         except RuntimeError as error:  # a broken pool's, or that of one shut down since we looked; or the function's
@@ -101,7 +107,7 @@ class WorkerPool:
             self._free.put(worker)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function(*arguments, device)`` on whichever device is free next."""
+        """``function(*arguments, device, done)`` on whichever device is free next."""
         worker = self._free.get()
         try:
             return worker.run(function, *arguments)
@@ -120,7 +126,7 @@ _done: Synchronized[int] | None = None
 
 @contextmanager
 def device_workers(devices: Sequence[str], threads: int, progress: Progress) -> Iterator[WorkerPool]:
-    """Keep a worker a device for the length of the block, and log what they report through ``count_done``."""
+    """Keep a worker a device for the length of the block, and log what they report to be done."""
     pool, finished = WorkerPool(devices, threads), threading.Event()
 
     def watch() -> None:
@@ -140,15 +146,18 @@ def device_workers(devices: Sequence[str], threads: int, progress: Progress) -> 
 
 
 def run_on_device(function: Callable[..., T], *arguments: Any) -> T:
-    """``function(*arguments, device)`` on a free device of the pool, or in this process where there is no pool."""
+    """``function(*arguments, device, done)`` on a free device of the pool, or in this process where there is no pool."""
     pool = _pool.get()
     if pool is not None:
         return pool.run(function, *arguments)
-    return function(*arguments, available_devices()[0])
+    return function(*arguments, available_devices()[0], uncounted)
 
 
-def count_done(n: int) -> None:
-    """Called by the function under way: ``n`` more images are done."""
+def _run(function: Callable[..., T], arguments: tuple[Any, ...], device: str) -> T:
+    return function(*arguments, device, _count)
+
+
+def _count(n: int) -> None:
     if _done is not None:
         with _done.get_lock():
             _done.value += n

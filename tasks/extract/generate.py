@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentprint.tasks.compute.models import auto_batch_size, loaded_model
-from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.datasets.decoding import Picture, Rejected, channels_first
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
@@ -81,18 +81,18 @@ def sample_key(name: int) -> str:
     return f"{name:09d}"
 
 
-def generate_shard(job: SampleJob, device: str) -> int:
+def generate_shard(job: SampleJob, device: str, done: Done = uncounted) -> int:
     """Write the job's tar unless a valid one is there; returns the number of images generated now.
 
     Raises:
         CheckpointError: the checkpoint changed under the run, or its samples are not finite.
     """
     if is_valid_tar(job):
-        count_done(len(job.names))
+        done(len(job.names))
         return 0
     model = loaded_model(job.model, job.checkpoint_sha256, device)
     max_batch = min(job.batch_size or auto_batch_size(model), job.parameters.samples_per_tar)
-    samples = zip(job.names, _generate(job, model, max_batch), strict=True)
+    samples = zip(job.names, _generate(job, model, max_batch, done), strict=True)
     write_tar(job.path, (_members(job, name, pixels) for name, pixels in samples))
     return len(job.names)
 
@@ -139,7 +139,7 @@ def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractP
     return np.asarray(to_pixels(x).cpu().numpy())
 
 
-def _generate(job: SampleJob, model: LoadedModel, max_batch: int) -> Iterator[Pixels]:
+def _generate(job: SampleJob, model: LoadedModel, max_batch: int, done: Done) -> Iterator[Pixels]:
     """The pixels (C, H, W) of each of the job's samples; a batch too large for the device's memory is halved."""
     begin, end = job.names.start, job.names.stop
     while begin < end:
@@ -153,7 +153,7 @@ def _generate(job: SampleJob, model: LoadedModel, max_batch: int) -> Iterator[Pi
             continue
         yield from pixels
         begin += len(pixels)
-        count_done(len(pixels))
+        done(len(pixels))
 
 
 def picture_of(pixels: Pixels) -> Picture:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.diffusion.checkpoint import state_shape
 from latentprint.tasks.diffusion.names import ESTIMATORS
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
@@ -91,7 +91,7 @@ def n_scored_again(jobs: list[ValidityJob]) -> int:
     return sum(len(sampled_rows(job.scoring.directory.manifest, job.images)) for job in jobs)
 
 
-def score_setting(job: ValidityJob, device: str) -> int:
+def score_setting(job: ValidityJob, device: str, done: Done = uncounted) -> int:
     """Write the setting's part unless a valid one is there; returns the number of images scored now.
 
     A network that the setting does not run on, by its operations or its memory, is no reason to fail a run whose
@@ -99,10 +99,10 @@ def score_setting(job: ValidityJob, device: str) -> int:
     """
     rows = sampled_rows(job.scoring.directory.manifest, job.images)
     if is_valid_part(job.part, job.provenance(), len(rows)):
-        count_done(len(rows))
+        done(len(rows))
         return 0
     try:
-        columns = scored_rows(job.scoring, rows, device)
+        columns = scored_rows(job.scoring, rows, device, done)
         found = {name: columns[name] for name in ("log_growth", "n_evaluations", "status")}
     except RuntimeError as error:  # torch: an operation without forward mode, out of memory
         reason = f"not computed: {str(error).partition(chr(10))[0]}"

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, grid_of, load_schedule
 from latentprint.tasks.diffusion.denoiser import wide
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
@@ -72,7 +72,7 @@ def plan_calibration(scoring: Scoring) -> dict[str, int]:
     return dict(Counter(str(row["shard"]) for row in rows))
 
 
-def calibrate_shard(job: ShardJob, device: str) -> int:
+def calibrate_shard(job: ShardJob, device: str, done: Done = uncounted) -> int:
     """Write the shard's part of the calibration unless a valid one is there; returns the number of images read now.
 
     Raises:
@@ -87,7 +87,7 @@ def calibrate_shard(job: ShardJob, device: str) -> int:
     provenance = {**scoring.origin(), **measured_from, "shard_sha256": job.verified_sha256()}
     part = scoring.directory.calibration_part(job.shard)
     if is_valid_part(part, provenance, len(rows) * len({*timesteps, *controls})):
-        count_done(len(rows))
+        done(len(rows))
         return 0
 
     def measure_all(
@@ -106,7 +106,7 @@ def calibrate_shard(job: ShardJob, device: str) -> int:
         for t, scores in sorted(by_timestep.items()):
             planned = {name: [row[name] for row in batch] for name in (*_PLANNED, "shard_index")}
             extend(columns, {**planned, "timestep": [t] * len(batch), "loss": [None] * len(batch), **scores})
-        count_done(len(batch))
+        done(len(batch))
     write_part(part, in_order(columns), provenance, CALIBRATION)
     return len(rows)
 

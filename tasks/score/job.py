@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from latentprint.tasks.compute.models import auto_batch_size, loaded_model
-from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
@@ -96,7 +96,7 @@ class ShardJob:
         return found
 
 
-def score_shard(job: ShardJob, device: str) -> int:
+def score_shard(job: ShardJob, device: str, done: Done = uncounted) -> int:
     """Write the shard's part unless a valid one is there; returns the number of images scored now.
 
     Raises:
@@ -107,24 +107,24 @@ def score_shard(job: ShardJob, device: str) -> int:
     rows = distinct_rows(directory.manifest, job.shard)
     part, provenance = directory.part(job.shard), job.provenance()
     if is_valid_part(part, provenance, len(rows)):
-        count_done(len(rows))
+        done(len(rows))
         return 0
     reused = reusable_scores(directory, job.shard)
-    count_done(len(reused))
+    done(len(reused))
     unknown = [row for row in rows if row["content_hash"] not in reused]
-    columns = scored_rows(job.scoring, unknown, device)
+    columns = scored_rows(job.scoring, unknown, device, done)
     write_part(part, joined(rows, columns, reused) if reused else columns or {"sample_id": []}, provenance)
     return len(unknown)
 
 
-def scored_rows(scoring: Scoring, rows: list[dict[str, Any]], device: str) -> Columns:
+def scored_rows(scoring: Scoring, rows: list[dict[str, Any]], device: str, done: Done) -> Columns:
     """The score columns of rows that lie in one or more shards, in their order."""
     columns: Columns = {}
     for shard, members in groupby(rows, key=lambda row: str(row["shard"])):
         of_shard: Columns = {}
         for batch in scored_batches(scoring, shard, list(members), device):
             extend(of_shard, batch)
-            count_done(len(batch["sample_id"]))
+            done(len(batch["sample_id"]))
         extend(columns, in_order(of_shard))
     return columns
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentprint.tasks.compute.workers import count_done
+from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.diffusion.schedule import Schedule, timestep_of_paper
 from latentprint.tasks.parameters import SweepParameters
 from latentprint.tasks.score.job import Scoring, scored_rows
@@ -51,13 +51,13 @@ class SweepJob:
         return {**self.scoring.origin(), "images": self.images}
 
 
-def sweep_setting(job: SweepJob, device: str) -> int:
+def sweep_setting(job: SweepJob, device: str, done: Done = uncounted) -> int:
     """Write the setting's part unless a valid one is there; returns the number of images scored now."""
     rows = sampled_rows(job.scoring.directory.manifest, job.images)
     if is_valid_part(job.part, job.provenance(), len(rows)):
-        count_done(len(rows))
+        done(len(rows))
         return 0
-    columns = scored_rows(job.scoring, rows, device)
+    columns = scored_rows(job.scoring, rows, device, done)
     columns["copies"] = [row["copies"] for row in rows]
     constant = {"stride": job.scoring.parameters.stride, "seed": job.scoring.parameters.seed, "n_images": job.images}
     columns |= {name: [value] * len(rows) for name, value in constant.items()}

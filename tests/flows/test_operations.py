@@ -24,6 +24,7 @@ from latentprint.flows.cli import main as cli
 from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.models import loaded_model
+from latentprint.tasks.compute.workers import Done
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
@@ -52,27 +53,27 @@ def scored_shards(run: RunDirectory) -> set[str]:
 # in the child process of the device
 
 
-def score_or_die(job: ShardJob, device: str) -> int:
+def score_or_die(job: ShardJob, device: str, done: Done) -> int:
     """Of the poison shard every worker dies."""
     if job.shard == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
-    return score_shard(job, device)
+    return score_shard(job, device, done)
 
 
-def die_once(job: ShardJob, device: str) -> int:
+def die_once(job: ShardJob, device: str, done: Done) -> int:
     """The worker dies in the middle of the run, but not again."""
     marker = job.scoring.run / "died"
     if job.shard == POISON and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return score_shard(job, device)
+    return score_shard(job, device, done)
 
 
-def fail_oddly(job: ShardJob, device: str) -> int:
+def fail_oddly(job: ShardJob, device: str, done: Done) -> int:
     """An error that nobody thought of."""
     if job.shard == POISON:
         raise KeyError("odd")
-    return score_shard(job, device)
+    return score_shard(job, device, done)
 
 
 def test_a_killed_child_costs_a_retry_and_not_the_run(
@@ -106,16 +107,16 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
 
 
-def calibrate_or_die(job: ShardJob, device: str) -> int:
+def calibrate_or_die(job: ShardJob, device: str, done: Done) -> int:
     """Of the poison shard every worker dies."""
     if job.shard == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
-    return calibrate_shard(job, device)
+    return calibrate_shard(job, device, done)
 
 
-def calibrate_and_note(job: ShardJob, device: str) -> int:
+def calibrate_and_note(job: ShardJob, device: str, done: Done) -> int:
     """Leaves a file behind for each shard of which images were measured."""
-    n = calibrate_shard(job, device)
+    n = calibrate_shard(job, device, done)
     if n:
         (job.scoring.run / f"measured-{job.shard}").touch()
     return n
@@ -145,13 +146,13 @@ def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_what_others_me
     assert (images.is_train.sum(), (~images.is_train).sum()) == (60, 40)
 
 
-def exchange_checkpoint(job: ShardJob, device: str) -> int:
+def exchange_checkpoint(job: ShardJob, device: str, done: Done) -> int:
     """Half way through, somebody saves another model over the checkpoint; this worker has the first one loaded."""
     if job.shard == POISON:
         weights = next(job.scoring.model.rglob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
         loaded_model.cache_clear()  # as in a worker that starts now
-    return score_shard(job, device)
+    return score_shard(job, device, done)
 
 
 def test_a_checkpoint_that_is_replaced_while_running_ends_the_run_and_mixes_no_scores(
