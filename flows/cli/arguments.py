@@ -44,7 +44,7 @@ app = typer.Typer(
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command of this name. In place of a :class:`StoredRun` it gets a local folder, once all arguments are read."""
+    """Add a command of this name. A :class:`StoredRun` reaches it as a local folder, once all arguments are read."""
 
     @app.command()
     @wraps(function)

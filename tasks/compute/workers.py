@@ -146,7 +146,7 @@ def device_workers(devices: Sequence[str], threads: int, progress: Progress) -> 
 
 
 def run_on_device(function: Callable[..., T], *arguments: Any) -> T:
-    """``function(*arguments, device, done)`` on a free device of the pool, or in this process where there is no pool."""
+    """``function(*arguments, device, done)`` on a free device of the pool, or in this process if there is no pool."""
     pool = _pool.get()
     if pool is not None:
         return pool.run(function, *arguments)
