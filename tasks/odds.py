@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from latentprint.tasks.compute.models import auto_batch_size, scored_model
+from latentprint.tasks.compute.batch_size import auto_batch_size
+from latentprint.tasks.compute.models import scored_model
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
@@ -31,7 +32,6 @@ from latentprint.tasks.diffusion.sampling import ddim_path, from_pixels
 from latentprint.tasks.diffusion.schedule import spaced_timesteps
 from latentprint.tasks.diffusion.splitting import (
     N_REPEATS,
-    RATIO_THRESHOLD,
     Odds,
     Prior,
     about_one_in,
@@ -41,6 +41,7 @@ from latentprint.tasks.diffusion.splitting import (
     ratio_margin,
 )
 from latentprint.tasks.doctor.checks import ParametersError, require_timesteps
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.parameters import OddsParameters
 from latentprint.tasks.score.job import class_of
@@ -146,7 +147,7 @@ def _prior(sampler: Sampler, parameters: OddsParameters) -> Prior:
 def _row(
     sampler: Sampler, prior: Prior, images: Tensor, i: int, image: dict[str, Any], parameters: OddsParameters
 ) -> dict[str, Any]:
-    level = along_path(ratio_margin(images[i], torch.cat([images[:i], images[i + 1 :]])))
+    level = along_path(ratio_margin(images[i], torch.cat([images[:i], images[i + 1 :]]), RATIO_THRESHOLD))
     most = (1 + N_REPEATS) * parameters.chains * (parameters.chain_length - 1) * (parameters.levels - 1)
     sampler.progress = Progress(f"splitting for {image['sample_id']}", most, "samples at most")
     odds = estimate_odds(

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from latentprint.tasks.compute.models import auto_batch_size, loaded_model, scored_model
+from latentprint.tasks.compute.batch_size import auto_batch_size
+from latentprint.tasks.compute.models import loaded_model, scored_model
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
@@ -28,8 +29,8 @@ from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pi
 from latentprint.tasks.diffusion.surrogate import BATCH, Classifier, Guided, Training, distil, fit_labels
 from latentprint.tasks.doctor.checks import ParametersError
 from latentprint.tasks.evidence.clusters import Clusters, cohesive_clusters
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS
-from latentprint.tasks.evidence.matching import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
 from latentprint.tasks.evidence.yields import Found, compare_yields, describe
 from latentprint.tasks.extract.generate import Pixels, picture_of, read_generated
 from latentprint.tasks.extract.references import TrainingImages

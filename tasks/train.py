@@ -20,7 +20,7 @@ from latentprint.tasks.diffusion.checkpoint_files import free_memory
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from latentprint.tasks.diffusion.training import Trainer, build_unet
-from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.copies import nearest, ratio_rule
 from latentprint.tasks.evidence.statistics import binomial_interval
 from latentprint.tasks.parameters import TrainParameters
 from latentprint.tasks.store.containment import inside

@@ -1,24 +1,17 @@
-"""The network on a device: loaded once, checked to be the run's, and how many images it takes at a time."""
+"""The network on a device: loaded once, and checked to be the run's."""
 
 from __future__ import annotations
 
 import json
-import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser, resolve
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
 from latentprint.tasks.store.run import RunDirectory, RunError
-
-CPU_BATCH = 64
-MEMORY_SHARE = 0.5
-PROBE_BATCH = 8
 
 
 @lru_cache(maxsize=1)
@@ -32,26 +25,6 @@ def loaded_model(folder: Path, expected_sha256: str, device: str, precision: Pre
         raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
     set_precision(precision)
     return load_denoiser(str(folder), device, DTYPES[precision])
-
-
-def auto_batch_size(model: LoadedModel) -> int:
-    """Images a network call: 64 on a CPU; on a GPU, what half its memory holds, measured by one small batch."""
-    if model.device.type != "cuda":
-        return CPU_BATCH
-    probe(model)
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    probe(model)
-    per_image = (torch.cuda.max_memory_allocated(model.device) - before) / PROBE_BATCH
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    return 1 << max(0, int(math.log2(MEMORY_SHARE * total / per_image)))
-
-
-def probe(model: LoadedModel) -> None:
-    """One network call of ``PROBE_BATCH`` images, of the first class if the model knows classes."""
-    denoiser = model.denoiser.of_class(0 if model.n_classes else None)
-    with torch.inference_mode():
-        denoiser(torch.zeros(PROBE_BATCH, *model.state_shape, device=model.device), 0.0)
 
 
 def scored_model(directory: RunDirectory) -> tuple[Path, str]:

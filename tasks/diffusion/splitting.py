@@ -53,7 +53,6 @@ STUDENT_T = 2.3646242510
 """97.5% quantile of Student's t with N_REPEATS - 1 degrees of freedom."""
 ACCEPTANCE = 0.44
 """Share of moves to be accepted, that the pilot steers b to."""
-RATIO_THRESHOLD = 1.0 / 3.0
 
 
 class Prior(NamedTuple):
@@ -91,20 +90,21 @@ class Odds(NamedTuple):
         return self.interval[0] > -math.inf
 
 
-def ratio_margin(target: Tensor, others: Tensor) -> Level:
-    r"""phi(x) = |x - target| - 1/3 min_j |x - others_j|: below 0 where x reproduces ``target`` by the ratio rule.
+def ratio_margin(target: Tensor, others: Tensor, threshold: float) -> Level:
+    r"""phi(x) = |x - target| - r min_j |x - others_j|: below 0 where x reproduces ``target`` by the ratio rule.
 
     The difference rather than the ratio, whose levels would be about how well *another* image is reproduced.
 
     Args:
         target: one image, (C, H, W).
         others: the other distinct training images, (n, C, H, W).
+        threshold: r, of the ratio rule.
     """
     references = torch.cat([target[None], others]).flatten(1)
 
     def level(x: Tensor) -> Tensor:
         distances = torch.cdist(x.flatten(1), references.to(x))
-        return distances[:, 0] - RATIO_THRESHOLD * distances[:, 1:].amin(1)
+        return distances[:, 0] - threshold * distances[:, 1:].amin(1)
 
     return level
 

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import torch
 
+from latentprint.tasks.compute.batch_size import auto_batch_size
 from latentprint.tasks.compute.devices import threads_for
-from latentprint.tasks.compute.models import auto_batch_size
 from latentprint.tasks.compute.progress import duration
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.diffusion.checkpoint import load_denoiser

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from latentprint.tasks.evidence.areas import auc_difference, auc_interval, standard_error_of_chance
+from latentprint.tasks.evidence.auc import auc_difference, auc_interval, standard_error_of_chance
 from latentprint.tasks.evidence.blind import BlindBaseline, blind_baseline
 from latentprint.tasks.evidence.calibration import TooFewImages
 from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER, Comparison, compare
-from latentprint.tasks.evidence.conformal import Flags, flag
 from latentprint.tasks.evidence.confounders import ScoreModel, confounders, correlations, fit_score_model
+from latentprint.tasks.evidence.flags import Flags, flag
 from latentprint.tasks.evidence.membership import FIRM_CONFIDENCE, Grounds, HeldOut, Membership, answer, with_stability
 from latentprint.tasks.evidence.refits import CalibrationImages, RefitTest, refit_test, refolded
 from latentprint.tasks.evidence.reproduction import answer as answer_reproduction

@@ -35,7 +35,7 @@ from scipy.stats import rankdata
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
-from latentprint.tasks.evidence.areas import Groups, auc_interval, standard_error_of_chance
+from latentprint.tasks.evidence.auc import Groups, auc_interval, standard_error_of_chance
 from latentprint.tasks.evidence.confounders import pixel_statistics
 from latentprint.tasks.evidence.statistics import Array, Interval, Record, Status, group_numbers
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from latentprint.tasks.evidence.areas import Groups, auc_interval
+from latentprint.tasks.evidence.auc import Groups, auc_interval
 from latentprint.tasks.evidence.statistics import (
     CONFIDENCE,
     INDEPENDENT,
@@ -144,7 +144,7 @@ def compare(
 
     Args:
         groups: near-duplicate labels, see ``Groups``; such groups are resampled and permuted whole.
-        inflation: factor on the error of the AUC, see :mod:`latentprint.tasks.evidence.areas`.
+        inflation: factor on the error of the AUC, see :mod:`latentprint.tasks.evidence.auc`.
         n_choices: scores of which this one was taken for its AUC; the interval of the AUC holds for all (Bonferroni).
 
     >>> round(compare(np.array([2.0, 4.0]), np.array([1.0, 3.0]), score="s", hypothesis="h").auc.value, 2)

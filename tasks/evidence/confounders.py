@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.matching import surroundings
+from latentprint.tasks.evidence.copies import surroundings
 from latentprint.tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,

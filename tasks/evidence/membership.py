@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from latentprint.tasks.evidence.areas import Z
+from latentprint.tasks.evidence.auc import Z
 from latentprint.tasks.evidence.blind import BlindBaseline
 from latentprint.tasks.evidence.statistics import Interval, Record
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.areas import Z, auc_difference
+from latentprint.tasks.evidence.auc import Z, auc_difference
 from latentprint.tasks.evidence.statistics import (
     INDEPENDENT,
     INDEPENDENT_GROUPS,

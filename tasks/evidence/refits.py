@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.areas import standard_error_of_chance
+from latentprint.tasks.evidence.auc import standard_error_of_chance
 from latentprint.tasks.evidence.calibration import Design, Scores, TooFewImages, refit
 from latentprint.tasks.evidence.statistics import Array, Record, auc, group_numbers
 

@@ -127,7 +127,7 @@ def standardised_difference(positives: Array, negatives: Array) -> float:
 def median_difference_interval(
     positives: Array, negatives: Array, seed: int, groups: tuple[NDArray[Any], NDArray[Any]] | None = None
 ) -> Interval:
-    """Median of the positives less median of the negatives, with its bootstrap interval; arguments as above."""
+    """Median of the positives less median of the negatives, with the interval of a bootstrap over ``groups``."""
 
     def differences(drawn: Array, drawn_negative: Array) -> Array:
         return _medians(positives, drawn) - _medians(negatives, drawn_negative)

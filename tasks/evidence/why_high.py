@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.confounders import fit_score_model
 from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import (
@@ -66,7 +66,7 @@ class TopControls(Record):
     properties: Mapping[str, Property]
     shared: Mapping[str, str]
     """Property -> ``higher`` | ``lower`` in the top group, where the interval of the AUC excludes 0.5."""
-    method: str = "AUC and difference of medians, percentile bootstrap; each interval on its own, not corrected"
+    method: str = "AUC: Clopper-Pearson, DeLong's variance; difference of medians: percentile bootstrap; not corrected"
     assumptions: str = ""
     status: Status = "ok"
     reason: str = ""

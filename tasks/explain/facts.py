@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_pictures
 from latentprint.tasks.evidence.confounders import ScoreModel, confounders
+from latentprint.tasks.evidence.copies import N_SURROUNDING
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS
-from latentprint.tasks.evidence.matching import N_SURROUNDING
 from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.pages.formats import visible

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from latentprint.tasks.compute.progress import Progress
+from latentprint.tasks.evidence.copies import adaptive_rule, nearest_two_groups, ratio_rule
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from latentprint.tasks.evidence.matching import adaptive_rule, nearest_two_groups, ratio_rule
 from latentprint.tasks.evidence.reproduction import CONTROLS
 from latentprint.tasks.extract.generate import Pixels, SampleJob, read_generated
 from latentprint.tasks.extract.references import (

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentprint.tasks.compute.models import auto_batch_size, loaded_model
+from latentprint.tasks.compute.batch_size import auto_batch_size
+from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.datasets.decoding import Picture, Rejected, channels_first
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from latentprint.tasks.compute.progress import Progress
-from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from latentprint.tasks.evidence.matching import (
+from latentprint.tasks.evidence.copies import (
     ADAPTIVE_FACTOR,
     RATIO_THRESHOLD,
     adaptive_rule,
@@ -28,6 +27,7 @@ from latentprint.tasks.evidence.matching import (
     nearest_two_groups,
     ratio_rule,
 )
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
 from latentprint.tasks.evidence.reproduction import BELIEVED, CONTROLS, Counts, of_rule, why_believed
 from latentprint.tasks.evidence.statistics import CONFIDENCE, binomial_interval
 from latentprint.tasks.extract.false_copies import MOST_QUERIES

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.evidence.copies import surroundings
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from latentprint.tasks.evidence.matching import surroundings
 from latentprint.tasks.extract.generate import Pixels
 from latentprint.tasks.store.manifest import manifest_digest
 from latentprint.tasks.store.run import RunDirectory, RunError

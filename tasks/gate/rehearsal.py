@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from latentprint.tasks.evidence.blind import BlindBaseline, blind_baseline
 from latentprint.tasks.evidence.comparison import compare
-from latentprint.tasks.evidence.conformal import flag
+from latentprint.tasks.evidence.flags import flag
 from latentprint.tasks.evidence.membership import Grounds, HeldOut, answer
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, of_rule
 from latentprint.tasks.evidence.reproduction import answer as answer_reproduction

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from latentprint.tasks.compute.models import auto_batch_size, loaded_model
+from latentprint.tasks.compute.batch_size import auto_batch_size
+from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.compute.workers import Done, uncounted
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_positions

@@ -228,7 +228,7 @@ FLAGS = pa.schema(
         _field(
             "p_value",
             pa.float64(),
-            "conformal: (1 + controls that score as high) / (n_controls + 1) (tasks/evidence/conformal.py)",
+            "conformal: (1 + controls that score as high) / (n_controls + 1) (tasks/evidence/flags.py)",
             "of 1",
         ),
         _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted: the smallest alpha that flags it", "of 1"),

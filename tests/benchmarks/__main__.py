@@ -26,7 +26,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from latentprint.tasks.compute.models import CPU_BATCH, loaded_model
+from latentprint.tasks.compute.batch_size import CPU_BATCH
+from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.datasets.shards import join_manifests, read_shard, write_shards
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256

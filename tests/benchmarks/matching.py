@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
+from latentprint.tasks.evidence.copies import nearest
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from latentprint.tasks.evidence.matching import nearest
 
 SHAPE = (1, 28, 28)
 ROWS_AT_A_TIME = 2**16

@@ -25,7 +25,7 @@ from latentprint.tasks.diffusion.splitting import (
     estimate_odds,
     ratio_margin,
 )
-from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD, nearest, ratio_rule
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
 
 N_SEEDS = 60
@@ -174,7 +174,7 @@ def test_the_margin_is_negative_exactly_where_the_ratio_rule_is_met() -> None:
     met = ratio_rule(neighbours)
     assert 40 < met.sum() < 360
     for i in range(12):
-        level = ratio_margin(images[i], torch.cat([images[:i], images[i + 1 :]]))
+        level = ratio_margin(images[i], torch.cat([images[:i], images[i + 1 :]]), RATIO_THRESHOLD)
         assert ((level(x) < 0).numpy() == (met & (neighbours.indices[:, 0] == i))).all()
 
 
@@ -200,7 +200,7 @@ def of_the_rare_image(n_steps: int, n_images: int) -> Odds:
         generator=generator_for(0, "odds"),
     )
     prior = draw_prior(shape=(1, 1, 3), n=256, **sampler)
-    level = along_path(ratio_margin(distinct[0], distinct[1:]))
+    level = along_path(ratio_margin(distinct[0], distinct[1:], RATIO_THRESHOLD))
     return estimate_odds(level=level, prior=prior, **sampler, n_chains=32)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from latentprint.tasks.evidence import assessment, comparison, refits, statistics
-from latentprint.tasks.evidence.areas import auc_interval
 from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
 from latentprint.tasks.evidence.calibration import TooFewImages
 from tests.studies.coverage import run

@@ -11,7 +11,7 @@ from scipy import stats
 
 from latentprint.tasks.evidence import refits
 from latentprint.tasks.evidence.assessment import flag_trained
-from latentprint.tasks.evidence.conformal import conformal_p_values
+from latentprint.tasks.evidence.flags import conformal_p_values
 from tests.studies.coverage import Claim, answer_of, claims, false_share, is_shown, is_swapped_and_decided, run
 
 N_RUNS = 60

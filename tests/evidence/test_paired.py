@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import auc, rank_correlations
 

@@ -16,7 +16,7 @@ from PIL import Image
 from latentprint.flows.audit import audit
 from latentprint.flows.odds import odds
 from latentprint.flows.shard import shard
-from latentprint.tasks.evidence.conformal import flag
+from latentprint.tasks.evidence.flags import flag
 from latentprint.tasks.explain.facts import explain_image
 from latentprint.tasks.explain.page import render_explanation, sentence
 from latentprint.tasks.explain.words import explain, in_words

@@ -34,7 +34,7 @@ from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.datasets.shards import members_of, read_shard, write_tar
 from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
 from latentprint.tasks.doctor.checks import ParametersError
-from latentprint.tasks.evidence.matching import nearest, ratio_rule
+from latentprint.tasks.evidence.copies import nearest, ratio_rule
 from latentprint.tasks.evidence.reproduction import answer
 from latentprint.tasks.extract.false_copies import measure_false_copies
 from latentprint.tasks.extract.generate import (

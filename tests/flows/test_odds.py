@@ -23,6 +23,7 @@ from latentprint.tasks.diffusion.denoiser import Denoiser
 from latentprint.tasks.diffusion.noise import generator_for
 from latentprint.tasks.diffusion.splitting import N_REPEATS, along_path, draw_prior, estimate_odds, ratio_margin
 from latentprint.tasks.doctor.checks import ParametersError
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.odds import Sampler
 from latentprint.tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
@@ -131,7 +132,7 @@ def test_odds_of_a_class_are_not_those_of_all_classes() -> None:
 
     denoiser = Denoiser(_Network(network), schedule, dtype=torch.float64)
     model = LoadedModel(denoiser, schedule, (1, 2, 2), 2, torch.device("cpu"))
-    level = along_path(ratio_margin(images[0], images[1:]))
+    level = along_path(ratio_margin(images[0], images[1:], RATIO_THRESHOLD))
 
     def probability(label: int) -> float:
         sampler = Sampler(model, 20, label)

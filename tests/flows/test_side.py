@@ -18,7 +18,7 @@ from latentprint.flows.side import side
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
 from latentprint.tasks.diffusion.surrogate import Classifier
 from latentprint.tasks.doctor.checks import ParametersError
-from latentprint.tasks.evidence.matching import RATIO_THRESHOLD
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, SideParameters
 from latentprint.tasks.side import conclusion, guided_pixels
 from latentprint.tasks.store.run import RunDirectory, RunError

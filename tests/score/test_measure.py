@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from scipy.stats import spearmanr
 
-from latentprint.tasks.compute.models import PROBE_BATCH, probe
+from latentprint.tasks.compute.batch_size import PROBE_BATCH, probe
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.diffusion.density import log_density

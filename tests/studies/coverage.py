@@ -28,8 +28,8 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from latentprint.tasks.evidence import refits
-from latentprint.tasks.evidence.areas import auc_difference, auc_interval
 from latentprint.tasks.evidence.assessment import ImageScores, Pixels, flag_trained, judge_membership
+from latentprint.tasks.evidence.auc import auc_difference, auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
 from latentprint.tasks.evidence.calibration import crossfit
 from latentprint.tasks.evidence.comparison import true_positive_rate

@@ -31,11 +31,11 @@ from latentprint.tasks.diffusion.names import BaselineName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from latentprint.tasks.diffusion.tangents import difference_quotients
-from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.calibration import SECOND, calibrate
 from latentprint.tasks.evidence.comparison import true_positive_rate
+from latentprint.tasks.evidence.copies import nearest, ratio_rule
 from latentprint.tasks.evidence.logistic import LogOdds
-from latentprint.tasks.evidence.matching import nearest, ratio_rule
 from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import Array, auc, spearman
 from latentprint.tasks.store.files import write_json

@@ -39,6 +39,7 @@ from latentprint.tasks.diffusion.splitting import (
     estimate_odds,
     ratio_margin,
 )
+from latentprint.tasks.evidence.copies import RATIO_THRESHOLD
 from latentprint.tasks.evidence.statistics import binomial_interval
 from latentprint.tasks.store.files import read_json, write_json
 from tests.benchmarks.__main__ import DEMO
@@ -119,7 +120,9 @@ def main() -> None:
     copies = Counter(picture.content_hash for picture in pictures)
     pixels = {picture.content_hash: picture.pixels[None] for picture in pictures}
     names, images = list(pixels), from_pixels(torch.from_numpy(np.stack(list(pixels.values()))))
-    margins = [ratio_margin(image, torch.cat([images[:i], images[i + 1 :]])) for i, image in enumerate(images)]
+    margins = [
+        ratio_margin(image, torch.cat([images[:i], images[i + 1 :]]), RATIO_THRESHOLD) for i, image in enumerate(images)
+    ]
 
     counted = plain_samples(model, arguments.samples, steps)
     hits = torch.tensor([int((margin(counted) < 0).sum()) for margin in margins])

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
-from latentprint.tasks.evidence.areas import auc_interval
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.measure import measure
 from latentprint.tasks.store.files import write_json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latentprint.tasks.evidence.conformal import conformal_p_values, flag
+from latentprint.tasks.evidence.flags import conformal_p_values, flag
 
 ALPHA = 0.05
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.special import logit
 
-from latentprint.tasks.evidence.areas import Z, auc_difference, auc_interval, placements, standard_error_of_chance
+from latentprint.tasks.evidence.auc import Z, auc_difference, auc_interval, placements, standard_error_of_chance
 from latentprint.tasks.evidence.statistics import Array, auc, binomial_interval
 
 

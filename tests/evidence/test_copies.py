@@ -7,9 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from latentprint.tasks.evidence import matching
-from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
-from latentprint.tasks.evidence.matching import (
+from latentprint.tasks.evidence.copies import (
     Neighbours,
     adaptive_rule,
     nearest,
@@ -17,11 +15,12 @@ from latentprint.tasks.evidence.matching import (
     ratio_rule,
     surroundings,
 )
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
 
 
 @pytest.mark.parametrize("k", [1, 3, 31, 50])
 def test_nearest_is_the_double_loop_across_blocks(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    monkeypatch.setattr(matching, "BLOCK_VALUES", 7 * 5 * k)
+    monkeypatch.setattr(rules, "BLOCK_VALUES", 7 * 5 * k)
     generator = np.random.default_rng(0)
     queries = generator.normal(size=(20, 5)).astype(np.float32)
     references = generator.normal(size=(31, 5)).astype(np.float32)
@@ -38,7 +37,7 @@ def test_nearest_is_the_double_loop_across_blocks(monkeypatch: pytest.MonkeyPatc
 def test_blocks_of_references_do_not_show(monkeypatch: pytest.MonkeyPatch, n_per_block: int, k: int) -> None:
     generator = np.random.default_rng(1)
     queries, references = (generator.integers(0, 4, (n, 6)).astype(np.float32) for n in (40, 31))
-    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * n_per_block)
     found = nearest(queries, references, k)
     for i, query in enumerate(queries.astype(np.float64)):
         distances = np.array([np.sqrt(((query - r) ** 2).sum()) for r in references])
@@ -50,7 +49,7 @@ def test_blocks_of_references_do_not_show(monkeypatch: pytest.MonkeyPatch, n_per
 def test_memory_is_that_of_one_block_of_references(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20_000, 1, 16, 16)).astype(np.uint8)
     references = Embedded(pixels, EMBEDDINGS["pixel"])
-    monkeypatch.setattr(matching, "REFERENCE_VALUES", 500 * 256)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 500 * 256)
     tracemalloc.start()
     found = nearest(references[[11, 19_999, 3]], references, k=2)
     peak = tracemalloc.get_traced_memory()[1]
@@ -155,9 +154,9 @@ def test_the_second_distance_is_to_another_group_whatever_the_blocks(
 ) -> None:
     references, groups = grouped(0, SIZES)
     queries = grouped(0, SIZES)[0][::3] + np.float32(0.02)
-    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
-    monkeypatch.setattr(matching, "BLOCK_VALUES", 50)
-    monkeypatch.setattr(matching, "MOST_PASSED_OVER", most_passed_over)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * n_per_block)
+    monkeypatch.setattr(rules, "BLOCK_VALUES", 50)
+    monkeypatch.setattr(rules, "MOST_PASSED_OVER", most_passed_over)
     found = nearest_two_groups(queries, references, groups)
     n_inside = 0
     for i, query in enumerate(queries.astype(np.float64)):
@@ -176,8 +175,8 @@ def test_left_out_groups_are_neither_nearest_nor_second(
     monkeypatch: pytest.MonkeyPatch, n_per_block: int, most_passed_over: int
 ) -> None:
     references, groups = grouped(1, SIZES)
-    monkeypatch.setattr(matching, "REFERENCE_VALUES", 6 * n_per_block)
-    monkeypatch.setattr(matching, "MOST_PASSED_OVER", most_passed_over)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * n_per_block)
+    monkeypatch.setattr(rules, "MOST_PASSED_OVER", most_passed_over)
     two = nearest_two_groups(references, references, groups, groups[:, None])
     around = surroundings(references, references, groups=groups, left_out=groups[:, None])
     for i, image in enumerate(references.astype(np.float64)):
@@ -225,7 +224,7 @@ def test_memory_stays_flat_where_a_group_is_large(monkeypatch: pytest.MonkeyPatc
     pixels[-1] = 255
     groups = np.array([1] * 19_999 + [2])
     references = Embedded(pixels, EMBEDDINGS["pixel"])
-    monkeypatch.setattr(matching, "REFERENCE_VALUES", 500 * 256)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 500 * 256)
     tracemalloc.start()
     found = nearest_two_groups(references[[11, 19_999, 3]], references, groups)
     peak = tracemalloc.get_traced_memory()[1]
