@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from latentprint.tasks.evidence import copies as rules
 from latentprint.tasks.evidence.copies import (
     Neighbours,
     adaptive_rule,
