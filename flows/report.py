@@ -76,9 +76,8 @@ def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:
 
 def lines(headline: dict[str, Any]) -> tuple[str, ...]:
     """The headline in words: either answer on a line, then the page and the seal."""
-    both = (headline["membership"], headline["reproduction"])
-    told = (f"{answer['label']}: {answer['sentence']}" for answer in both)
-    return *told, f"report: {headline['report']}", f"seal: {headline['seal']}"
+    both = (headline["membership"]["sentence"], headline["reproduction"]["sentence"])
+    return *both, f"report: {headline['report']}", f"seal: {headline['seal']}"
 
 
 def _headline_rows(evidence: dict[str, Any]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ THREAT_MODEL = (
     "image trained on? Reproduction: does the model generate copies of it?"
 )
 LIMITS = (
-    "Membership assumes that training and held-out images are of the same draw. Pixels cannot show every difference.",
+    "Membership assumes random samples from one source on both sides. A check on pixels cannot find every difference.",
     "One checkpoint and one data set: another training run of the same recipe may reproduce other images.",
     "A high score means that the model could reproduce an image easily. Only counted copies show that it does.",
     "No flags is no proof that nothing was memorized. The test finds what its controls and sample size can tell apart.",

@@ -12,7 +12,7 @@ where a score of known direction (growth, |eps|, training loss) lies wholly on t
 or prepared otherwise than for training), where two held-out sources differ from each other, or where more than 5% of
 either side have no finite score. The comparison is then void: flags and gate do not use it.
 
-What is shown holds if both sets are of the same draw. Pixels cannot show every difference that a model sees.
+What is shown holds if both sets are random samples from one source. Pixels cannot show all differences.
 
 Least AUC seen with 80% probability, from the standard error s of chance and that of the paired difference, s_d:
 
@@ -165,7 +165,8 @@ def answer(grounds: Grounds) -> Membership:
         is_void=False,
         reason="The score ranks training images above held-out images, and better than pixels alone.",
         sentence=f"Membership is shown. A training image scores above a held-out image {share}. "
-        f"Pixels alone reach {_percent((blind.auc or area).value)}. This holds if both sets are of the same draw.",
+        f"From pixels alone, without the model, it is {_percent((blind.auc or area).value)}. This holds if both sets "
+        "are random samples from one source.",
     )
 
 
@@ -253,7 +254,7 @@ def _explained_by_pixels(grounds: Grounds, is_separated: bool) -> str:
     if is_separated and above.low <= 0.0:
         return (
             f"The score does not beat pixels alone (AUC {above.value:+.2f}, 95% interval {above.low:+.2f} to "
-            f"{above.high:+.2f}): hold out more images, of the same draw"
+            f"{above.high:+.2f}): hold out more images from the same source"
         )
     return ""
 

@@ -205,7 +205,7 @@ def _decision(reproductions: Mapping[str, Any], rule: str) -> tuple[str, str, st
         return (
             "counted",
             f"The model reproduces training images: {count} {verb} of {_images(_originals(found))}. "
-            f"On images that cannot be copies the rule fires {false}.",
+            f"As a check, the rule was tried on images that cannot be copies. It fired {false}.",
             f"The share of copies is above the rule's false-copy rate (Fisher's exact test, one-sided, {LEVEL:.1%}).",
         )
     other = OTHER if rule == BELIEVED else BELIEVED

@@ -65,14 +65,14 @@ def _about_membership(evidence: Mapping[str, Any]) -> Iterator[Step]:
     if found.get("n_holdout") == 0:
         yield Step("Add held-out images. Membership cannot be tested without them.", AUDIT)
     elif found.get("is_void"):
-        yield Step("Take held-out images and training images from the same draw. Then audit again.", AUDIT)
+        yield Step("Take held-out images and training images from the same source. Then audit again.", AUDIT)
     elif sizes and min(sizes) < MINIMUM_CONTROLS:
         yield Step(f"Add images: each side needs at least {MINIMUM_CONTROLS} that differ from each other.", AUDIT)
     elif interval and interval[1] < 0.5:
         swapped = "Check that the two splits are not exchanged, and that both were prepared as for training."
         yield Step(swapped, "latentprint doctor --model MODEL --train TRAIN --holdout HOLDOUT")
     else:
-        yield Step("Add held-out images from the same draw. Then audit again.", AUDIT)
+        yield Step("Add held-out images from the same source. Then audit again.", AUDIT)
 
 
 def _when_all_is_answered(evidence: Mapping[str, Any]) -> Iterator[Step]:

@@ -40,7 +40,10 @@ def test_a_score_that_separates_beats_the_pixels_and_points_the_right_way_shows(
     found = answer(CLEAR)
     assert (found.level, found.is_void) == ("shown", False)
     assert "in 80.0% of pairs (95% interval 75.0% to 85.0%)" in found.sentence
-    assert "Pixels alone reach 50.0%. This holds if both sets are of the same draw." in found.sentence
+    assert (
+        "From pixels alone, without the model, it is 50.0%. This holds if both sets are random samples from one source."
+        in found.sentence
+    )
     assert "memoriz" not in found.sentence
 
 
