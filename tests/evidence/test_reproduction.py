@@ -122,8 +122,8 @@ def test_counted_is_said_in_plain_words_and_needs_no_holdout() -> None:
     assert found["level"] == "counted"
     assert found["sentence"] == (
         "The model reproduces training images: 311 of 512 generated images (60.7%, 95% interval 56.4% to 65.0%) are "
-        "copies of 24 training images. As a check, the rule was tried on images that cannot be copies. It fired in 0.1% "
-        "(4 of 4,000)."
+        "copies of 24 training images. As a check, the rule was tried on images that cannot be copies. It fired in "
+        "0.1% (4 of 4,000)."
     )
     assert (found["rule"], found["n_samples"], found["n_copies"], found["n_originals"]) == ("ratio", 512, 311, 24)
     assert found["false_copies"] == Counts(4, 4_000).as_dict()
