@@ -22,7 +22,7 @@ def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters
 
     Raises:
         RunError: not a run directory, the folder holds something else, is in use or lies within the run or its
-            sources, or nothing would be left.
+            sources, no image is flagged, or nothing would be left.
         QueryError: the query that chooses the images is refused, wrong, or names none by sample_id.
         SourceError: a shard of the run is damaged.
     """

@@ -17,13 +17,11 @@ from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.doctor.checks import check_sampler
 from latentprint.tasks.extract.generate import sample_jobs
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import finish, generate_group, match_and_count
+from latentprint.tasks.extract.tasks import PARTS, claim_samples, finish, generate_group, match_and_count
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters
-from latentprint.tasks.store.checksums import add_checksums, discard_damaged_parts
+from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.run import RunDirectory
-from latentprint.tasks.store.seal import finished, require_known, require_unchanged
-
-PARTS = ("samples/", "matches/", "reproductions/", "false-copies/")
+from latentprint.tasks.store.seal import finished, require_unchanged
 
 
 @flow(name="extract", flow_run_name="extract {run}")
@@ -32,11 +30,13 @@ def extract(
     parameters: ExtractParameters = ExtractParameters(),
     compute: ComputeParameters = ComputeParameters(),
 ) -> dict[str, Any]:
-    """Generate, match and count; what is finished already is kept. Returns the memorized share of the samples.
+    """Generate, match and count; returns the memorized share of the samples.
+
+    What is finished already is kept. A run with fewer samples of the same parameters gets the missing ones.
 
     Raises:
-        RunError: the run is not scored, its images are not what was written, it is in use, holds an extraction with
-            other parameters, or has fewer than two near-duplicate groups of training images.
+        RunError: the run is not scored, its images are not what was written, it is in use, holds more samples or
+            some with other parameters, or has fewer than two near-duplicate groups of training images.
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: its schedule has fewer timesteps than there are steps.
         ExtractionFailed: some tars could not be generated; finished ones are kept, and running again goes on.
@@ -48,9 +48,7 @@ def extract(
     check_sampler(model, parameters)
     TrainingImages(directory, parameters.embedding).require_groups()
     with directory.lock():
-        directory.claim("extraction", {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")})
-        require_known(directory, *PARTS)
-        discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
+        claim_samples(directory, checksum, parameters)
         jobs = sample_jobs(run, model, checksum, parameters, compute.batch_size)
         progress = Progress("generating", parameters.samples, "samples")
         with workers_for(compute, progress) as (runner, n_workers):

@@ -1,4 +1,4 @@
-"""The odds that the model gives its highest ranked training images back.
+"""The odds that the model gives training images back: its highest ranked ones, or chosen ones.
 
 ranking, shards, checkpoint -> plain samples, shared -> multilevel splitting, image by image -> odds.parquet
 """
@@ -24,6 +24,7 @@ def odds(run: Path, parameters: OddsParameters = OddsParameters(), device: str =
         CheckpointError: the checkpoint is not the one that was scored.
         ParametersError: more steps than timesteps in its schedule, as many chains as plain samples, or more of them
             than memory holds.
+        QueryError: the chosen images are not the run's, or the query that chooses them is refused or wrong.
         SourceError: a shard is damaged, or an image has no class that a class-conditional model knows.
     """
     directory = RunDirectory(run)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentprint.tasks.compute.progress import Progress
@@ -34,7 +33,8 @@ from latentprint.tasks.store.run import RunDirectory, RunError, difference
 from latentprint.tasks.store.schemas import CURATION
 from latentprint.tasks.store.seal import FINDINGS, TABLES, read_evidence, reading, require_as_written
 from latentprint.tasks.store.spill import spilling
-from latentprint.tasks.warehouse.dictionary import SQL, saved_queries
+from latentprint.tasks.warehouse.chosen import chosen_images
+from latentprint.tasks.warehouse.dictionary import SQL
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
@@ -46,22 +46,27 @@ Row = dict[str, Any]
 
 
 @task(name="choose-images")
-def choose_images(run: Path, query: str) -> pa.Table:
-    """The images that the query names: a column sample_id, in order and each once.
+def choose_images(run: Path, images: str) -> pa.Table:
+    """The images that are meant: a column sample_id, in order and each once.
+
+    Args:
+        images: see :func:`latentprint.tasks.warehouse.chosen.chosen_images`.
 
     Raises:
-        QueryError: it is refused, wrong, or has no column sample_id.
-        RunError: the run is not what was written, or the flagged images are meant, and their comparison is void.
+        QueryError: they are not the run's, or the query is refused, wrong, or names none.
+        RunError: the run is not what was written, or the flagged images are meant, and there are none, or their
+            comparison is void.
     """
     require_as_written(RunDirectory(run), *TABLES, *FINDINGS, "shards/")
-    if query == FLAGGED and (why := why_no_flags(RunDirectory(run))):
+    if images == FLAGGED and (why := why_no_flags(RunDirectory(run))):
         raise RunError(f"{run}: its flags do not count ({why}): name the images with --images")
     with Warehouse(RunDirectory(run)) as warehouse:
-        rows = warehouse.query(saved_queries().get(query, query), form="text")
-    if "sample_id" not in rows.column_names:
-        raise QueryError(f"--images: a column sample_id is needed, there are {', '.join(rows.column_names)}")
-    names = pc.unique(rows["sample_id"].cast(pa.string()))
-    return pa.table({"sample_id": names.take(pc.sort_indices(names))})
+        chosen = chosen_images(warehouse, images)
+    if not len(chosen) and images == FLAGGED:
+        raise RunError(f"{run}: no image is flagged, so nothing was written; name images with --images")
+    if not len(chosen):
+        raise QueryError(f"--images {images}: this names no image, so nothing was written")
+    return chosen
 
 
 def why_no_flags(run: RunDirectory) -> str:
@@ -96,7 +101,7 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
         connection.register("selected", chosen)
         connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
         n_known = connection.execute("SELECT count(*) FROM selected SEMI JOIN manifest USING (sample_id)").fetchall()
-        if len(chosen) and n_known == [(0,)]:
+        if n_known == [(0,)]:
             raise QueryError(f"--images names {len(chosen)} samples, none of which is in {directory.path}")
         query = (SQL / "curate" / "decisions.sql").read_text(encoding="utf-8")
         asked = {"action": parameters.action, "alike": parameters.alike}

@@ -1,4 +1,4 @@
-"""Odds of the highest ranked training images: the sampler, the rule and the run's images put to work together.
+"""Odds of training images, the highest ranked or chosen ones: the sampler, the rule and the run's images together.
 
 Of a class-conditional model the odds are those of a sample *of the image's own class*: whoever asks for an image asks
 for a class, and the question is whether it then comes out. Where classes are drawn in turn, as ``extract`` does, the
@@ -48,11 +48,29 @@ from latentprint.tasks.score.job import class_of
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.schemas import ODDS
+from latentprint.tasks.warehouse.chosen import chosen_images
+from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger("latentprint")
 PATH_IMAGES = 5
 """Predictions on the way to a sample that steer the chains."""
+
+
+_CHOSEN = """
+    FROM ranking
+    WHERE content_hash IN (SELECT content_hash FROM manifest WHERE split = 'train' AND list_contains($names, sample_id))
+    ORDER BY rank
+"""
+_UNRANKED = """
+    SELECT sample_id FROM (SELECT unnest($names) AS sample_id)
+    WHERE sample_id NOT IN (
+        SELECT manifest.sample_id FROM manifest
+        SEMI JOIN ranking ON manifest.content_hash = ranking.content_hash
+        WHERE manifest.split = 'train'
+    )
+    ORDER BY sample_id LIMIT 1
+"""
 
 
 class Sampler:
@@ -101,6 +119,7 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     Raises:
         ParametersError: more steps than timesteps, as many chains as plain samples, or more of them than memory holds.
         SourceError: an image has no class that a class-conditional model knows.
+        QueryError: the chosen images are not the run's, or the query that chooses them is refused or wrong.
     """
     directory = RunDirectory(run)
     model = load_denoiser(str(scored_model(directory)[0]), device)
@@ -110,8 +129,7 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     training = TrainingImages(directory, "pixel")
     names = training.rows["content_hash"].to_pylist()
     images = from_pixels(torch.from_numpy(np.stack(list(training.pixels()))))
-    with Warehouse(directory) as warehouse:
-        top = warehouse.table("ranking").slice(0, parameters.top).to_pylist()
+    top = _asked_for(directory, parameters)
     _require_memory(images[0].numel(), parameters.prior)
     labels = {image["content_hash"]: class_of(image, model) for image in top}
     rows: list[dict[str, Any]] = []
@@ -125,6 +143,24 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     with atomic_path(directory.odds) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=ODDS), temporary)
     return rows
+
+
+def _asked_for(directory: RunDirectory, parameters: OddsParameters) -> list[dict[str, Any]]:
+    """Rows of the ranking: the chosen images, or those of the first ranks.
+
+    Raises:
+        QueryError: none is chosen, one has no rank, or the query is refused or wrong.
+    """
+    with Warehouse(directory) as warehouse:
+        if not parameters.images:
+            return warehouse.table("ranking").slice(0, parameters.top).to_pylist()
+        names = chosen_images(warehouse, parameters.images)["sample_id"].to_pylist()
+        if not names:
+            raise QueryError(f"--images {parameters.images}: this names no image")
+        unranked = warehouse.rows(_UNRANKED, "manifest", {"names": names})["sample_id"].to_pylist()
+        if unranked:
+            raise QueryError(f"--images: {unranked[0]} has no rank: odds are estimated for scored training images")
+        return warehouse.rows(_CHOSEN, "ranking", {"names": names}).to_pylist()
 
 
 def _require_memory(n_pixels: int, n_prior: int) -> None:

@@ -187,10 +187,14 @@ class SweepParameters(Parameters):
         ]
 
 
+IMAGES = "names of images with commas between, a saved question, or a SELECT that has a column sample_id"
+
+
 class OddsParameters(Parameters):
     """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/splitting.py."""
 
-    top: int = Field(5, ge=1, description="images, from the first rank down")
+    top: int = Field(5, ge=1, description="images, from the first rank down; --images chooses others")
+    images: str = Field("", description=f"which images: {IMAGES}; empty: the highest ranked")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
     prior: int = Field(256, ge=8, description="plain samples for the pilot and for each repeat, shared by the images")
     chains: int = Field(16, ge=2, description="chains of each repeat; fewer than plain samples")
@@ -236,8 +240,7 @@ class CurateParameters(Parameters):
     )
     images: str = Field(
         "",
-        description="which images: a saved question, or a SELECT, that has a column sample_id; empty: the flagged "
-        "ones, and to dedupe or reweight all",
+        description=f"which images: {IMAGES}; empty: the flagged ones, and to dedupe or reweight all",
     )
     alike: Literal["near", "exact"] = Field("near", description="to dedupe or reweight: near duplicates, or exact ones")
     mirror: float = Field(0.5, ge=0.0, le=1.0, description="to modify: probability that an image is mirrored")

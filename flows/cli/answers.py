@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentprint.flows.cli.printing import FORMS, print_rows
-from latentprint.flows.cli.shell import GREETING, Shell, line_editing
+from latentprint.flows.cli.shell import GREETING, LONGEST_COMPLAINT, Shell, line_editing
 from latentprint.tasks.pages.formats import visible
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.dictionary import describe_relation, saved_queries
-from latentprint.tasks.warehouse.history import HistoryWarehouse, find_runs
+from latentprint.tasks.warehouse.history import HistoryWarehouse, find_runs, readable_runs
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
@@ -27,17 +27,20 @@ LONGEST_TYPE = 500
 
 
 def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0) -> Warehouse:
-    """Of one run, or of all that match ``runs``.
+    """Of one run, or of all that match ``runs``; those that cannot be read are left out and named on standard error.
 
     Raises:
         QueryError: both, or neither, were asked for.
-        RunError: no such run.
+        RunError: no such run, or none that can be read.
     """
     if (run is None) == (not runs):
         raise QueryError("--run RUN or --runs 'PATTERN' is needed, one of them")
     if run is not None:
         return Warehouse(RunDirectory(run), seconds=seconds)
-    return HistoryWarehouse(find_runs(runs), seconds=seconds)
+    readable, reasons = readable_runs(find_runs(runs))
+    for reason in reasons:
+        print(f"latentprint: left out: {visible(reason, LONGEST_COMPLAINT)}", file=sys.stderr)
+    return HistoryWarehouse(readable, seconds=seconds)
 
 
 def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None, most_bytes: int = MOST_BYTES) -> None:

@@ -37,6 +37,8 @@ def curate(
     lines = [f"{counts}: {result['n_samples']:,} samples of {result['n_distinct']:,} distinct images to train on"]
     if result["quarantine"]:
         lines.append(f"quarantined: {result['quarantine']}")
+    if set(result["fates"]) == {"kept"} and curation.action != "reweight":
+        lines.append("No image was changed: this set has the images of the run's training set.")
     weights = f" --weights {out / 'curation.parquet'}" if curation.action == "reweight" else ""
     lines.append(f"train on it: latentprint train --data '{result['data']}'{weights} --out MODEL")
     lines.append(f"then: latentprint audit --model MODEL --train '{result['data']}' --before {run} ... --out RUN")

@@ -64,19 +64,29 @@ def doctor(
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
+    validity: ValidityParameters,
     holdout: Holdout = None,
-    out: Annotated[Path, typer.Option(help="Where the run would be written; nothing is.")] = Path("runs/new"),
+    out: Annotated[
+        Path, typer.Option(help="Where the audit would write its run; doctor writes nothing.", metavar="RUN")
+    ] = Path("runs/new"),
+    extract: Extract = 0,
+    reuse: Reuse = None,
+    before: Before = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check inputs, checkpoint, device, memory and disk, and estimate the time; exit code 2 if a run would fail.
+    """Check what an audit with the same options would need, and estimate its time; exit code 2 if it would fail.
 
-    Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/
+    Example: latentprint doctor --model my-ddpm --train photos/ --holdout unseen/ --extract 4096
     """
+    require_there(reuse, before)
     from latentprint.flows.cli.doctor import doctor as examine
     from latentprint.flows.cli.doctor import print_checks
     from latentprint.tasks.datasets.holdouts import named_sources
+    from latentprint.tasks.doctor.examine import Patient
 
-    result = examine(model, named_sources(train, holdout), scoring, compute, out, sharding)
+    extraction = ExtractParameters(samples=extract) if extract else None
+    sources = named_sources(train, holdout)
+    result = examine(Patient(model, sources, scoring, compute, out, sharding, extraction, validity, reuse, before))
     if as_json:
         show(result, as_json)
     else:

@@ -16,12 +16,16 @@ from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
 PROMPT, CONTINUED = "latentprint> ", "        ...> "
-GREETING = "End a query with ; (read-only DuckDB). Tab completes. .tables .queries .help .quit"
+GREETING = "End a query with ; (read-only DuckDB). Tab completes. Commands: .tables .queries help quit"
 HELP = """\
-.tables          every relation with its columns
-.queries         the saved questions; a name alone, most_reproducible; for example, asks it
-.quit            or Ctrl-D
-Everything else is SQL: one SELECT, DESCRIBE, SUMMARIZE or EXPLAIN, over any number of lines, until a semicolon."""
+.tables     every relation with its columns
+.queries    the saved questions; type a name and a semicolon to ask one: most_reproducible;
+help        this list (also .help)
+quit        end the shell (also exit, .quit, .exit, Ctrl-D)
+Everything else is SQL: one SELECT, DESCRIBE, SUMMARIZE or EXPLAIN. It may take several lines and ends with a semicolon.
+"""
+LEAVE = ("quit", "exit", ".quit", ".exit")
+COMMANDS = (".tables", ".queries", "help", ".help", *LEAVE)
 MOST_REMEMBERED = 2_000
 LONGEST_COMPLAINT = 4000
 RESERVED = "SELECT upper(keyword_name) AS word FROM duckdb_keywords() WHERE keyword_category = 'reserved' ORDER BY word"
@@ -41,16 +45,16 @@ class Shell:
     show: Callable[[str], None]
     list_tables: Callable[[], None]
     words: list[str] = field(default_factory=list)
-    """What can be completed: relations, columns, saved questions, keywords."""
+    """What can be completed: commands, relations, columns, saved questions, keywords."""
 
     def __post_init__(self) -> None:
         names = {name for layer in self.warehouse.layers for name in self.warehouse.relations(layer)}
         columns = {column for name in names for column in self.warehouse.describe(name)}
         keywords = self.warehouse.query(RESERVED)["word"].to_pylist()
-        self.words = [*sorted(names | columns | set(saved_queries())), *map(str, keywords)]
+        self.words = [*sorted(names | columns | {*saved_queries(), *COMMANDS}), *map(str, keywords)]
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Until the input ends, or ``.quit``.
+        """Until the input ends, or one of ``LEAVE``; a command stands alone on its line, a semicolon does no harm.
 
         Args:
             read: prompt -> a line; raises EOFError at the end, KeyboardInterrupt where the line is to be dropped.
@@ -65,10 +69,11 @@ class Shell:
                 lines = []
                 print()
                 continue
-            if not lines and line.strip().startswith("."):
-                if line.strip() in (".quit", ".exit"):
+            command = line.strip().removesuffix(";").rstrip()
+            if not lines and (command.startswith(".") or command in COMMANDS):
+                if command in LEAVE:
                     return
-                self._command(line.strip())
+                self._command(command)
                 continue
             lines = [*lines, line] if lines or line.strip() else []
             if line.rstrip().endswith(";"):
@@ -96,7 +101,7 @@ class Shell:
         elif command == ".queries":
             list_queries()
         else:
-            print(HELP)
+            print(HELP, end="")
 
 
 def list_queries() -> None:

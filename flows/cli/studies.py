@@ -34,7 +34,7 @@ def odds(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate how probable it is that the model generates its highest ranked training images.
+    """Estimate how probable it is that the model generates its highest ranked training images, or chosen ones.
 
     Example: latentprint odds --run runs/demo --top 5 --steps 10
     """

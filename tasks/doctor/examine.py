@@ -1,4 +1,4 @@
-"""What could stop a run, looked at beforehand: inputs, checkpoint, parameters, output, device, memory, disk; its time.
+"""What could stop an audit: inputs, checkpoint, parameters, output, device, memory and disk are checked beforehand.
 
 Nothing is written. Only the last check evaluates the network, a few times, on the first images.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,21 @@ from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.doctor.checks import ParametersError, check_parameters, require_loadable, shape_in_words
+from latentprint.tasks.doctor.checks import (
+    ParametersError,
+    check_parameters,
+    check_sampler,
+    require_loadable,
+    shape_in_words,
+)
 from latentprint.tasks.doctor.images import count_items, look_at_holdout, look_at_images
 from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.doctor.probe import probe_network
 from latentprint.tasks.errors import first_line
-from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
 from latentprint.tasks.store.ownership import holder, require_ours
 from latentprint.tasks.store.run import RunDirectory, RunError, difference
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "Patient", "examine"]
 
 MOST_THREADS = 1024
 """Of a worker: torch crashes on many more, without an error that could be caught."""
@@ -37,21 +42,9 @@ MANIFEST_BYTES, PART_BYTES, MEMBER_BYTES = 200, 150, 2048
 """Of disk an image, beside its PNG: manifest row, scores with their tables, the tar's two headers and their padding."""
 
 
-def examine(
-    model: str,
-    sources: Mapping[str, str],
-    scoring: ScoreParameters,
-    compute: ComputeParameters,
-    out: Path,
-    sharding: ShardParameters = ShardParameters(),
-) -> Iterator[Check]:
-    """Every check, in the order in which a run would come to grief; the network runs only if nothing failed till then.
-
-    Args:
-        sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`.
-        out: where the run would be written.
-    """
-    patient, fatal = Patient(model, sources, scoring, compute, out, sharding), False
+def examine(patient: Patient) -> Iterator[Check]:
+    """Every check, in the order in which a run would fail; the network runs only if nothing failed before."""
+    fatal = False
     for check in _before_theprobe(patient):
         fatal |= check.status == "fail"
         yield check
@@ -75,6 +68,9 @@ def _before_theprobe(patient: Patient) -> Iterator[Check]:
         for source in (source for source in patient.sources if source != "train"):
             yield _safely(source, look_at_holdout, patient, source)
     yield _safely("output", _output, patient)
+    for option, path in (("reuse", patient.reuse), ("before", patient.before)):
+        if path is not None:
+            yield _safely(option, _earlier_run, patient, option, RunDirectory(path))
     if patient.pictures:
         yield _safely("disk", _disk, patient)
 
@@ -105,6 +101,8 @@ def _parameters(patient: Patient, folder: Path) -> Check:
     scoring = patient.scoring
     try:
         check_parameters(folder, scoring)
+        if patient.extraction:
+            check_sampler(folder, patient.extraction)
     except (ParametersError, CheckpointError) as error:
         return Check("parameters", "fail", str(error), "choose values within the model's schedule and dimension")
     steps = f"axes {scoring.axes}, steps {scoring.steps} from timestep {scoring.timestep}, {scoring.estimator}"
@@ -159,6 +157,27 @@ def _output(patient: Patient) -> Check:
     return Check("output", "ok", f"{out} holds this run, which will be resumed")
 
 
+def _earlier_run(patient: Patient, option: str, run: RunDirectory) -> Check:
+    """Can the run of --reuse or --before be used with these parameters?"""
+    known, wanted = run.read_record(), patient.scoring.model_dump(mode="json")
+    if option == "reuse":
+        scoring = {
+            "checkpoint_sha256": checkpoint_sha256(patient.folder) if patient.folder else "",
+            "parameters": wanted,
+        }
+        if known.get("scoring") == scoring:
+            return Check("reuse", "ok", f"{run.location}: its scores are kept; the time below does not count on them")
+        finding = f"{run.location}: its scores are of {difference(known.get('scoring') or {}, scoring)}"
+        return Check("reuse", "warn", finding, "give the options of that run, or expect that all images are scored")
+    extraction = patient.extraction and patient.extraction.model_dump(mode="json")
+    for stage, parameters in (("scoring", wanted), ("extraction", extraction)):
+        of_run = (known.get(stage) or {}).get("parameters")
+        if of_run is None or of_run != parameters:
+            finding = f"{run.location}: its {stage} is not comparable ({difference(of_run, parameters)})"
+            return Check("before", "fail", finding, "give both runs the same scoring options and the same --extract")
+    return Check("before", "ok", f"{run.location}: scored and extracted with the same options")
+
+
 def _identities(patient: Patient) -> dict[str, Any]:
     """What each stage of the run would be made from, as it is claimed in ``run.json``; without what is not there."""
     identities: dict[str, Any] = {}
@@ -176,7 +195,8 @@ def _identities(patient: Patient) -> dict[str, Any]:
 
 def _disk(patient: Patient) -> Check:
     png_bytes = float(np.mean([len(picture.png()) for picture in patient.pictures]))
-    needed = patient.n_in_all * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
+    n = patient.n_in_all + (patient.extraction.samples if patient.extraction else 0)
+    needed = n * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
     place = next(parent for parent in (patient.out.resolve(), *patient.out.resolve().parents) if parent.exists())
     free = shutil.disk_usage(place).free
     finding = f"about {size(needed)} needed, {size(free)} free at {place}"

@@ -1,4 +1,4 @@
-"""What the checks find, and what they know of a run by then."""
+"""What the checks find, and what they know of a run by then: the arguments of an audit, and what was learned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.diffusion.checkpoint import Shape
-from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.parameters import (
+    ComputeParameters,
+    ExtractParameters,
+    ScoreParameters,
+    ShardParameters,
+    ValidityParameters,
+)
 from latentprint.tasks.store.splits import split_of
 
 Status = Literal["ok", "warn", "fail"]
@@ -48,7 +54,11 @@ class Patient:
     scoring: ScoreParameters
     compute: ComputeParameters
     out: Path
-    sharding: ShardParameters
+    sharding: ShardParameters = field(default_factory=ShardParameters)
+    extraction: ExtractParameters | None = None
+    validity: ValidityParameters = field(default_factory=ValidityParameters)
+    reuse: Path | None = None
+    before: Path | None = None
     folder: Path | None = None
     takes: Shape | None = None
     """Images that the checkpoint takes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,11 @@ from latentprint.tasks.compute.devices import threads_for
 from latentprint.tasks.compute.progress import duration
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.doctor.extraction import extraction_seconds
 from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.errors import first_line
 from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.again import n_of_setting, settings
 from latentprint.tasks.score.calibrate import candidates, control_timesteps
 from latentprint.tasks.score.folds import n_calibrated
 from latentprint.tasks.score.measure import measure
@@ -77,12 +80,22 @@ def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check
     with _peak_memory(model.device) as peak:
         whole = typical(scoring)
     growth = whole if scoring == bare else typical(bare)
+    wanted = settings(bare, math.prod(model.state_shape)) if patient.validity.images else {}
+    again = {name: _seconds_again(timed, changed) for name, changed in wanted.items()}
     n_tried = len(candidates(model.grid(patient.scoring.grid), patient.scoring))
     return [
         _scores(sum(nonfinite.values()), len(nonfinite)),
         _memory(peak["bytes"] * a_batch / whole.n_images, model.device, len(devices), max_batch),
-        _time(patient, len(devices), whole, growth, n_tried, len(control_timesteps(model.schedule))),
+        _time(patient, len(devices), whole, growth, n_tried, len(control_timesteps(model.schedule)), again),
     ]
+
+
+def _seconds_again(timed: Callable[[ScoreParameters, int], _Cost], setting: ScoreParameters) -> float:
+    """Of one image under a setting of the validity check; 0 where the network does not run on it."""
+    try:
+        return timed(setting, 1).seconds
+    except RuntimeError:  # torch: an operation without forward mode; the run says so and goes on
+        return 0.0
 
 
 def _scores(n_nonfinite: int, n: int) -> Check:
@@ -107,7 +120,15 @@ def _memory(needed: float, device: torch.device, n_devices: int, max_batch: int)
     return Check("memory", "ok", finding, values=values)
 
 
-def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_tried: int, n_losses: int) -> Check:
+def _time(
+    patient: Patient,
+    n_devices: int,
+    whole: _Cost,
+    growth: _Cost,
+    n_tried: int,
+    n_losses: int,
+    again: Mapping[str, float],
+) -> Check:
     """Of all items, repeats counted as images.
 
     Args:
@@ -115,24 +136,35 @@ def _time(patient: Patient, n_devices: int, whole: _Cost, growth: _Cost, n_tried
         growth: the same with the growth alone, as it is calibrated.
         n_tried: timesteps that each calibration image is measured from.
         n_losses: evaluations of each calibration image beside these, for the positive control.
+        again: setting of the validity check -> seconds of one image.
     """
-    n_calibrating = sum(n_calibrated({split: patient.n_of_split(split) for split in ("train", "holdout")}).values())
+    sizes = [patient.n_of_split(split) for split in ("train", "holdout")]
+    n_calibrating = sum(n_calibrated(dict(zip(("train", "holdout"), sizes, strict=True))).values())
     n = patient.n_in_all
     n_more = int(n_calibrating > 0 and patient.scoring.second_timestep == "auto")
     evaluations = n_tried * growth.evaluations + n_losses
-    an_image = whole.seconds + n_more * growth.seconds / growth.evaluations
-    values = {
+    an_evaluation = growth.seconds / growth.evaluations
+    an_image = whole.seconds + n_more * an_evaluation
+    values: dict[str, float] = {
         "shard_seconds": n * patient.decode_seconds,
-        "calibrate_seconds": n_calibrating * evaluations * growth.seconds / growth.evaluations / n_devices,
+        "calibrate_seconds": n_calibrating * evaluations * an_evaluation / n_devices,
         "score_seconds": n * an_image / n_devices,
         "score_seconds_an_image": an_image,
         "calibrate_evaluations": n_calibrating * evaluations,
         "score_evaluations_an_image": whole.evaluations + n_more,
     }
-    to_calibrate = f", {duration(values['calibrate_seconds'])} to calibrate" if n_calibrating else ""
+    n_again = {name: sum(n_of_setting(name, patient.validity.images, size) for size in sizes) for name in again}
+    values["validity_seconds"] = sum(again[name] * n_again[name] for name in again) / n_devices
+    if patient.extraction:
+        values |= extraction_seconds(patient, patient.extraction, an_evaluation, n_devices)
+    stages = {"shard": "to shard", "calibrate": "to calibrate", "score": "to score", "validity": "to score some again"}
+    stages |= {"generate": "to generate", "match": "to match"}
+    parts = [f"{duration(s)} {words}" for stage, words in stages.items() if (s := values.get(f"{stage}_seconds", 0.0))]
+    values["seconds"] = sum(values.get(f"{stage}_seconds", 0.0) for stage in stages)
+    generated = f" and {patient.extraction.samples:,} generated images" if patient.extraction else ""
     finding = (
-        f"about {duration(values['shard_seconds'])} to shard{to_calibrate} and {duration(values['score_seconds'])} to "
-        f"score {n} items ({an_image * 1e3:.3g} ms an image and device; repeats are scored once)"
+        f"about {duration(values['seconds'])} for {n:,} items{generated}: {', '.join(parts)} "
+        f"({an_image * 1e3:.3g} ms per image and device; repeats are scored once; the report comes on top)"
     )
     return Check("time", "ok", finding, values=values)
 

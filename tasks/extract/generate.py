@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def sample_key(name: int) -> str:
 def generate_shard(job: SampleJob, device: str, done: Done = uncounted) -> int:
     """Write the job's tar unless a valid one is there; returns the number of images generated now.
 
+    Samples that a tar of fewer holds are kept.
+
     Raises:
         CheckpointError: the checkpoint changed under the run, or its samples are not finite.
     """
@@ -93,9 +96,12 @@ def generate_shard(job: SampleJob, device: str, done: Done = uncounted) -> int:
         return 0
     model = loaded_model(job.model, job.checkpoint_sha256, device)
     max_batch = min(job.batch_size or auto_batch_size(model), job.parameters.samples_per_tar)
-    samples = zip(job.names, _generate(job, model, max_batch, done), strict=True)
-    write_tar(job.path, (_members(job, name, pixels) for name, pixels in samples))
-    return len(job.names)
+    kept = _kept(job)
+    done(len(kept))
+    missing = job.names[len(kept) :]
+    made = zip(missing, _generate(job, model, max_batch, done, len(kept)), strict=True)
+    write_tar(job.path, chain(kept, (_members(job, name, pixels) for name, pixels in made)))
+    return len(missing)
 
 
 def is_valid_tar(job: SampleJob) -> bool:
@@ -140,9 +146,24 @@ def sample_pixels(model: LoadedModel, names: Sequence[int], parameters: ExtractP
     return np.asarray(to_pixels(x).cpu().numpy())
 
 
-def _generate(job: SampleJob, model: LoadedModel, max_batch: int, done: Done) -> Iterator[Pixels]:
-    """The pixels (C, H, W) of each of the job's samples; a batch too large for the device's memory is halved."""
-    begin, end = job.names.start, job.names.stop
+def _kept(job: SampleJob) -> list[dict[str, Any]]:
+    """The members of the job's first samples, as far as the tar that is there has them in order and undamaged."""
+    kept: list[dict[str, Any]] = []
+    for name, (description, png) in zip(job.names, read_samples(job.path) if job.path.exists() else (), strict=False):
+        content_hash = _content_hash(png)
+        if isinstance(png, Rejected) or description != {**job.description(name), "content_hash": content_hash}:
+            break
+        kept.append(members_of(sample_key(name), description, png))
+    return kept
+
+
+def _generate(job: SampleJob, model: LoadedModel, max_batch: int, done: Done, n_kept: int) -> Iterator[Pixels]:
+    """The pixels (C, H, W) of the job's samples after the first ``n_kept``; batches that these fill are not run.
+
+    A batch too large for the device's memory is halved.
+    """
+    first, end = job.names.start + n_kept, job.names.stop
+    begin = job.names.start + n_kept // max_batch * max_batch
     while begin < end:
         try:
             pixels = sample_pixels(model, range(begin, begin + max_batch), job.parameters)[: end - begin]
@@ -152,9 +173,10 @@ def _generate(job: SampleJob, model: LoadedModel, max_batch: int, done: Done) ->
             torch.cuda.empty_cache()
             max_batch //= 2
             continue
-        yield from pixels
+        new = pixels[max(0, first - begin) :]
+        yield from new
         begin += len(pixels)
-        done(len(pixels))
+        done(len(new))
 
 
 def picture_of(pixels: Pixels) -> Picture:

@@ -19,12 +19,40 @@ from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_c
 from latentprint.tasks.extract.generate import SampleJob, generate_shard
 from latentprint.tasks.extract.match import count_reproductions, match_samples, summarise
 from latentprint.tasks.extract.references import TrainingImages
+from latentprint.tasks.parameters import ExtractParameters
+from latentprint.tasks.store.checksums import discard_damaged_parts, forget_checksums
 from latentprint.tasks.store.files import write_json
-from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.seal import require_known
+
+PARTS = ("samples/", "matches/", "reproductions/", "false-copies/")
 
 
 class ExtractionFailed(UserError):
     """Some tars could not be generated; the others were."""
+
+
+def claim_samples(directory: RunDirectory, checksum: str, parameters: ExtractParameters) -> None:
+    """Record what the samples are made from; an extraction of fewer samples begins again, and keeps what it has.
+
+    Raises:
+        RunError: the run holds samples with other parameters, more of them, or files that no stage recorded.
+    """
+    require_known(directory, *PARTS)
+    wanted = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
+    known = directory.read_record().get("extraction")
+    if known is not None and known != wanted:
+        n_known = int(known["parameters"]["samples"])
+        same = {**known, "parameters": {**known["parameters"], "samples": parameters.samples}} == wanted
+        if not same or n_known > parameters.samples:
+            remedy = f"ask for {n_known} samples or more" if same else "give the same options, or extract from a copy"
+            raise RunError(f"{directory.path} holds an extraction ({difference(known, wanted)}): {remedy}")
+        discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
+        forget_checksums(directory, *PARTS, directory.extraction.name)
+        directory.extraction.unlink(missing_ok=True)
+        directory.update_record(extraction=wanted)
+    directory.claim("extraction", wanted)
+    discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
 
 
 @task(

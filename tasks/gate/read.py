@@ -259,6 +259,9 @@ def _odds(images: Any) -> Measurement:
     """
     if not isinstance(images, list) or not images:
         return Measurement(reason="odds: not estimated in this run (latentprint odds)")
+    ranks = [image.get("rank") for image in images if isinstance(image, Mapping)]
+    if 1 not in ranks:
+        return Measurement(reason="odds: of chosen images, without the highest ranked one; run odds without --images")
     each = [[image.get(name) for name in LOGARITHMS] for image in images if isinstance(image, Mapping)]
     if len(each) < len(images) or any(high is None for *_, high in each):
         return Measurement(reason="odds: an upper bound is missing")
@@ -319,7 +322,7 @@ def _odds_rows(path: Path) -> list[dict[str, Any]]:
     with _parquet(path, "odds"):
         if pq.read_metadata(path).num_rows > MOST_ODDS:
             raise GateError(f"{path}: more than {MOST_ODDS:,} rows: run 'latentprint odds' again")
-        return pq.read_table(path, columns=list(LOGARITHMS)).to_pylist()
+        return pq.read_table(path, columns=["rank", *LOGARITHMS]).to_pylist()
 
 
 @contextmanager

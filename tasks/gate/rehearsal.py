@@ -161,7 +161,8 @@ def _odds_row(n_copies: int) -> Evidence:
     low, high = binomial_interval(n_copies, 10 * N_GENERATED)
     share = n_copies / (10 * N_GENERATED)
     logarithms = [math.log(bound) if bound else None for bound in (share, low, high)]
-    return dict(zip(("log_probability", "log_probability_low", "log_probability_high"), logarithms, strict=True))
+    names = ("log_probability", "log_probability_low", "log_probability_high")
+    return {"rank": 1, **dict(zip(names, logarithms, strict=True))}
 
 
 def _bad() -> Evidence:

@@ -62,9 +62,16 @@ def validity_jobs(scoring: Scoring, validity: ValidityParameters) -> list[Validi
     """
     dimension = math.prod(state_shape(scoring.model))
     wanted = settings(scoring.parameters, dimension) if validity.images else {}
-    fewer = min(validity.images, max(FEWEST, validity.images // STEP_SHARE))
-    n_images = {name: validity.images if name == "other_seed" else fewer for name in wanted}
-    return [ValidityJob(_with(scoring, changed), name, n_images[name]) for name, changed in wanted.items()]
+    return [
+        ValidityJob(_with(scoring, changed), name, n_of_setting(name, validity.images))
+        for name, changed in wanted.items()
+    ]
+
+
+def n_of_setting(setting: str, n_asked: int, n_there: int | None = None) -> int:
+    """Images of a split that a setting scores again, of ``n_asked`` and no more than there are."""
+    n = n_asked if setting == "other_seed" else min(n_asked, max(FEWEST, n_asked // STEP_SHARE))
+    return n if n_there is None else min(n, n_there)
 
 
 def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParameters]:

@@ -6,7 +6,7 @@ It is written when a stage has finished, so that damage that leaves a file reada
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from latentprint.tasks.bounded import open_regular
@@ -32,8 +32,15 @@ def read_checksums(run: RunDirectory) -> dict[str, str]:
 def add_checksums(run: RunDirectory, files: Iterable[Path]) -> None:
     """Record files of the run that are finished, in the order of their names."""
     recorded = read_checksums(run) | {file.relative_to(run.path).as_posix(): sha256(file) for file in files}
-    with atomic_open(run.checksums) as stream:
-        stream.writelines(f"{checksum}  {name}\n".encode() for name, checksum in sorted(recorded.items()))
+    _write_checksums(run, recorded)
+
+
+def forget_checksums(run: RunDirectory, *places: str) -> None:
+    """Take files out of ``SHA256SUMS``, because their stage begins again: a path, or a folder that ends in ``/``."""
+    recorded = read_checksums(run)
+    kept = {name: checksum for name, checksum in recorded.items() if not name.startswith(places)}
+    if kept != recorded:
+        _write_checksums(run, kept)
 
 
 def is_sharded(run: RunDirectory) -> bool:
@@ -70,6 +77,11 @@ def damaged_files(run: RunDirectory, folder: str = "") -> dict[str, str]:
         except OSError as error:
             damaged[name] = error.strerror or str(error)
     return damaged
+
+
+def _write_checksums(run: RunDirectory, recorded: Mapping[str, str]) -> None:
+    with atomic_open(run.checksums) as stream:
+        stream.writelines(f"{checksum}  {name}\n".encode() for name, checksum in sorted(recorded.items()))
 
 
 def _exists(run: RunDirectory, name: str) -> bool:

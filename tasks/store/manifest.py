@@ -28,7 +28,9 @@ def require_columns(manifest: Path) -> None:
     """
     missing = [name for name in MANIFEST.names if name not in pq.read_schema(manifest).names]
     if missing:
-        raise RunError(f"{manifest}: of an earlier version (no column {missing[0]}); make the run again elsewhere")
+        raise RunError(
+            f"{manifest}: of an earlier version (no column {missing[0]}): run the same audit into another --out"
+        )
 
 
 def manifest_digest(manifest: Path) -> str:

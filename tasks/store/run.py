@@ -26,7 +26,11 @@ from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.ownership import RunError, held
 from latentprint.tasks.store.splits import holdout_source, split_of
 
-__all__ = ["RunDirectory", "RunError", "difference"]
+__all__ = ["SCHEMA_VERSION", "RunDirectory", "RunError", "difference"]
+
+SCHEMA_VERSION = 1
+"""Of a run's files, ``schema_version`` in ``run.json``; runs without it are older. It rises when older code would
+misread new files."""
 
 
 @dataclass(frozen=True)
@@ -232,14 +236,21 @@ class RunDirectory:
         """``run.json``.
 
         Raises:
-            RunError: this is not a run directory, or its record is damaged.
+            RunError: this is not a run directory, its record is damaged, or a newer latentprint made it.
         """
         if not self.record.exists():
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
         try:
-            return read_json(self.record)
-        except (OSError, ValueError) as error:
+            record = read_json(self.record)
+            version = int(record.get("schema_version", 0))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"{self.path}: a newer latentprint made this run (schema_version {version}, this one reads "
+                f"{SCHEMA_VERSION} and lower): install a newer latentprint"
+            )
+        return record
 
     def claim(self, stage: str, identity: Mapping[str, Any]) -> None:
         """Record what a stage of this run is made from, before it writes; or resume it, if that is the same.
@@ -251,7 +262,7 @@ class RunDirectory:
         Raises:
             RunError: the directory holds a run made from something else.
         """
-        record = self.read_record() if self.record.exists() else {}
+        record = self.read_record() if self.record.exists() else {"schema_version": SCHEMA_VERSION}
         known = record.get(stage)
         if known is not None and known != identity:
             raise RunError(f"{self.path} holds another run ({difference(known, identity)}): choose another --out")

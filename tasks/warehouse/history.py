@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -61,6 +62,38 @@ def find_runs(patterns: Sequence[str]) -> dict[str, RunDirectory]:
     runs = map(RunDirectory, paths)
     named = {run.path.name if occurrences[run.path.name] == 1 else run.location: run for run in runs}
     return {name: named[name] for name in sorted(named, key=natural_order)}
+
+
+def readable_runs(runs: Mapping[str, RunDirectory]) -> tuple[dict[str, RunDirectory], list[RunError]]:
+    """The runs whose record and tables can be read, and why each of the others cannot.
+
+    Raises:
+        RunError: none can be read; the first reason is given.
+    """
+    readable, reasons = dict[str, RunDirectory](), list[RunError]()
+    for name, run in runs.items():
+        try:
+            run.read_record()
+            _require_relations(run)
+            readable[name] = run
+        except RunError as error:
+            reasons.append(error)
+    if not readable:
+        raise reasons[0]
+    return readable, reasons
+
+
+def _require_relations(run: RunDirectory) -> None:
+    """Raise RunError where a relation of the run cannot be made, or its row of ``runs``."""
+    with TemporaryDirectory(prefix="latentprint-") as spill:
+        connection = open_database(Path(spill), 2**28, threads=1)
+        try:
+            mount_run(connection, run)
+            with readable_tables(run):
+                create_views(connection)
+            runs_table({run.path.name: run})
+        finally:
+            connection.close()
 
 
 def require_few(n_runs: int) -> None:

@@ -6,6 +6,7 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from latentprint.tasks.store.manifest import require_columns
 from latentprint.tasks.store.run import RunDirectory, RunError
-from latentprint.tasks.store.schemas import TABLES
+from latentprint.tasks.store.schemas import OPTIONAL_SCORES, TABLES
 from latentprint.tasks.store.seal import UNREADABLE
 from latentprint.tasks.warehouse.dictionary import LAYERS, SQL
 
@@ -135,7 +136,8 @@ def _mount(
     options = "union_by_name = true, hive_partitioning = false"
     query = f"FROM read_parquet(getvariable('{variable}'), {options})"
     found = connection.sql(query)
-    _require_kinds(found, connection.from_arrow(schema.empty_table()), files[0])
+    expected = pa.schema([*schema, *OPTIONAL_SCORES]) if name == "scores" else schema
+    _require_kinds(found, connection.from_arrow(expected.empty_table()), files[0])
     if not set(schema.names) <= set(found.columns):  # of an earlier version: null in what it lacks
         connection.register(f"{prefix}{name}_columns", schema.empty_table())
         query += f" UNION ALL BY NAME FROM {prefix}{name}_columns"
@@ -145,11 +147,18 @@ def _mount(
 
 def create_views(connection: duckdb.DuckDBPyConnection, layers: Sequence[str] = LAYERS) -> None:
     """Every query of these layers of ``sql/`` as a view of the current schema, after those that it reads."""
+    for name, query in _ordered_queries(tuple(layers)):
+        connection.execute(f"CREATE VIEW {name} AS {query}")
+
+
+@cache
+def _ordered_queries(layers: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(name, SELECT) of each query of these layers, after those that it reads; parsed once, not once a run."""
     files = [file for layer in layers for file in sorted((SQL / layer).glob("*.sql"))]
     queries = {file.stem: file.read_text(encoding="utf-8") for file in files}
-    reads = {name: parsed_texts(connection, query, "table_name") & queries.keys() for name, query in queries.items()}
-    for name in TopologicalSorter(reads).static_order():
-        connection.execute(f"CREATE VIEW {name} AS {queries[name]}")
+    with duckdb.connect() as parser:
+        reads = {name: parsed_texts(parser, query, "table_name") & queries.keys() for name, query in queries.items()}
+    return tuple((name, queries[name]) for name in TopologicalSorter(reads).static_order())
 
 
 def parsed_texts(connection: duckdb.DuckDBPyConnection, sql: str, key: str) -> set[str]:

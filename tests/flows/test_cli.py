@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import typer
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from latentprint.flows.cli import main as cli
@@ -114,6 +118,19 @@ def test_help_of_each_option_is_its_description_with_the_unit() -> None:
         assert str(field.description)[1:] in answer
     assert "[l2 in pixel values -1 ... 1]" in answer
     assert "edge|volume|jvp|trace|exact" in answer
+
+
+COMMANDS = cast(TyperGroup, typer.main.get_command(cli.app)).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_square_brackets_survive_in_help(name: str) -> None:
+    """Rich takes what stands in brackets for markup, unless it is escaped."""
+    command = COMMANDS[name]
+    described = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
+    written = " ".join(" ".join(text.replace("\\[", "[") for text in described if text).split())
+    answer = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "400"}).output
+    assert [text for text in re.findall(r"\[+[^\[\]]*\]+", written) if text not in " ".join(answer.split())] == []
 
 
 def test_square_brackets_survive_in_the_help_of_the_gate() -> None:

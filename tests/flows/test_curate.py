@@ -36,7 +36,7 @@ from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.train import load_weights
 from latentprint.tasks.warehouse.queries import QueryError
 from tests.conftest import Latentprint
-from tests.store.runs import reseal, write_flags, write_run
+from tests.store.runs import IMAGES, reseal, write_flags, write_run
 
 ONE_THREAD = ComputeParameters(devices=("cpu",), threads=1)
 SCORING, SAMPLES = ScoreParameters(timestep=20), ExtractParameters(samples=48, steps=4)
@@ -155,6 +155,39 @@ def test_nothing_left_is_one_line(audited: Path, tmp_path: Path, latentprint: La
     complaint = "no image would be left to train on; choose fewer with --images"
     assert done.stderr == f"latentprint: {audited}: {complaint}\n"
     assert not (tmp_path / "set" / "curation.json").exists()
+
+
+def test_nothing_chosen_is_one_line_and_no_set(audited: Path, tmp_path: Path, latentprint: Latentprint) -> None:
+    options = ("--run", audited, "--out", tmp_path / "set", "--action", "drop")
+    done = latentprint("curate", *options, "--images", "FROM ranking WHERE rank < 0")
+    assert done.returncode == 2
+    says = "--images FROM ranking WHERE rank < 0: this names no image, so nothing was written"
+    assert done.stderr == f"latentprint: {says}\n"
+    assert not list((tmp_path / "set").glob("*.tar"))
+
+
+def test_no_flagged_image_is_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_flags(run, {("train/a", "A"): 0.5})
+    reseal(run)
+    with pytest.raises(RunError, match="no image is flagged, so nothing was written; name images with --images"):
+        choose_images.fn(run.path, CurateParameters(action="drop").query)
+
+
+def test_images_are_chosen_by_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [*IMAGES, ("train/x, y", "X", "train", 1, 0, 0.5)])
+    reseal(run)
+    assert choose_images.fn(run.path, "train/x, y, train/a,")["sample_id"].to_pylist() == ["train/a", "train/x, y"]
+    with pytest.raises(QueryError, match="--images train/z: the run has no image of this name"):
+        choose_images.fn(run.path, "train/a,train/z")
+
+
+def test_a_set_without_changes_says_so(audited: Path, tmp_path: Path, latentprint: Latentprint) -> None:
+    unique = "SELECT sample_id FROM ranking WHERE copies = 1 AND rank <= 3"
+    options = ("--run", audited, "--out", tmp_path / "set", "--action", "dedupe", "--alike", "exact")
+    done = latentprint("curate", *options, "--images", unique)
+    assert done.returncode == 0, done.stderr
+    assert "No image was changed: this set has the images of the run's training set.\n" in done.stdout
 
 
 @pytest.mark.parametrize("where", ["conformal", "membership"])

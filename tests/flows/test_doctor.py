@@ -8,13 +8,15 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from typer.core import TyperGroup
 
 import latentprint.tasks.doctor.images
 import latentprint.tasks.doctor.probe
@@ -25,9 +27,10 @@ from latentprint.tasks.datasets.fitting import Fitting
 from latentprint.tasks.datasets.holdouts import named_sources
 from latentprint.tasks.datasets.shards import write_shards
 from latentprint.tasks.datasets.sources import Item, SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.doctor.checks import check_inputs
 from latentprint.tasks.doctor.images import _header_fits
-from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.parameters import ExtractParameters, ScoreParameters
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory
 
@@ -127,6 +130,68 @@ def test_the_time_counts_the_calibration_and_the_second_timestep(
     assert values["score_seconds"] == pytest.approx((120 if holdout else 80) * an_image * 0.01)
     assert values["calibrate_seconds"] == pytest.approx(calibrating * 0.01)
     assert (" to calibrate" in checks["time"]["finding"]) == (calibrating > 0)
+
+
+@pytest.mark.usefixtures("ten_ms_an_evaluation")
+def test_the_time_counts_extraction_and_validity_with_the_options_of_an_audit(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentprint.tasks.doctor.extraction._a_distance", lambda *_: 1e-3)
+    _, before = doctor()
+    code, checks = doctor("--extract", "100", "--validity", "8")
+    assert code == 0
+    values, finding = checks["time"]["values"], checks["time"]["finding"]
+    assert values["generate_evaluations"] == 100 * 50
+    assert values["generate_seconds"] == pytest.approx(100 * 50 * 0.01)
+    # 80 training and 40 held-out images: matched both ways, 40 and 80 controls, 100 samples against the held-out ones,
+    # surroundings of the 80 that may be found, of the 80 left out, and of the 40 held-out ones
+    n_distances = 2 * 100 * 80 + (40 + 80) * 80 + 100 * 40 + 80 * 80 + 80 * 80 + 40 * 40
+    assert values["match_distances"] == n_distances == 44_000
+    assert values["match_seconds"] == pytest.approx(44)
+    # of either split, 8 images with another seed, 4 with another delta and 4 with exact tangents; two evaluations each
+    assert values["validity_seconds"] == pytest.approx(2 * (8 + 4 + 4) * 0.02)
+    stages = ("shard", "calibrate", "score", "validity", "generate", "match")
+    assert values["seconds"] == pytest.approx(sum(values[f"{stage}_seconds"] for stage in stages))
+    assert finding.startswith("about 2 min for 120 items and 100 generated images: ")
+    assert "50 s to generate" in finding
+    assert checks["disk"]["values"]["needed_bytes"] == pytest.approx(
+        before["disk"]["values"]["needed_bytes"] * 220 / 120, abs=1
+    )
+    assert "generate" not in before["time"]["finding"]
+
+
+def test_the_estimate_of_matching_is_that_of_a_search(doctor: Doctor) -> None:
+    _, checks = doctor("--extract", "8", "--validity", "0", holdout=None)
+    values = checks["time"]["values"]
+    assert values["validity_seconds"] == 0
+    assert 0 < values["match_seconds"] < 10
+
+
+def test_doctor_takes_every_option_of_audit() -> None:
+    commands = cast(TyperGroup, typer.main.get_command(cli.app)).commands
+    of_audit, of_doctor = ({p.name for p in commands[name].params} for name in ("audit", "doctor"))
+    assert of_audit == of_doctor
+
+
+def test_earlier_runs_are_looked_at(doctor: Doctor, tmp_path: Path, checkpoint: Path) -> None:
+    scoring, extraction = ScoreParameters(), ExtractParameters(samples=8)
+    record = {
+        "scoring": {
+            "checkpoint_sha256": checkpoint_sha256(checkpoint),
+            "parameters": scoring.model_dump(mode="json"),
+        },
+        "extraction": {"parameters": extraction.model_dump(mode="json")},
+    }
+    RunDirectory(tmp_path / "earlier").path.mkdir()
+    write_json(tmp_path / "earlier" / "run.json", record)
+    options = ("--reuse", str(tmp_path / "earlier"), "--before", str(tmp_path / "earlier"))
+    _, checks = doctor(*options, "--extract", "8")
+    assert (checks["reuse"]["status"], checks["before"]["status"]) == ("ok", "ok")
+    code, checks = doctor(*options, "--axes", "2")
+    assert (code, checks["reuse"]["status"], checks["before"]["status"]) == (2, "warn", "fail")
+    assert "axes: 1 there, 2 now" in checks["before"]["finding"]
+    code, checks = doctor(*options, "--extract", "9")
+    assert (code, "samples: 8 there, 9 now" in checks["before"]["finding"]) == (2, True)
 
 
 def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
@@ -380,7 +445,7 @@ def test_a_full_disk_and_little_memory_fail(doctor: Doctor, monkeypatch: pytest.
     assert (checks["disk"]["status"], "1 kB free" in checks["disk"]["finding"]) == ("fail", True)
 
 
-def test_the_table_has_a_line_a_check(
+def test_the_list_has_a_paragraph_a_check_within_80_columns(
     checkpoint: Path,
     digit_files: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -391,7 +456,8 @@ def test_the_table_has_a_line_a_check(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code in (0, None)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
     expected = [
         "checkpoint",
         "parameters",
@@ -405,5 +471,7 @@ def test_the_table_has_a_line_a_check(
         "memory",
         "time",
     ]
-    names = [line.split("│")[1].strip() for line in lines]
-    assert [name for name in names if name] == expected  # a long finding goes on in lines of its own
+    heads = [line for line in lines if not line.startswith(" ")]  # a long finding goes on in lines of its own
+    assert [line[:14].strip() for line in heads] == expected
+    assert {line[14:20].strip() for line in heads} == {"ok", "warn"}
+    assert any("Remedy: give --holdout:" in line for line in lines)

@@ -122,6 +122,49 @@ def test_a_sample_is_the_same_bytes_however_many_are_asked_for(extracted: Path, 
     assert file_bytes(run, "samples")[whole] == file_bytes(extracted, "samples")[whole]
 
 
+def test_an_extraction_grows_to_the_same_bytes_as_one_at_once(
+    extracted: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = ("samples", "matches", "reproductions", "false-copies")
+    extract(run, FEW.model_copy(update={"samples": 11}), ONE_THREAD)
+    first_tar = run / "samples" / "samples-000000.tar"
+    written = first_tar.stat().st_mtime_ns
+
+    def stopped(*arguments: Any) -> dict[str, Any]:
+        raise KeyError("stopped before matching")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("latentprint.flows.extract.match_and_count", stopped)
+        with pytest.raises(KeyError, match="stopped before matching"):
+            extract(run, FEW, ONE_THREAD)
+    assert not (run / "extraction.json").exists(), "it counts fewer samples than there are"
+    extract(run, FEW, ONE_THREAD)
+    assert file_bytes(run, *everything) == file_bytes(extracted, *everything)
+    for name in ("extraction.json", "SHA256SUMS"):
+        assert (run / name).read_bytes() == (extracted / name).read_bytes()
+    assert first_tar.stat().st_mtime_ns == written
+
+
+def test_only_batches_with_missing_samples_are_generated(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(run: str, n: int) -> SampleJob:
+        parameters = ExtractParameters(samples=n, steps=2, samples_per_tar=8)
+        return sample_jobs(tmp_path / run, demo_model, checkpoint_sha256(demo_model), parameters, 2)[0]
+
+    asked: list[list[int]] = []
+
+    def noted(model: Any, names: Any, parameters: Any) -> Any:
+        asked.append(list(names))
+        return sample_pixels(model, names, parameters)
+
+    monkeypatch.setattr("latentprint.tasks.extract.generate.sample_pixels", noted)
+    assert [generate_shard(job("grown", n), "cpu") for n in (3, 7, 7)] == [3, 4, 0]
+    assert asked == [[0, 1], [2, 3], [2, 3], [4, 5], [6, 7]]
+    assert generate_shard(job("at-once", 7), "cpu") == 7
+    assert file_bytes(tmp_path / "grown", "samples") == file_bytes(tmp_path / "at-once", "samples")
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_a_sample_depends_on_its_number_and_seed_not_on_its_batch(demo_model: Path, sampler: Any) -> None:
     model = load_denoiser(str(demo_model), "cpu")
@@ -188,8 +231,9 @@ def test_what_is_done_is_kept_and_what_is_damaged_made_again(extracted: Path, ru
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"samples": 21}, "samples: 20 there, 21 now"),
-        ({"steps": 5}, "steps: 4 there, 5 now"),
+        ({"samples": 19}, "samples: 20 there, 19 now.: ask for 20 samples or more"),
+        ({"steps": 5}, "steps: 4 there, 5 now.: give the same options"),
+        ({"steps": 5, "samples": 40}, "give the same options"),
         ({"sampler": "ancestral"}, "sampler: ddim there, ancestral now"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"embedding": "dct"}, "embedding: pixel there, dct now"),
@@ -630,10 +674,13 @@ def test_audit_extracts_when_asked(
     )
     assert code == 0, error
     assert json.loads((run / "evidence.json").read_text())["reproductions"]["n_samples"] == 5
-    code, error = latentprint("extract", "--run", run, "--samples", 6)
+    code, error = latentprint("extract", "--run", run, "--samples", 4)
     assert code == 2
-    assert error.endswith("(samples: 5 there, 6 now): choose another --out\n")
+    assert error.endswith("holds an extraction (samples: 5 there, 4 now): ask for 5 samples or more\n")
     assert len(error.splitlines()) == 1
+    code, error = latentprint("extract", "--run", run, "--samples", 6)
+    assert code == 0, error
+    assert json.loads((run / "extraction.json").read_text())["n_samples"] == 6
     code, error = latentprint("extract", "--run", run, "--sampler", "guess")
     assert code == 2
     assert error.startswith("latentprint: --sampler: Input should be 'ddim' or 'ancestral'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from latentprint.tasks.odds import Sampler
 from latentprint.tasks.parameters import ComputeParameters, OddsParameters, ScoreParameters
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.schemas import ODDS
+from latentprint.tasks.warehouse.queries import QueryError
 from tests.conftest import Latentprint
 from tests.diffusion.oracles import FiniteData, draw, linear_ddpm
 from tests.diffusion.test_checkpoint import autoencoder_of, plain_unet, save
@@ -61,6 +63,28 @@ def test_odds_of_the_first_ranks_are_written_with_what_they_cost(audited: Path) 
         assert row["log_probability_high"] <= 0.0
         assert (row["log_probability_low"] is None) == row["one_in"].startswith("rarer than")
     assert odds(audited, FEW) == rows
+
+
+def test_chosen_images_are_named_or_asked_for(audited: Path) -> None:
+    ranking = pq.read_table(audited / "tables" / "ranking.parquet").to_pylist()
+    names = [ranking[i]["sample_id"] for i in (41, 7)]
+    by_name = odds(audited, FEW.model_copy(update={"images": ",".join(names)}))
+    assert [row["rank"] for row in by_name] == [8, 42]
+    by_query = odds(audited, FEW.model_copy(update={"images": "FROM ranking WHERE rank IN (8, 42)"}))
+    assert by_query == by_name
+    manifest = pq.read_table(audited / "manifest.parquet").to_pylist()
+    repeat = next(row for row in manifest if row["occurrence"] == 2)
+    (row,) = odds(audited, FEW.model_copy(update={"images": repeat["sample_id"]}))
+    assert row["content_hash"] == repeat["content_hash"]
+    held_out = next(row["sample_id"] for row in manifest if row["split"] == "holdout")
+    for images, says in (
+        ("train/nowhere", "--images train/nowhere: the run has no image of this name"),
+        (f"{names[0]}, {held_out}", f"{held_out} has no rank"),
+        ("FROM ranking WHERE rank < 0", "this names no image"),
+        ("SELECT rank FROM ranking", "a column sample_id is needed"),
+    ):
+        with pytest.raises(QueryError, match=re.escape(says)):
+            odds(audited, FEW.model_copy(update={"images": images}))
 
 
 def test_every_distinct_training_image_is_a_reference_once(audited: Path) -> None:

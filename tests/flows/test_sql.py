@@ -17,7 +17,7 @@ import pytest
 from latentprint.flows.cli import main as cli
 from latentprint.flows.cli.answers import ask, list_relations
 from latentprint.flows.cli.printing import neutralised, print_rows
-from latentprint.flows.cli.shell import CONTINUED, PROMPT, Shell
+from latentprint.flows.cli.shell import COMMANDS, CONTINUED, PROMPT, Shell
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.dictionary import saved_queries
 from latentprint.tasks.warehouse.queries import QueryError
@@ -150,6 +150,22 @@ def test_dot_commands_and_saved_questions(warehouse: Warehouse, capsys: pytest.C
     assert "Ctrl-D" in printed
 
 
+@pytest.mark.parametrize("word", ["exit", "quit", ".exit", ".quit", " quit ; "])
+def test_each_word_for_the_end_ends_the_shell(warehouse: Warehouse, word: str) -> None:
+    assert conversation(warehouse, ["SELECT 1;", word, "SELECT 2;"])[0] == ["SELECT 1;"]
+
+
+@pytest.mark.parametrize("word", ["help", ".help", "help;"])
+def test_help_lists_every_command(warehouse: Warehouse, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert conversation(warehouse, [word, "SELECT 1;"])[0] == ["SELECT 1;"]
+    printed = capsys.readouterr().out
+    assert [command for command in COMMANDS if command not in printed] == []
+
+
+def test_a_word_within_a_query_is_no_command(warehouse: Warehouse) -> None:
+    assert conversation(warehouse, ["SELECT 1 AS", "quit", ";"])[0] == ["SELECT 1 AS\nquit\n;"]
+
+
 def test_relations_columns_questions_and_keywords_are_completed(warehouse: Warehouse) -> None:
     shell = Shell(warehouse, lambda query: None, lambda: None)
 
@@ -163,6 +179,10 @@ def test_relations_columns_questions_and_keywords_are_completed(warehouse: Wareh
     assert completions("SELE") == ["SELECT", None, None]
     assert completions("sele") == ["select", None, None]
     assert completions("xyz") == [None] * 3
+    assert completions(".q") == [".queries", ".quit", None]
+    assert [completions(text)[0] for text in ("exi", "qui", "hel", ".h", ".e", ".t")] == [
+        *("exit", "quit", "help", ".help", ".exit", ".tables")
+    ]
 
 
 OWN_TERMINAL = (

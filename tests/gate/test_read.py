@@ -61,7 +61,7 @@ def test_no_flags_from_controls_that_cannot_flag_few_is_no_proof() -> None:
 
 def odds_row(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
     bounds = {"": value, "_low": low, "_high": high}
-    return {f"log_probability{name}": None if p is None else math.log(p) for name, p in bounds.items()}
+    return {"rank": 1.0} | {f"log_probability{name}": p and math.log(p) for name, p in bounds.items()}
 
 
 def test_the_worst_image_decides_the_odds() -> None:
@@ -80,6 +80,12 @@ def test_an_image_that_never_arrived_has_an_upper_bound_or_decides_nothing() -> 
     assert (found.value, found.low, found.high) == (0.0, 0.0, pytest.approx(1e-6))
     for row in (odds_row(None, None, None), {**odds_row(None, None, 1e-6), "log_probability_low": math.nan}):
         assert measurements({"odds": [odds_row(1e-6, 1e-7, 1e-5), row]})["odds"].problem()
+
+
+def test_odds_of_chosen_images_alone_decide_nothing() -> None:
+    chosen = [{**odds_row(1e-6, 1e-7, 1e-5), "rank": rank} for rank in (2, 7)]
+    assert "without the highest ranked one" in measurements({"odds": chosen})["odds"].problem()
+    assert not measurements({"odds": [*chosen, odds_row(1e-6, 1e-7, 1e-5)]})["odds"].problem()
 
 
 NUMBERS = [

@@ -33,7 +33,7 @@ from latentprint.tasks.store.files import (
     sha256,
     write_json,
 )
-from latentprint.tasks.store.run import RunDirectory, RunError, difference
+from latentprint.tasks.store.run import SCHEMA_VERSION, RunDirectory, RunError, difference
 from latentprint.tasks.store.software import PACKAGES, software
 from latentprint.tasks.store.spill import spilling
 from latentprint.tasks.store.splits import holdout_source, source_name, split_of
@@ -155,7 +155,8 @@ def test_a_claim_is_kept_resumed_and_refused_to_others(run: RunDirectory) -> Non
     run.update_record(status="ok")
     run.forget("data")
     run.forget("data")
-    assert run.read_record() == {"scoring": {"parameters": {"axes": 1, "timestep": 20}}, "status": "ok"}
+    scoring = {"parameters": {"axes": 1, "timestep": 20}}
+    assert run.read_record() == {"schema_version": SCHEMA_VERSION, "scoring": scoring, "status": "ok"}
     run.claim("data", {"size": 9})
     assert run.read_record()["data"] == {"size": 9}
     RunDirectory(run.path / "none").forget("data")
@@ -167,6 +168,23 @@ def test_what_is_no_run_or_a_damaged_one_is_said(run: RunDirectory) -> None:
         run.read_record()
     run.record.write_text('{"a": ')
     with pytest.raises(RunError, match=r"run\.json: damaged .* put it back"):
+        run.read_record()
+
+
+def test_a_record_has_the_version_of_its_schema_and_a_newer_one_is_refused(run: RunDirectory) -> None:
+    run.claim("data", {"sources": {}})
+    assert read_json(run.record) == {"schema_version": SCHEMA_VERSION, "data": {"sources": {}}}
+    olders: tuple[dict[str, Any], ...] = ({}, {"schema_version": 0})
+    for older in olders:
+        write_json(run.record, older | {"run_id": "r"})
+        run.claim("data", {"sources": {}})
+        assert run.read_record() == older | {"run_id": "r", "data": {"sources": {}}}, "an older run stays one"
+    write_json(run.record, {"schema_version": SCHEMA_VERSION + 1})
+    says = f"schema_version {SCHEMA_VERSION + 1}, this one reads {SCHEMA_VERSION} and lower.: install a newer"
+    with pytest.raises(RunError, match=says):
+        run.read_record()
+    write_json(run.record, {"schema_version": "two"})
+    with pytest.raises(RunError, match="damaged"):
         run.read_record()
 
 
