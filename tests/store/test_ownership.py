@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from latentprint.tasks.curate import BUILDING, PUBLISHING, _publish, _withdraw
+from latentprint.tasks.curate import BUILDING, PUBLISHING, RECORD, _publish, _withdraw, write_cleaned
 from latentprint.tasks.datasets.apart import require_apart
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.parameters import CurateParameters
 from latentprint.tasks.shard import start_afresh
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.ownership import LOCK, MARKER, Kind, building, discard, held, holder, kind_of, mark
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.spill import spilling
+from tests.store.runs import write_run
 
 KINDS = get_args(Kind)
 Plant = Callable[[Path], None]
@@ -319,3 +322,19 @@ def test_what_lies_beside_is_apart(tmp_path: Path) -> None:
     require_apart(tmp_path, f"s3://b/runs{STORE}", f"s3://b/runs-2{STORE}")
     with pytest.raises(SourceError, match="credentials"):
         require_apart(tmp_path, "s3://b/x?secret_key=S")
+
+
+@pytest.mark.parametrize("content", [None, b"[]", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("name", [RECORD, f"{BUILDING}/{PUBLISHING}"])
+def test_a_record_of_a_cleaned_set_that_is_none_is_named(name: str, content: bytes | None, tmp_path: Path) -> None:
+    """A pipe ended in a traceback, and a list in a line that named the run."""
+    record, run = tmp_path / "set" / name, write_run(tmp_path / "run")
+    record.parent.mkdir(parents=True)
+    if content is None:
+        os.mkfifo(record)
+    else:
+        record.write_bytes(content)
+    run.update_record(manifest_digest="0")
+    chosen = pa.table({"sample_id": ["train/a"]})
+    with pytest.raises(RunError, match=rf"{record.name}: damaged .*: delete it, or choose another --out"):
+        write_cleaned.fn(run.path, tmp_path / "set", chosen, CurateParameters(action="drop"))
