@@ -237,7 +237,9 @@ class RunDirectory:
         if not self.record.exists():
             raise RunError(f"{self.path}: not a run directory (no run.json); make one with 'latentprint audit'")
         try:
-            return read_json(self.record)
+            record = read_json(self.record)
+            _require_objects(record)
+            return record
         except (OSError, ValueError) as error:
             raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
 
@@ -271,6 +273,19 @@ class RunDirectory:
     def lock(self) -> AbstractContextManager[None]:
         """Hold the directory for writing; see :func:`latentprint.tasks.store.ownership.held`."""
         return held(self.path, "run")
+
+
+def _require_objects(record: Mapping[str, Any]) -> None:
+    """Refuse a record whose inputs are no objects: whoever reads them takes them for such.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for stage in ("data", "scoring"):
+        inputs = record.get(stage) or {}
+        parts = ("sources", "fingerprints", "parameters")
+        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part) or {}, Mapping) for part in parts):
+            raise ValueError(f"{stage} is not as latentprint writes it")
 
 
 def difference(known: Any, wanted: Any, name: str = "") -> str:

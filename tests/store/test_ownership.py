@@ -150,6 +150,21 @@ def test_links_in_a_folder_that_claims_to_be_ours_reach_nothing(
     assert tree(victim.parent) == {"file": b"precious"}
 
 
+@pytest.mark.parametrize("name", ["manifest.parquet", "SHA256SUMS", "scores/part-train-000000.parquet"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_pipe_in_a_folder_of_ours_is_refused_before_anyone_waits_for_it(
+    name: str, is_link: bool, tmp_path: Path
+) -> None:
+    """``shard`` on such a run waited for ever, or ended in a traceback."""
+    run = write_run(tmp_path / "run")
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / ("pipe" if is_link else name))
+    if is_link:
+        (run.path / name).symlink_to(run.path / "pipe")
+    with pytest.raises(RunError, match=rf"({name}|pipe) is no file of latentprint but a pipe or device"), run.lock():
+        pytest.fail("it was taken")
+
+
 MINE = [
     ".notes.tmp",
     "notes/.draft.1.tmp",
