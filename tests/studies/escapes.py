@@ -51,6 +51,9 @@ from sklearn.datasets import load_digits
 import latentprint
 from latentprint.flows.cli.server import configure_environment, prefect_server
 from latentprint.tasks.diffusion.training import Trainer, build_unet
+from latentprint.tasks.pages.formats import visible_lines
+from latentprint.tasks.parameters import ShardParameters
+from latentprint.tasks.shard import shard_split
 from latentprint.tasks.store.run import RunDirectory
 from tests.store.runs import reseal
 
@@ -59,8 +62,8 @@ HANGS_AFTER = 150.0
 QUERY_SECONDS = "5"
 CONTROLS = "\x1b\x9b\x00\x7f\u202e\u2066\ufeff"
 SQL = ("sql", "--timeout", QUERY_SECONDS, "--run", "{run}")
-ASK = "ask"
-"""In place of a command: the query goes through ``latentprint.open_run``, in this process."""
+ASK, TAKE_IN = "ask", "take in"
+"""In place of a command, in this process: ``latentprint.open_run(...).query``, and what ``shard`` does to a source."""
 
 
 class World(NamedTuple):
@@ -509,7 +512,7 @@ def folders() -> Iterator[Attack]:
         yield Attack(f"out: ours, but {name}", shard, marked("run", plant), ours)
     yield Attack("out: temporary files are links", shard, temporaries, ours)
     yield Attack("out: a race for the lock", shard, flipping, (*ours, "flip"))
-    train = ("train", "--data", "{inputs}/train.npy", "--out", "{out}/run", "--steps", "1", "--batch-size", "2")
+    train = ("train", "--data", "{inputs}/train.npy", "--out", "{out}/run", "--steps", "1", "--samples", "2")
     state = b"cos\nsystem\n(S'echo canary > {victim}/x'\ntR."
     pickled = marked("model", written("out/run/training-state.pt", state))
     yield Attack("out: a training state is a pickle", train, pickled, ours)
@@ -592,11 +595,12 @@ HOSTILE = ("../victim/x.png", "{victim}/x.png", "a/../../victim/x.png", "..\\vic
 def archives() -> Iterator[Attack]:
     """Members that would lie elsewhere, or are no files."""
     out = ("--out", "{out}/run")
+    wanted = ("out/run/",)
     for name in HOSTILE:
         hostile = tar((name, tarfile.REGTYPE, ""))
-        yield Attack(f"tar: {name[:40]!r}", ("shard", "--train", "{world}/in.tar", *out), hostile, ("out/run/",))
+        yield Attack(f"tar: {name[:40]!r}", (TAKE_IN, "{world}/in.tar"), hostile, wanted)
     for name in (HOSTILE[0], HOSTILE[1], HOSTILE[3], HOSTILE[6]):
-        yield Attack(f"zip: {name!r}", ("shard", "--train", "{world}/in.zip", *out), archive(name), ("out/run/",))
+        yield Attack(f"zip: {name!r}", (TAKE_IN, "{world}/in.zip"), archive(name), wanted)
     composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
     for name, members in {
         "a link and a file through it": (("d", tarfile.SYMTYPE, "{victim}"), ("d/x.png", tarfile.REGTYPE, "")),
@@ -607,9 +611,9 @@ def archives() -> Iterator[Attack]:
         "two forms of one name": ((composed, tarfile.REGTYPE, ""), (decomposed, tarfile.REGTYPE, "")),
         "one name twice": (("x.png", tarfile.REGTYPE, ""), ("x.png", tarfile.REGTYPE, "")),
     }.items():
-        yield Attack(f"tar: {name}", ("shard", "--train", "{world}/in.tar", *out), tar(*members), ("out/run/",))
-    yield Attack("tar: a pipe", ("shard", "--train", "{world}/in.tar", *out), pipe("in.tar"), ("out/run/",))
-    yield Attack("tar: pipe:command", ("shard", "--train", "pipe:touch {victim}/x", *out), may_write=("out/run/",))
+        yield Attack(f"tar: {name}", (TAKE_IN, "{world}/in.tar"), tar(*members), wanted)
+    yield Attack("tar: the archive is a pipe", ("shard", "--train", "{world}/in.tar", *out), pipe("in.tar"), wanted)
+    yield Attack("tar: pipe:command", ("shard", "--train", "pipe:touch {victim}/x", *out), may_write=wanted)
 
 
 # stores
@@ -733,7 +737,7 @@ def run_attack(attack: Attack, world: World, callers: list[object]) -> Result:
     attack.plant(world)
     before, n_callers, started = seen(world), len(callers), time.monotonic()
     arguments = list(map(world.filled, attack.command))
-    code, output, error = asked(world, arguments[1]) if arguments[0] == ASK else commanded(world, arguments)
+    code, output, error = (called if arguments[0] in (ASK, TAKE_IN) else commanded)(world, arguments)
     words = " ".join((error.strip() or output.strip()).replace(str(world.root), "").split())[:160]
     kind = "hung" if code is None else judged(code, output, error)
     after = seen(world)
@@ -746,13 +750,17 @@ def run_attack(attack: Attack, world: World, callers: list[object]) -> Result:
     return Result(attack.name, kind, round(time.monotonic() - started, 1), words)
 
 
-def asked(world: World, query: str) -> tuple[int, str, str]:
+def called(world: World, arguments: list[str]) -> tuple[int | None, str, str]:
     """Exit code, output, errors, as of a command."""
+    door, text = arguments
     try:
+        if door == TAKE_IN:
+            shard_split.fn(world.out / "run", "train", text, ShardParameters(max_bad_fraction=1.0))
+            return 0, "", ""
         with latentprint.open_run(world.run.path, seconds=float(QUERY_SECONDS)) as run:
-            return 0, str(run.query(query).to_pylist()), ""
+            return 0, str(run.query(text).to_pylist()), ""
     except latentprint.UserError as error:
-        return 2, "", str(error)
+        return 2, "", visible_lines(error, 4000)
     except Exception:  # the attack's, and told as such
         return 1, "", traceback.format_exc()
 
