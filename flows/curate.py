@@ -27,8 +27,9 @@ def curate(run: Path, out: Path, parameters: CurateParameters = CurateParameters
         SourceError: a shard of the run is damaged.
     """
     require_apart(out, str(run))
-    for location in RunDirectory(run).read_record().get("data", {}).get("sources", {}).values():
-        if "://" not in location:
-            require_apart(out, location)
+    with reading(RunDirectory(run)):
+        for location in RunDirectory(run).read_record().get("data", {}).get("sources", {}).values():
+            if "://" not in location:
+                require_apart(out, location)
     with held(out, "cleaned set"), reading(RunDirectory(run)):
         return write_cleaned(run, out, choose_images(run, parameters.query), parameters)

@@ -91,9 +91,9 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
     directory, record = RunDirectory(run), out / RECORD
     made_from = _made_from(directory, chosen, parameters)
     if record.exists():
-        known = read_json(record)
-        if known["made_from"] != made_from:
-            here = difference(known["made_from"], made_from)
+        known = _read(record)
+        if known.get("made_from") != made_from:
+            here = difference(known.get("made_from"), made_from)
             raise RunError(f"{out} holds another cleaned set ({here}): choose another --out")
         return known
     _withdraw(out)
@@ -128,6 +128,18 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
     return result
 
 
+def _read(record: Path) -> dict[str, Any]:
+    """A record of ours in the folder of a cleaned set.
+
+    Raises:
+        RunError: it is none.
+    """
+    try:
+        return read_json(record)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{record}: damaged ({error}): delete it, or choose another --out") from error
+
+
 def _publish(folder: Path, out: Path, names: list[str]) -> None:
     """Move what is finished to where it is looked for, having noted what that is.
 
@@ -146,7 +158,7 @@ def _publish(folder: Path, out: Path, names: list[str]) -> None:
 def _withdraw(out: Path) -> None:
     """Remove what was moved before a publication was finished; nothing else, though it has such a name."""
     note = out / BUILDING / PUBLISHING
-    for name, identity in (read_json(note) if note.exists() else {}).items():
+    for name, identity in (_read(note) if note.exists() else {}).items():
         target = inside(out, name)
         if target.exists() and _identity(target) == identity:
             target.unlink()

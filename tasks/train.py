@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline
 
+from latentprint.tasks.bounded import open_regular
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.decoding import Picture, Rejected
@@ -25,7 +29,7 @@ from latentprint.tasks.evidence.statistics import binomial_interval
 from latentprint.tasks.parameters import TrainParameters
 from latentprint.tasks.store.containment import inside
 from latentprint.tasks.store.files import atomic_path, digest
-from latentprint.tasks.store.ownership import building
+from latentprint.tasks.store.ownership import RunError, building
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_PER_LOSS_POINT = 100
@@ -65,10 +69,18 @@ def load_weights(file: Path, content_hashes: list[str]) -> torch.Tensor:
     """How often each image is to be drawn, (N,), from ``curation.parquet`` of a cleaned set.
 
     Raises:
-        SourceError: the file speaks of other images.
+        SourceError: the file is no such table, or speaks of other images.
     """
-    rows = pq.read_table(file, columns=["new_content_hash", "weight"]).to_pydict()
-    known = dict(zip(rows["new_content_hash"], rows["weight"], strict=True))
+    try:
+        with open_regular(file) as stream:
+            rows = pq.read_table(stream, columns=["new_content_hash", "weight"])
+        known = dict(
+            zip(rows["new_content_hash"].to_pylist(), rows["weight"].cast(pa.float64()).to_pylist(), strict=True)
+        )
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise SourceError(f"{file}: no curation.parquet of a cleaned set ({error}): see latentprint curate") from error
+    if not all(weight is not None and 0.0 <= weight < math.inf for weight in known.values()):
+        raise SourceError(f"{file}: a weight is negative or no number: write it anew with latentprint curate")
     missing = sum(name not in known for name in content_hashes)
     if missing:
         raise SourceError(f"{file}: says nothing of {missing} of the images: it belongs to another cleaned set")
@@ -167,8 +179,18 @@ def _save_state(trainer: Trainer, path: Path, identity: dict[str, Any], losses: 
 
 
 def _resume(trainer: Trainer, path: Path, identity: dict[str, Any]) -> list[dict[str, float]]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        raise ValueError(f"{path} is of another data set or other parameters: choose another --out, or delete it")
-    trainer.load_state_dict(state["trainer"])
-    return list(state["losses"])
+    """The losses until then.
+
+    Raises:
+        RunError: the state is of another training, or is none.
+    """
+    try:
+        with open_regular(path) as stream:
+            state = torch.load(stream, map_location="cpu", weights_only=True)  # no pickle runs
+        if state["identity"] == identity:
+            trainer.load_state_dict(state["trainer"])
+            return list(state["losses"])
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path}: damaged ({reason}): choose another --out, or delete it") from error
+    raise RunError(f"{path} is of another data set or other parameters: choose another --out, or delete it")

@@ -98,6 +98,19 @@ def writing(file: Path) -> Iterator[None]:
         raise QueryError(f"{file}: cannot be written ({error.strerror or error}): choose another file") from error
 
 
+def read_query(file: Path | None = None) -> str:
+    """The SQL in a file, or on standard input.
+
+    Raises:
+        QueryError: it cannot be read, or is no UTF-8 text.
+    """
+    where = file or "standard input"
+    try:
+        return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(f"{where}: cannot be read as UTF-8 text ({error}): save the query as UTF-8") from error
+
+
 def saved_query(name: str) -> str:
     """The SQL of a saved question.
 

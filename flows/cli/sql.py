@@ -48,7 +48,7 @@ def sql(
 
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
-    from latentprint.flows.cli.answers import ask, converse, list_relations, open_warehouse, saved_query
+    from latentprint.flows.cli.answers import ask, converse, list_relations, open_warehouse, read_query, saved_query
     from latentprint.flows.cli.answers import export as write_export
     from latentprint.flows.cli.shell import list_queries
 
@@ -66,12 +66,12 @@ def sql(
             write_export(warehouse, export)
             show({"export": str(export)}, as_json, f"{export}: written")
         elif query or file or saved:
-            text = query or (file.read_text(encoding="utf-8") if file else saved_query(str(saved)))
+            text = query or (read_query(file) if file else saved_query(str(saved)))
             ask(warehouse, text, output.value, out, max_bytes)
         elif sys.stdin.isatty():
             converse(warehouse, output.value, max_bytes)
         else:
-            ask(warehouse, sys.stdin.read(), output.value, out, max_bytes)
+            ask(warehouse, read_query(), output.value, out, max_bytes)
 
 
 @command

@@ -84,7 +84,7 @@ def require_ours(folder: Path, kind: Kind) -> None:
     """Refuse to write to a folder that holds anything, unless we made it, as what it is to be now.
 
     Raises:
-        RunError: it is another's, or a link in it leads out.
+        RunError: it is another's, a link in it leads out, or a pipe or device is in it, which no reader gets through.
     """
     try:
         with os.scandir(folder) as found:
@@ -104,6 +104,21 @@ def require_ours(folder: Path, kind: Kind) -> None:
     for entry in entries:
         if entry.is_symlink() and not is_within(Path(entry.path), folder):
             raise RunError(f"{folder}: {entry.name} is a link that leads out of it: remove it, or choose another --out")
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        if special := _special(place):
+            raise RunError(
+                f"{folder}: {special.relative_to(folder)} is no file of latentprint but a pipe or device: remove it, "
+                "or choose another --out"
+            )
+
+
+def _special(folder: Path) -> Path | None:
+    """The first entry of a folder that is there, and neither a file nor a folder."""
+    if not folder.is_dir():
+        return None
+    with os.scandir(folder) as entries:
+        found = (e.path for e in entries if not (e.is_file() or e.is_dir()) and os.path.exists(e.path))
+        return next(map(Path, found), None)
 
 
 def mark(folder: Path, kind: Kind) -> None:

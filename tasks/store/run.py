@@ -243,6 +243,8 @@ class RunDirectory:
         try:
             record = read_json(self.record)
             version = int(record.get("schema_version", 0))
+            if version <= SCHEMA_VERSION:
+                _require_objects(record)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{self.record}: damaged ({error}): put it back, or start another run") from error
         if version > SCHEMA_VERSION:
@@ -282,6 +284,19 @@ class RunDirectory:
     def lock(self) -> AbstractContextManager[None]:
         """Hold the directory for writing; see :func:`latentprint.tasks.store.ownership.held`."""
         return held(self.path, "run")
+
+
+def _require_objects(record: Mapping[str, Any]) -> None:
+    """Refuse a record whose inputs are no objects: whoever reads them takes them for such.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for stage in ("data", "scoring"):
+        inputs = record.get(stage) or {}
+        parts = ("sources", "fingerprints", "parameters")
+        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part) or {}, Mapping) for part in parts):
+            raise ValueError(f"{stage} is not as latentprint writes it")
 
 
 def difference(known: Any, wanted: Any, name: str = "") -> str:

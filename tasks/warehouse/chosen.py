@@ -38,7 +38,7 @@ def chosen_images(warehouse: Warehouse, images: str) -> pa.Table:
             raise QueryError(f"--images {unknown[0]}: the run has no image of this name; see the table samples")
     else:
         rows = warehouse.query(saved_queries().get(images, images), form="text")
-        if "sample_id" not in rows.column_names:
+        if rows.column_names.count("sample_id") != 1:
             raise QueryError(f"--images: a column sample_id is needed, there are {', '.join(rows.column_names)}")
         given = rows["sample_id"].cast(pa.string()).to_pylist()
     names = pc.unique(pa.array(given, pa.string()))

@@ -89,11 +89,16 @@ class QueryProcess:
 
     def ask(self, sql: str, parameters: Parameters | None, seconds: float, form: Form = "arrow") -> pa.Table:
         """The rows of a query; see ``Warehouse.query``."""
+        question = {"sql": sql, "parameters": parameters, "form": form}
+        try:
+            json.dumps(question, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(f"the query, or a value for it, is no text ({error}): write it in UTF-8") from error
         with ExitStack() as unless_answered:
             unless_answered.callback(self.end)
             process = self._running()
             assert process.stdin is not None
-            process.stdin.write(json.dumps({"sql": sql, "parameters": parameters, "form": form}) + "\n")
+            process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
             problem = self._wait_for_answer(process, seconds)
             unless_answered.pop_all()
@@ -234,9 +239,13 @@ def _in_form(relation: duckdb.DuckDBPyRelation, form: Form) -> tuple[duckdb.Duck
     shown, nested = [], {i for i, kind in enumerate(kinds) if form == "json" and kind in NESTED}
     for i, (name, own, kind) in enumerate(zip(names, relation.columns, kinds, strict=True)):
         value = f"to_json({name})::VARCHAR" if i in nested else name if kind in PLAIN else f"{name}::VARCHAR"
-        quoted = own.replace('"', '""')
-        shown.append(f'{value} AS "{quoted}"')
-    query = f"SELECT {', '.join(shown)} FROM result AS result({', '.join(names)})"  # noqa: S608  # quotes are doubled
+        shown.append(f"{value} AS {quoted(own)}")
+    query = f"SELECT {', '.join(shown)} FROM result AS result({', '.join(names)})"  # noqa: S608  # all names are quoted
     printable = relation.query("result", query)
     assert printable is not None  # a SELECT
     return printable, nested
+
+
+def quoted(name: str) -> str:
+    """A column's name as SQL takes it, whatever it holds."""
+    return '"' + name.replace('"', '""') + '"'

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from latentprint.tasks.warehouse.queries import quoted
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
 _LAST_HASH = """
@@ -37,13 +38,13 @@ class Sample:
         """Usable images: the columns of ``images``, ``is_compared`` and ``fold`` among them, then all other scores."""
         columns = {name: self.warehouse.rows(f"DESCRIBE {name}", name)["column_name"] for name in ("images", "scores")}
         known = columns["images"].to_pylist()
-        further = "".join(f', "{name}"' for name in columns["scores"].to_pylist() if name not in known)
+        further = "".join(f", {quoted(str(name))}" for name in columns["scores"].to_pylist() if name not in known)
         query = f"""
             SELECT images.*{further}
             FROM images INNER JOIN scores USING (split, content_hash)
             WHERE is_usable AND ({_IS_SAMPLED})
             ORDER BY split, content_hash
-        """  # noqa: S608  # names of our own columns
+        """  # noqa: S608  # quoted: a foreign run's parts may have columns of any name
         return self.warehouse.rows(query, "scores", self._last)
 
     def places(self) -> list[tuple[str, int]]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.store.containment import inside
 from latentprint.tasks.store.manifest import require_columns
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, TABLES
@@ -59,21 +61,22 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     Raises:
         RunError: its Parquet files cannot be read.
     """
-    tables = {
-        "calibration": [run.calibration_images],
-        "false_copies": sorted(run.false_copies.glob("part-*.parquet")),
-        "flags": [run.flags],
-        "manifest": [run.manifest],
-        "matches": sorted(run.matches.glob("part-*.parquet")),
-        "odds": [run.odds],
-        "rejects": [run.rejects],
-        "reproductions": sorted(run.reproductions.glob("part-*.parquet")),
-        "scores": sorted(run.scores.glob("part-*.parquet")),
-        "side": sorted(run.side.glob("part-*.parquet")),
-        "sweep": sorted(run.sweep.glob("part-*.parquet")),
-        "validity": sorted(run.validity.glob("part-*.parquet")),
+    places = {
+        "calibration": run.calibration_images,
+        "false_copies": run.false_copies,
+        "flags": run.flags,
+        "manifest": run.manifest,
+        "matches": run.matches,
+        "odds": run.odds,
+        "rejects": run.rejects,
+        "reproductions": run.reproductions,
+        "scores": run.scores,
+        "side": run.side,
+        "sweep": run.sweep,
+        "validity": run.validity,
     }
     readable: list[str] = []
+    tables = {name: _files(run, place) for name, place in places.items()}
     if not run.manifest.exists() and "manifest_digest" in run.read_record():
         raise RunError(f"{run.manifest}: missing; put it back, or run the same command again")
     with readable_tables(run):
@@ -95,6 +98,23 @@ def readable_tables(run: RunDirectory) -> Iterator[None]:
         yield
     except (duckdb.Error, *UNREADABLE) as error:
         raise RunError(f"{run.path}: its Parquet files cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def _files(run: RunDirectory, place: Path) -> list[Path]:
+    """A file of the run, or the parts of a folder; what is not there yet is left out.
+
+    Raises:
+        RunError: one is a pipe, for which DuckDB would wait without end, or a link to what is not the run's.
+    """
+    here = place
+    try:
+        inside(run.path, place.name)
+        files = list(filter(Path.exists, [place])) if place.suffix else sorted(place.glob("part-*.parquet"))
+        for here in files:
+            open_regular(inside(run.path, here.relative_to(run.path).as_posix())).close()
+    except OSError as error:
+        raise RunError(f"{here}: {error.strerror}: remove it, or put back the run's own") from error
+    return files
 
 
 def _require_kinds(found: duckdb.DuckDBPyRelation, expected: duckdb.DuckDBPyRelation, file: Path) -> None:
@@ -124,7 +144,7 @@ def _mount(
     Returns the paths that the view reads, as they are and with ``*?[`` escaped, which is how DuckDB is given them:
     a run in ``runs/a[1]`` must not read that in ``runs/a1``.
     """
-    paths = [str(file.resolve()) for file in files if file.exists()]
+    paths = [str(file.resolve()) for file in files]
     if not paths:
         connection.register(f"{prefix}{name}", schema.empty_table())
         if prefix:

@@ -136,6 +136,7 @@ def test_the_same_set_has_the_same_bytes_and_another_is_refused(audited: Path, t
     ("images", "complaint"),
     [
         ("SELECT rank FROM ranking", "a column sample_id is needed, there are rank"),
+        ("SELECT sample_id, sample_id FROM ranking", "a column sample_id is needed, there are sample_id, sample_id"),
         ("COPY ranking TO 'x.parquet'", "runs are read-only"),
         ("SELECT sample_id FROM nowhere", "nowhere"),
     ],

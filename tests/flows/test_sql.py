@@ -58,6 +58,17 @@ def test_saved_questions_are_listed_a_line_each(sql: Sql) -> None:
     assert (code, [line.split()[0] for line in printed.splitlines()]) == (0, list(saved_queries()))
 
 
+def test_a_query_that_is_no_text_is_one_line(sql: Sql, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "query.sql"
+    file.write_bytes(b"SELECT '\xff'")
+    with file.open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        for arguments in (["--file", file], []):
+            code, printed, error = sql("--run", folder / "run-9", *arguments)
+            assert (code, printed, error.count("\n")) == (2, "", 1)
+            assert "cannot be read as UTF-8 text" in error
+
+
 def test_many_runs_are_asked_at_once(sql: Sql, folder: Path) -> None:
     query = "SELECT run, count(*) AS n FROM images JOIN runs USING (run) GROUP BY run, position ORDER BY position"
     code, printed, _ = sql("--runs", folder / "*", "--json", query)

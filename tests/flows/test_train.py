@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import latentprint.tasks.train
 from latentprint.flows.train import train
+from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.training import Trainer
 from latentprint.tasks.parameters import TrainParameters
 from latentprint.tasks.store.files import read_json
+from latentprint.tasks.store.run import RunError
 
 PARAMETERS = TrainParameters(n_steps=8, batch_size=16, block_channels=(8, 16), n_samples=24, sampling_steps=3)
 
@@ -39,6 +45,44 @@ def test_interrupted_and_resumed_is_the_same_training(
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0.0, atol=0.0)
+
+
+def _opens(path: Path) -> object:
+    class Opens:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(path), "w")
+
+    return Opens()
+
+
+def test_a_training_state_that_is_none_is_one_line_and_runs_nothing(
+    digit_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Each ended in a traceback, that of another data set among them."""
+    state, pickled = tmp_path / "training-state.pt", tmp_path / "opened"
+    for content in (b"", b"no state", pickle.dumps(_opens(pickled)), {}, [], {"identity": 1}):
+        if isinstance(content, bytes):
+            state.write_bytes(content)
+        else:
+            torch.save(content, state)
+        with pytest.raises(RunError, match=r"training-state.pt(: damaged .*:| is of another data set .*:) choose"):
+            latentprint.tasks.train.fit.fn(str(digit_files[0]), tmp_path, PARAMETERS, "cpu")
+    assert not pickled.exists()
+
+
+@pytest.mark.parametrize("weights", [["x"], [-1.0], [float("inf")], [float("nan")], [None], "no table", "a pipe", {}])
+def test_weights_that_are_none_are_one_line(weights: object, tmp_path: Path) -> None:
+    file = tmp_path / "curation.parquet"
+    if weights == "a pipe":
+        os.mkfifo(file)
+    elif isinstance(weights, list):
+        pq.write_table(pa.table({"new_content_hash": ["a"], "weight": weights}), file)
+    elif weights == {}:
+        pq.write_table(pa.table({"other": [1]}), file)
+    else:
+        file.write_text("no table")
+    with pytest.raises(SourceError, match=r"curation.parquet: (no curation.parquet of|a weight is negative or no)"):
+        latentprint.tasks.train.load_weights(file, ["a"])
 
 
 def test_training_record_counts_copies_with_an_interval(

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from latentprint.tasks.curate import BUILDING, PUBLISHING, _publish, _withdraw
+from latentprint.tasks.curate import BUILDING, PUBLISHING, RECORD, _publish, _withdraw, write_cleaned
 from latentprint.tasks.datasets.apart import require_apart
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.parameters import CurateParameters
 from latentprint.tasks.shard import start_afresh
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.ownership import LOCK, MARKER, Kind, building, discard, held, holder, kind_of, mark
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.spill import spilling
+from tests.store.runs import write_run
 
 KINDS = get_args(Kind)
 Plant = Callable[[Path], None]
@@ -145,6 +148,21 @@ def test_links_in_a_folder_that_claims_to_be_ours_reach_nothing(
     with pytest.raises(RunError, match=says), held(folder, kind):
         pytest.fail("it was taken")
     assert tree(victim.parent) == {"file": b"precious"}
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "SHA256SUMS", "scores/part-train-000000.parquet"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_pipe_in_a_folder_of_ours_is_refused_before_anyone_waits_for_it(
+    name: str, is_link: bool, tmp_path: Path
+) -> None:
+    """``shard`` on such a run waited for ever, or ended in a traceback."""
+    run = write_run(tmp_path / "run")
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / ("pipe" if is_link else name))
+    if is_link:
+        (run.path / name).symlink_to(run.path / "pipe")
+    with pytest.raises(RunError, match=rf"({name}|pipe) is no file of latentprint but a pipe or device"), run.lock():
+        pytest.fail("it was taken")
 
 
 MINE = [
@@ -319,3 +337,19 @@ def test_what_lies_beside_is_apart(tmp_path: Path) -> None:
     require_apart(tmp_path, f"s3://b/runs{STORE}", f"s3://b/runs-2{STORE}")
     with pytest.raises(SourceError, match="credentials"):
         require_apart(tmp_path, "s3://b/x?secret_key=S")
+
+
+@pytest.mark.parametrize("content", [None, b"[]", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("name", [RECORD, f"{BUILDING}/{PUBLISHING}"])
+def test_a_record_of_a_cleaned_set_that_is_none_is_named(name: str, content: bytes | None, tmp_path: Path) -> None:
+    """A pipe ended in a traceback, and a list in a line that named the run."""
+    record, run = tmp_path / "set" / name, write_run(tmp_path / "run")
+    record.parent.mkdir(parents=True)
+    if content is None:
+        os.mkfifo(record)
+    else:
+        record.write_bytes(content)
+    run.update_record(manifest_digest="0")
+    chosen = pa.table({"sample_id": ["train/a"]})
+    with pytest.raises(RunError, match=rf"{record.name}: damaged .*: delete it, or choose another --out"):
+        write_cleaned.fn(run.path, tmp_path / "set", chosen, CurateParameters(action="drop"))

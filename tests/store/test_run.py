@@ -312,3 +312,13 @@ def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert commit() == head
+
+
+@pytest.mark.parametrize("data", [[1], 1, "x", {"sources": [1]}, {"sources": 1}, {"sources": {}, "fingerprints": "x"}])
+@pytest.mark.parametrize("stage", ["data", "scoring"])
+def test_a_record_whose_inputs_are_no_objects_is_damaged(stage: str, data: object, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_json(run.record, {stage: data})
+    for work in (run.read_record, lambda: run.claim(stage, {"sources": {}}), lambda: run.forget(stage)):
+        with pytest.raises(RunError, match=rf"run.json: damaged \({stage} is not as latentprint writes it\)"):
+            work()

@@ -56,6 +56,18 @@ def test_flags_are_those_of_the_scores(tmp_path: Path) -> None:
     assert rows(run, "flag_without_image") == []
 
 
+def test_a_column_of_a_foreign_part_is_a_name_and_no_sql(run: RunDirectory) -> None:
+    """A part had a column whose name ended ours and began another SELECT: the report ran it, without any limit."""
+    hostile = 'status", (SELECT 42) AS "injected'
+    for part in run.scores.iterdir():
+        table = pq.read_table(part)
+        pq.write_table(table.append_column(hostile, pa.array([0.5] * len(table))), part)
+    with Warehouse(run) as warehouse:
+        scores = Sample(warehouse, 100).scores()
+    assert "injected" not in scores.column_names
+    assert set(scores[hostile].to_pylist()) == {0.5}
+
+
 def test_reliability_holds_predicted_membership_against_what_is_so(run: RunDirectory) -> None:
     assert rows(run, "reliability") == []
     images: list[Image] = [*IMAGES, ("holdout/f", "F", "holdout", 1, 0, 0.5), ("train/g", "G", "train", 1, 0, 4.0)]

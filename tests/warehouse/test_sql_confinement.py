@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
 import psutil
 import pytest
 
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse import queries as module
 from latentprint.tasks.warehouse.confinement import passed_on
@@ -23,7 +24,7 @@ from latentprint.tasks.warehouse.functions import OPERATORS, ROWS, VALUES
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.reading import READ_ONLY
 from latentprint.tasks.warehouse.warehouse import Warehouse
-from tests.store.runs import write_run
+from tests.store.runs import FLAGGED, write_flags, write_run
 
 SECRET = "top secret"
 
@@ -359,3 +360,30 @@ def test_no_process_outlives_the_warehouse_or_a_killed_parent(run: RunDirectory,
         warehouse.query("SELECT 1")
         (child,) = query_processes(os.getpid()) - others
     assert not child.is_running()
+
+
+@pytest.mark.parametrize("parameters", [None, ["a\udc80"], {"a": ["\ud800"]}])
+def test_half_a_surrogate_pair_is_no_query_and_no_value(warehouse: Warehouse, parameters: list[str] | None) -> None:
+    with pytest.raises(QueryError, match="is no text"):
+        warehouse.query("SELECT 1" if parameters else "SELECT '\ud800'", parameters)
+    assert warehouse.query("SELECT 1 AS one").to_pylist() == [{"one": 1}]
+
+
+@pytest.mark.parametrize("where", ["flags.parquet", "scores/part-train-000000.parquet", "scores"])
+@pytest.mark.parametrize("kind", ["pipe", "link out", "link to nowhere"])
+def test_pipes_and_links_out_of_the_run_are_not_asked(where: str, kind: str, tmp_path: Path) -> None:
+    """A pipe held DuckDB for ever; a link put another's Parquet file into the export."""
+    run, private = write_run(tmp_path / "run"), tmp_path / "private"
+    write_flags(run, FLAGGED)
+    (run.path / where).rename(private)
+    if kind == "pipe":
+        os.mkfifo(run.path / where)
+    else:
+        (run.path / where).symlink_to(private if kind == "link out" else tmp_path / "nowhere")
+    with Warehouse(run) as warehouse:
+        uses: list[Callable[[], object]] = [lambda: warehouse.table("images"), lambda: warehouse.query("FROM images")]
+        for use in uses:
+            if where == "scores" and kind == "pipe":
+                continue  # no folder, and nothing to read
+            with pytest.raises(UserError, match=rf"{where}.*: (a device, socket or pipe|its name is refused)"):
+                use()
