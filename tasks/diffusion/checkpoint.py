@@ -322,7 +322,8 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         ("unexpected_keys", "weights that its config has no place for"),
     ):
         if info.get(keys):
-            raise CheckpointError(f"{folder}/{part}: {what}, {sorted(map(str, info[keys]))[0]} first: wrong config?")
+            first = repr(min(map(str, info[keys])))[:200]
+            raise CheckpointError(f"{folder}/{part}: {what}, {first} first: wrong config?")
     for name, weight in network.named_parameters():
         largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
         if not math.isfinite(largest):

@@ -242,7 +242,7 @@ def refusal(folder: Path) -> str:
         (UNET, {"num_class_embeds": "x"}, "num_class_embeds is 'x'"),
         (UNET, {"out_channels": 3}, "not loadable (Cannot load"),
         (UNET, {"block_out_channels": [8, 32]}, "not loadable (Cannot load"),
-        (UNET, {"num_class_embeds": 3}, "weights are missing, class_embedding.weight first"),
+        (UNET, {"num_class_embeds": 3}, "weights are missing, 'class_embedding.weight' first"),
         (UNET, {"norm_num_groups": 3}, "not loadable"),
         (SCHEDULER, {"prediction_type": "guess"}, "prediction type 'guess'"),
         (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),

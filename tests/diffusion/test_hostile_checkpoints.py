@@ -72,6 +72,20 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "header: a tensor beyond the file": lambda folder: header(
         folder / WEIGHTS, b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
     ),
+    "header: a list": lambda folder: header(folder / WEIGHTS, b"[1]"),
+    "header: a type that is a list": lambda folder: header(
+        folder / WEIGHTS, b'{"a":{"dtype":[],"shape":[1],"data_offsets":[0,4]}}'
+    ),
+    "header: a line feed in a name": lambda folder: header(
+        folder / WEIGHTS, b'{"a\\nb":{"dtype":"I8","shape":[1],"data_offsets":[0,4]}}'
+    ),
+    "weights: one too many, with a line feed in its name": lambda folder: save_file(
+        load_file(folder / WEIGHTS) | {"a\nb": torch.zeros(1)}, folder / WEIGHTS
+    ),
+    "header: half a million sides": lambda folder: header(
+        folder / WEIGHTS,
+        b'{"a":{"dtype":"F32","shape":[' + b"99999999999999," * 500_000 + b'1],"data_offsets":[0,4]}}',
+    ),
     "weights: integers": lambda folder: weights(folder / WEIGHTS, lambda tensor: tensor.to(torch.int32)),
     "weights: bytes": lambda folder: weights(folder / WEIGHTS, lambda tensor: tensor.to(torch.uint8)),
     "weights: huge": lambda folder: weights(folder / WEIGHTS, lambda tensor: tensor * 1e30),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentprint.tasks.bounded import Oversized
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.location import Location, SourceError
@@ -30,6 +31,8 @@ LONGEST_CELL = 2**13
 LARGEST_FOOTER = 2**26
 MOST_IN_FOOTER = 2**20
 """Columns, row groups, values of one list."""
+MOST_ROWS = 2**18
+"""Of a file; a larger file has at most as many as it has bytes, since an image takes more than one."""
 _SUFFIXES = (".parquet", ".arrow")
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _SPLIT = re.compile(r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])")
@@ -57,7 +60,11 @@ class ImageTables(Source):
             n_read = 0
             try:
                 with file.open() as stream:
+                    most = max(MOST_ROWS, stream.seek(0, os.SEEK_END))
+                    stream.seek(0)
                     for content, label, metadata in _rows(file, stream):
+                        if n_read == most:
+                            raise Oversized(f"more than {most} rows in so few bytes")
                         yield named_item(f"{name}/{n_read:08d}", f"{file}#{n_read}", content, label, metadata)
                         n_read += 1
             except SourceError:
