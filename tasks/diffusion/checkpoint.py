@@ -210,14 +210,20 @@ def require_sane(model: LoadedModel) -> None:
     """Does the network predict anything of noise? One evaluation, at the last timestep.
 
     Raises:
-        CheckpointError: what it predicts is not finite, or beyond ``LARGEST_OUTPUT``: no weights that were trained.
+        CheckpointError: it cannot be evaluated, or what it predicts is not finite, or beyond ``LARGEST_OUTPUT``: no
+            weights that were trained.
     """
     noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
     conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
     t = torch.full((1,), conditioning, device=model.device)
     labels = (torch.zeros(1, dtype=torch.long, device=model.device),) if model.n_classes else ()
-    with torch.inference_mode():
-        output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+    try:
+        with torch.inference_mode():
+            output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # diffusers builds a network of settings that it fails on when it is called
+        raise CheckpointError(f"its network cannot be evaluated ({in_a_line(error)}): put its config back") from error
     size = float(output.square().mean().sqrt())
     if not size <= LARGEST_OUTPUT:
         raise CheckpointError(

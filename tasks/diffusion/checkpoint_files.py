@@ -84,7 +84,9 @@ def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
     for name, value in content.items():
         for number in _integers(value):
             if abs(number) > LARGEST:
-                raise CheckpointError(f"{path}: {name:.80} is {number!r:.80}; an integer from 1 to {LARGEST} is needed")
+                raise CheckpointError(
+                    f"{path}: {name!r:.80} is {number!r:.80}; an integer from 1 to {LARGEST} is needed"
+                )
     if content.get("quantization_config"):
         raise CheckpointError(f"{path}: quantized weights are not read: save them as floats")
     return content

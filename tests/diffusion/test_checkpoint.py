@@ -299,7 +299,7 @@ def make_a_file_of_unet(folder: Path) -> None:
         (partial(make_a_folder_of, WEIGHTS), f"/{WEIGHTS}: cannot be read (Is a directory)"),
         (make_a_file_of_unet, "/unet/config.json: cannot be read (Not a directory)"),
         (truncate_weights, "/unet: not loadable (Error while deserializing header: "),
-        (add_a_weight, "/unet: weights that its config has no place for, class_embedding.weight first"),
+        (add_a_weight, "/unet: weights that its config has no place for, 'class_embedding.weight' first"),
     ],
     ids=lambda value: None if callable(value) else value,
 )

@@ -66,6 +66,9 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "config: a number of 5,000 digits": lambda folder: (folder / CONFIG).write_text(
         (folder / CONFIG).read_text().replace('"layers_per_block": 1', f'"layers_per_block": {"9" * 5_000}')
     ),
+    "config: a text that the network divides by": lambda folder: changed(folder / CONFIG, freq_shift="x"),
+    "config: nothing that the network divides by": lambda folder: changed(folder / CONFIG, mid_block_scale_factor=None),
+    "config: a line feed in the name of a huge number": lambda folder: changed(folder / CONFIG, **{"a\nb": 2**40}),
     "header: 2^62 bytes": lambda folder: header(folder / WEIGHTS, b"{}", 2**62),
     "header: larger than the file": lambda folder: header(folder / WEIGHTS, b"{}", 2**20),
     "header: duplicate keys": lambda folder: header(folder / WEIGHTS, b"{" + b'"a":1,' * 500_000 + b'"b":1}'),
