@@ -128,6 +128,7 @@ def _places(content: Any) -> Any:
 
 
 Damage = Callable[[bytes], bytes]
+Read = Callable[[], str]
 
 
 def by_bytes(edits: list[Edit]) -> Damage:
@@ -197,13 +198,14 @@ class Target:
 class Trial:
     """A target in a folder, tried with one damage after the other."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.target = TARGETS[name]
+    def __init__(self, target: Target, folder: Path, within: Callable[[Read], Read] = lambda read: read) -> None:
+        """``within``: a decorator for what is done in the child."""
+        self.target = target
         folder.mkdir(parents=True, exist_ok=True)
         self.target.write(folder)
         self.path = folder / self.target.file
         self.whole = self.path.read_bytes()
-        self._read = lambda: self.target.read(folder)
+        self._read = within(lambda: target.read(folder))
         self._child = Child((UserError,), MEMORY, CPU_SECONDS)
 
     def __call__(self, damage: Damage) -> Outcome:
@@ -222,7 +224,7 @@ def write_checkpoint(folder: Path) -> None:
     DDPMPipeline(build_unet(1, 8, (8, 16)), DDPMScheduler()).save_pretrained(folder)
 
 
-def _load(folder: Path) -> str:
+def load(folder: Path) -> str:
     require_sane(load_denoiser(str(folder), "cpu"))
     return "loaded"
 
@@ -322,7 +324,7 @@ def _judge_with_waivers(folder: Path) -> str:
     return decide(case, LIMITS, date(2026, 1, 31), waivers=known).outcome
 
 
-def _images(name: str = "") -> Callable[[Path], str]:
+def images(name: str = "") -> Callable[[Path], str]:
     return lambda folder: read_images(str(folder / name))
 
 
@@ -338,19 +340,19 @@ def _npz(folder: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "checkpoint: network's config": Target(write_checkpoint, "unet/config.json", _load, ANY_JSON),
-    "checkpoint: scheduler's config": Target(write_checkpoint, "scheduler/scheduler_config.json", _load, ANY_JSON),
-    "checkpoint: weights": Target(write_checkpoint, "unet/diffusion_pytorch_model.safetensors", _load, ANY_WEIGHTS),
-    "tar": Target(lambda folder: tarred(folder / "x.tar", _samples()), "x.tar", _images("x.tar"), ANY_TAR),
+    "checkpoint: network's config": Target(write_checkpoint, "unet/config.json", load, ANY_JSON),
+    "checkpoint: scheduler's config": Target(write_checkpoint, "scheduler/scheduler_config.json", load, ANY_JSON),
+    "checkpoint: weights": Target(write_checkpoint, "unet/diffusion_pytorch_model.safetensors", load, ANY_WEIGHTS),
+    "tar": Target(lambda folder: tarred(folder / "x.tar", _samples()), "x.tar", images("x.tar"), ANY_TAR),
     "tar.gz": Target(
-        lambda folder: tarred(folder / "x.tar.gz", _samples(), "w:gz"), "x.tar.gz", _images("x.tar.gz"), ANY_BYTES
+        lambda folder: tarred(folder / "x.tar.gz", _samples(), "w:gz"), "x.tar.gz", images("x.tar.gz"), ANY_BYTES
     ),
-    "zip": Target(lambda folder: zipped(folder / "x.zip", FILES), "x.zip", _images("x.zip"), ANY_BYTES),
-    "npz": Target(_npz, "x.npz", _images("x.npz"), ANY_BYTES),
-    "Parquet": Target(write_table, "x.parquet", _images("x.parquet"), ANY_PARQUET),
-    "Arrow": Target(write_stream, "x.arrow", _images("x.arrow"), ANY_BYTES),
-    "metadata.jsonl": Target(write_metadata, "a/metadata.jsonl", _images(), ANY_JSON),
-    "metadata.csv": Target(write_metadata, "b/metadata.csv", _images(), ANY_BYTES),
+    "zip": Target(lambda folder: zipped(folder / "x.zip", FILES), "x.zip", images("x.zip"), ANY_BYTES),
+    "npz": Target(_npz, "x.npz", images("x.npz"), ANY_BYTES),
+    "Parquet": Target(write_table, "x.parquet", images("x.parquet"), ANY_PARQUET),
+    "Arrow": Target(write_stream, "x.arrow", images("x.arrow"), ANY_BYTES),
+    "metadata.jsonl": Target(write_metadata, "a/metadata.jsonl", images(), ANY_JSON),
+    "metadata.csv": Target(write_metadata, "b/metadata.csv", images(), ANY_BYTES),
     "run.json": Target(write_whole_run, "run.json", _read_run, ANY_JSON),
     "evidence.json": Target(write_whole_run, "evidence.json", _read_run, ANY_JSON),
     "manifest.parquet": Target(write_whole_run, "manifest.parquet", _read_run, ANY_PARQUET),

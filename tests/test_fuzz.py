@@ -15,7 +15,7 @@ from tests.fuzzing import TARGETS, Damage, Trial
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_damage_a_file_has_it_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    with Trial(name, tmp_path) as trial:
+    with Trial(TARGETS[name], tmp_path) as trial:
         assert trial(lambda content: content).kind == "read"
 
         @settings(max_examples=25, deadline=None)

@@ -66,7 +66,7 @@ def main() -> None:
             list[dict[str, Any]](),
             time.monotonic() + 60 * options.minutes / len(names),
         )
-        with TemporaryDirectory(prefix="fuzz-") as folder, Trial(name, Path(folder)) as trial:
+        with TemporaryDirectory(prefix="fuzz-") as folder, Trial(TARGETS[name], Path(folder)) as trial:
             number = options.seed
             while time.monotonic() < end:
                 try_one(trial, number, outcomes, other)
