@@ -9,9 +9,11 @@ import inspect
 import os
 import pkgutil
 import pydoc
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -34,6 +36,25 @@ def test_importing_it_loads_nothing_heavy() -> None:
     loaded = python("-c", "import sys, latentprint; print(*{name.partition('.')[0] for name in sys.modules})").stdout
     assert "latentprint" in loaded.split()
     assert HEAVY & set(loaded.split()) == set()
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Package -> version; a package may have several, each for other platforms."""
+    lines = (line.partition(";")[0].strip(" \\\n") for line in path.open() if line[:1].isalnum())
+    return {
+        name.lower().replace("_", "-").replace(".", "-"): version for name, version in (x.split("==") for x in lines)
+    }
+
+
+def test_the_lock_holds_each_dependency_as_it_is_tested_and_by_hash() -> None:
+    lock = PROJECT / "infra" / "requirements.lock"
+    locked, tested = pins(lock), pins(PROJECT / "constraints.txt")
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
+    assert names <= locked.keys()
+    assert {name: version for name, version in locked.items() if version != tested.get(name, version)} == {}
+    for entry in re.split(r"\n(?=\w)", lock.read_text()):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
 
 
 def test_a_dozen_names_each_of_them_documented() -> None:

@@ -212,14 +212,20 @@ def require_sane(model: LoadedModel) -> None:
     """Does the network predict anything of noise? One evaluation, at the last timestep.
 
     Raises:
-        CheckpointError: what it predicts is not finite, or beyond ``LARGEST_OUTPUT``: no weights that were trained.
+        CheckpointError: it cannot be evaluated, or what it predicts is not finite, or beyond ``LARGEST_OUTPUT``: no
+            weights that were trained.
     """
     noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
     conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
     t = torch.full((1,), conditioning, device=model.device)
     labels = (torch.zeros(1, dtype=torch.long, device=model.device),) if model.n_classes else ()
-    with torch.inference_mode():
-        output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+    try:
+        with torch.inference_mode():
+            output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # diffusers builds a network of settings that it fails on when it is called
+        raise CheckpointError(f"its network cannot be evaluated ({in_a_line(error)}): put its config back") from error
     size = float(output.square().mean().sqrt())
     if not size <= LARGEST_OUTPUT:
         raise CheckpointError(
@@ -324,7 +330,8 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         ("unexpected_keys", "weights that its config has no place for"),
     ):
         if info.get(keys):
-            raise CheckpointError(f"{folder}/{part}: {what}, {sorted(map(str, info[keys]))[0]} first: wrong config?")
+            first = repr(min(map(str, info[keys])))[:200]
+            raise CheckpointError(f"{folder}/{part}: {what}, {first} first: wrong config?")
     for name, weight in network.named_parameters():
         largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
         if not math.isfinite(largest):

@@ -45,6 +45,8 @@ LARGEST_CONDITION = 2**28
 SLACK = 4
 """By which factor a config may imply more weights than are there before it is refused unbuilt."""
 
+MOST_AXES = 16
+"""Of a tensor: the product of its sides is made."""
 DTYPES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 """Of weights, with their bytes. Integers would be loaded as if they were floats; F8 has a scale that no file has."""
 
@@ -82,7 +84,9 @@ def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
     for name, value in content.items():
         for number in _integers(value):
             if abs(number) > LARGEST:
-                raise CheckpointError(f"{path}: {name:.80} is {number!r:.80}; an integer from 1 to {LARGEST} is needed")
+                raise CheckpointError(
+                    f"{path}: {name!r:.80} is {number!r:.80}; an integer from 1 to {LARGEST} is needed"
+                )
     if content.get("quantization_config"):
         raise CheckpointError(f"{path}: quantized weights are not read: save them as floats")
     return content
@@ -124,11 +128,13 @@ def _header(path: Path) -> Weights:
             if length > LARGEST_HEADER:
                 raise CheckpointError(f"{damaged}{length} bytes, at most {LARGEST_HEADER} are read): damaged?")
             header = json.loads(stream.read(length), object_pairs_hook=_distinct)
+            if not isinstance(header, dict):
+                raise ValueError("a JSON object is expected")
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{damaged}{in_a_line(error)}): damaged?") from error
-    tensors = {name: value for name, value in header.items() if name != "__metadata__"} if header else {}
+    tensors = {name: value for name, value in header.items() if name != "__metadata__"}
     n_numbers = 0
     for name, tensor in tensors.items():
         n_numbers += _n_numbers(path, name, tensor, size - 8 - length)
@@ -138,15 +144,16 @@ def _header(path: Path) -> Weights:
 def _n_numbers(path: Path, name: str, tensor: Any, n_bytes: int) -> int:
     """Of a tensor, whose place must be large enough for them and within the file: so no header claims more than is."""
     try:
-        dtype, shape, (begin, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
-        is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        dtype, shape, (begin, end) = str(tensor["dtype"]), tensor["shape"], tensor["data_offsets"]
+        numbers = (*shape[:MOST_AXES], begin, end)
+        is_whole = len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     except (KeyError, TypeError, ValueError):
         is_whole, dtype, shape, begin, end = False, "", [], 0, 0
     if is_whole and dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name:.200} is of type {dtype!r:.20}; one of {', '.join(DTYPES)} is needed")
+        raise CheckpointError(f"{path}: {name!r:.200} is of type {dtype!r:.20}; one of {', '.join(DTYPES)} is needed")
     if not is_whole or end > n_bytes or math.prod(shape) * DTYPES[dtype] != end - begin:
         raise CheckpointError(
-            f"{path.parent}: not loadable (Error while deserializing header: {name:.200} does not fit into "
+            f"{path.parent}: not loadable (Error while deserializing header: {name!r:.200} does not fit into "
             f"{path.name}): damaged?"
         )
     return math.prod(shape)

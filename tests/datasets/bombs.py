@@ -5,6 +5,7 @@ All are small on disk. None holds an image that must be read; what matters is wh
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 from PIL import Image
 
 from tests.datasets.archives import IMAGES, PNGS, add, idx, zipped
@@ -218,6 +220,26 @@ def _table(columns: Callable[[], dict[str, object]], **options: object) -> Bomb:
     return write
 
 
+class _OpenVault(pe.KmsClient):
+    """Keys that anyone can read."""
+
+    def __init__(self, _: pe.KmsConnectionConfig) -> None:
+        super().__init__()
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+def _encrypted(folder: Path) -> Path:
+    """One column of two, so that anyone can open the file."""
+    config = pe.EncryptionConfiguration("key", column_keys={"key": ["secret"]}, plaintext_footer=True)
+    options = pe.CryptoFactory(_OpenVault).file_encryption_properties(pe.KmsConnectionConfig(), config)
+    return _table(lambda: {"image": PNGS, "secret": [1] * 6}, encryption_properties=options)(folder)  # type: ignore[return-value]
+
+
 def _huge_cells(n: int, megabytes: int) -> pa.Array:
     cell = bytes(megabytes * 2**20)
     return pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), pa.array([cell], pa.large_binary()))
@@ -340,6 +362,7 @@ BOMBS: dict[str, Bomb] = {
             )
         }
     ),
+    "parquet: an encrypted column": _encrypted,
     "parquet: empty texts without end": _table(
         lambda: {"image": pa.array([b""] * 30_000_000)},
         use_dictionary=False,

@@ -304,6 +304,16 @@ def test_a_damaged_table_is_named_and_the_next_is_read(tmp_path: Path) -> None:
     assert [item.picture().content_hash for item in good(items)] == HASHES
 
 
+def test_rows_that_take_no_bytes_are_not_read_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentprint.tasks.datasets.sources.tables.MOST_ROWS", 10)
+    table = parquet(tmp_path / "x.parquet", {"image": [b""] * 50_000})
+    n_bytes = table.stat().st_size
+    items = list(open_source(table))
+    assert len(items) == n_bytes + 1
+    assert f"more than {n_bytes} rows in so few bytes" in str(items[-1].content)
+    assert len(good(open_source(parquet(tmp_path / "x.parquet", {"image": PNGS * 3})))) == 18
+
+
 @given(damage=st.lists(st.tuples(st.integers(0, 2**16), st.integers(1, 255)), min_size=1, max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_no_damaged_byte_of_a_parquet_file_loses_an_image_unseen(

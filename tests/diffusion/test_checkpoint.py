@@ -242,7 +242,7 @@ def refusal(folder: Path) -> str:
         (UNET, {"num_class_embeds": "x"}, "num_class_embeds is 'x'"),
         (UNET, {"out_channels": 3}, "not loadable (Cannot load"),
         (UNET, {"block_out_channels": [8, 32]}, "not loadable (Cannot load"),
-        (UNET, {"num_class_embeds": 3}, "weights are missing, class_embedding.weight first"),
+        (UNET, {"num_class_embeds": 3}, "weights are missing, 'class_embedding.weight' first"),
         (UNET, {"norm_num_groups": 3}, "not loadable"),
         (SCHEDULER, {"prediction_type": "guess"}, "prediction type 'guess'"),
         (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),
@@ -299,7 +299,7 @@ def make_a_file_of_unet(folder: Path) -> None:
         (partial(make_a_folder_of, WEIGHTS), f"/{WEIGHTS}: cannot be read (Is a directory)"),
         (make_a_file_of_unet, "/unet/config.json: cannot be read (Not a directory)"),
         (truncate_weights, "/unet: not loadable (Error while deserializing header: "),
-        (add_a_weight, "/unet: weights that its config has no place for, class_embedding.weight first"),
+        (add_a_weight, "/unet: weights that its config has no place for, 'class_embedding.weight' first"),
     ],
     ids=lambda value: None if callable(value) else value,
 )

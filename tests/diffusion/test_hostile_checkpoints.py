@@ -66,11 +66,28 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "config: a number of 5,000 digits": lambda folder: (folder / CONFIG).write_text(
         (folder / CONFIG).read_text().replace('"layers_per_block": 1', f'"layers_per_block": {"9" * 5_000}')
     ),
+    "config: a text that the network divides by": lambda folder: changed(folder / CONFIG, freq_shift="x"),
+    "config: nothing that the network divides by": lambda folder: changed(folder / CONFIG, mid_block_scale_factor=None),
+    "config: a line feed in the name of a huge number": lambda folder: changed(folder / CONFIG, **{"a\nb": 2**40}),
     "header: 2^62 bytes": lambda folder: header(folder / WEIGHTS, b"{}", 2**62),
     "header: larger than the file": lambda folder: header(folder / WEIGHTS, b"{}", 2**20),
     "header: duplicate keys": lambda folder: header(folder / WEIGHTS, b"{" + b'"a":1,' * 500_000 + b'"b":1}'),
     "header: a tensor beyond the file": lambda folder: header(
         folder / WEIGHTS, b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    ),
+    "header: a list": lambda folder: header(folder / WEIGHTS, b"[1]"),
+    "header: a type that is a list": lambda folder: header(
+        folder / WEIGHTS, b'{"a":{"dtype":[],"shape":[1],"data_offsets":[0,4]}}'
+    ),
+    "header: a line feed in a name": lambda folder: header(
+        folder / WEIGHTS, b'{"a\\nb":{"dtype":"I8","shape":[1],"data_offsets":[0,4]}}'
+    ),
+    "weights: one too many, with a line feed in its name": lambda folder: save_file(
+        load_file(folder / WEIGHTS) | {"a\nb": torch.zeros(1)}, folder / WEIGHTS
+    ),
+    "header: half a million sides": lambda folder: header(
+        folder / WEIGHTS,
+        b'{"a":{"dtype":"F32","shape":[' + b"99999999999999," * 500_000 + b'1],"data_offsets":[0,4]}}',
     ),
     "weights: integers": lambda folder: weights(folder / WEIGHTS, lambda tensor: tensor.to(torch.int32)),
     "weights: bytes": lambda folder: weights(folder / WEIGHTS, lambda tensor: tensor.to(torch.uint8)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,11 @@ def write_run(path: Path, images: Sequence[Image] = IMAGES, timestep: int = 20) 
 def reseal(run: RunDirectory) -> RunDirectory:
     """The run as if all that lies there now had been written by its stages: what whoever edits it can do as well."""
     if run.evidence.exists():
-        record_ = json.loads(run.record.read_text())
-        evidence = json.loads(run.evidence.read_text())
-        if isinstance(evidence, dict) and isinstance(record_, dict):
-            run.evidence.write_text(json.dumps({**evidence, "record_digest": seal.record_digest(record_)}))
+        with suppress(ValueError, RecursionError):  # what is no JSON has no digest
+            record_ = json.loads(run.record.read_text())
+            evidence = json.loads(run.evidence.read_text())
+            if isinstance(evidence, dict) and isinstance(record_, dict):
+                run.evidence.write_text(json.dumps({**evidence, "record_digest": seal.record_digest(record_)}))
     run.checksums.unlink(missing_ok=True)
     add_checksums(run, seal.finished(run, *seal.TABLES, *seal.FINDINGS, *seal.IMAGES, "tables/"))
     return run

@@ -2,7 +2,7 @@
 
 Arrow allocates what a page's header says, and unpacks a dictionary whole: 10 KB of zstd may be gigabytes of zeros, and
 a count of values costs memory of its own. Arrow's Python interface has no page headers, so they are read here: Thrift's
-compact protocol, of which nothing but numbers and the nesting is understood.
+compact protocol, of which nothing but numbers and the nesting is understood. So is the footer, for what is encrypted.
 """
 
 from __future__ import annotations
@@ -28,13 +28,19 @@ MOST_PAGES = 2**20
 LONGEST_PAGE_HEADER = 2**16
 """Bytes; statistics of long values are the longest part of one."""
 
+MOST_IN_FOOTER = 2**22
+"""Numbers, texts, lists and structs of a footer; a column of a row group takes about 25."""
+
+LARGEST_FOOTER = 2**26
+
 LARGEST_METADATA = 2**24
 """Bytes of a message of an Arrow stream, beside its body."""
 
 _CONTINUATION = 0xFFFFFFFF
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
-_DEEPEST = 8
+_ROW_GROUPS, _COLUMNS, _CRYPTO_METADATA = 4, 1, 8
+_DEEPEST = 12
 
 
 class _Page(NamedTuple):
@@ -54,8 +60,9 @@ def held_by(table: pq.ParquetFile, stream: IO[bytes], columns: Sequence[str]) ->
 
     Raises:
         Oversized: more than ``MOST_HELD``, or a page of more than ``MOST_VALUES`` values.
-        ValueError: a page header is damaged.
+        ValueError: a page header is damaged, or a column is encrypted.
     """
+    _require_plain(stream)
     wanted = set(columns)
     for group in range(table.metadata.num_row_groups):
         metadata = table.metadata.row_group(group)
@@ -67,6 +74,27 @@ def held_by(table: pq.ParquetFile, stream: IO[bytes], columns: Sequence[str]) ->
         if held > MOST_HELD:
             raise Oversized(f"pages of {held} bytes in row group {group}: at most {MOST_HELD} are read")
         yield held
+
+
+def _require_plain(stream: IO[bytes]) -> None:
+    """Refuse encrypted columns: Arrow ends the whole process where Python asks for the metadata of one.
+
+    Raises:
+        Oversized: the footer is too large.
+        ValueError: a column is encrypted, or the footer is damaged.
+    """
+    stream.seek(-8, os.SEEK_END)
+    length = int.from_bytes(stream.read(4), "little")
+    if length > LARGEST_FOOTER:
+        raise Oversized(f"a footer of {length} bytes: at most {LARGEST_FOOTER} are read")
+    stream.seek(-8 - length, os.SEEK_END)
+    try:
+        groups = _Compact(stream.read(length), MOST_IN_FOOTER).struct()[_ROW_GROUPS]
+        is_encrypted = any(_CRYPTO_METADATA in column for group in groups for column in group[_COLUMNS])
+    except (KeyError, TypeError) as error:
+        raise ValueError("a damaged footer") from error
+    if is_encrypted:
+        raise ValueError("an encrypted column: decrypt it first")
 
 
 def _held_by_column(chunk: pq.ColumnChunkMetaData, stream: IO[bytes]) -> int:
@@ -99,29 +127,32 @@ def _page(header: bytes) -> _Page:
         details = fields.get(5) or fields.get(7) or fields.get(8) or {1: 0}
         page = _Page(kind == 2, unpacked, packed, details[1], reader.position)
     except (KeyError, TypeError) as error:
-        raise ValueError("a damaged page header") from error
+        raise ValueError("a damaged header") from error
     if not all(isinstance(value, int) for value in page) or min(unpacked, packed, page.n_values) < 0:
-        raise ValueError("a damaged page header")
+        raise ValueError("a damaged header")
     return page
 
 
 class _Compact:
-    """Thrift's compact protocol: a struct as numbers by field; texts and lists are passed over."""
+    """Thrift's compact protocol: a struct as numbers, lists and structs by field; texts are passed over."""
 
-    def __init__(self, content: bytes) -> None:
-        self.content, self.position = content, 0
+    def __init__(self, content: bytes, most_values: int = LONGEST_PAGE_HEADER) -> None:
+        self.content, self.position, self.n_left = content, 0, most_values
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         fields: dict[int, Any] = {}
         number = 0
         while kind := self._byte():
             number = number + (kind >> 4) if kind >> 4 else self._signed()
+            if number in fields:  # of two, readers take one or the other
+                raise ValueError("a field twice in one header")
             fields[number] = self._value(kind & 15, depth)
         return fields
 
     def _value(self, kind: int, depth: int, in_list: bool = False) -> Any:
-        if depth > _DEEPEST:
-            raise ValueError("a damaged page header")
+        self.n_left -= 1
+        if depth > _DEEPEST or self.n_left < 0:
+            raise ValueError("a damaged header, or one of too many values")
         if kind in _BOOLEANS:
             return self._skip(1) if in_list else kind == _BOOLEANS[0]
         if kind == _BYTE:
@@ -135,16 +166,14 @@ class _Compact:
         if kind in _LISTS:
             size, of = self._byte(), 0
             size, of = (self._unsigned() if size >> 4 == 15 else size >> 4), size & 15
-            for _ in range(size):
-                self._value(of, depth + 1, in_list=True)
-            return None
+            return [self._value(of, depth + 1, in_list=True) for _ in range(size)]
         if kind == _STRUCT:
             return self.struct(depth + 1)
-        raise ValueError("a damaged page header")
+        raise ValueError("a damaged header")
 
     def _byte(self) -> int:
         if self.position >= len(self.content):
-            raise ValueError(f"a page header of more than {LONGEST_PAGE_HEADER} bytes, or one that is cut off")
+            raise ValueError(f"a header of more than {len(self.content)} bytes, or one that is cut off")
         self.position += 1
         return self.content[self.position - 1]
 
@@ -160,7 +189,7 @@ class _Compact:
             if byte < 128:
                 return value
             if shift > 63:
-                raise ValueError("a damaged page header")
+                raise ValueError("a damaged header")
 
     def _signed(self) -> int:
         value = self._unsigned()

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentprint.tasks.bounded import Oversized
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.location import Location, SourceError
 from latentprint.tasks.datasets.sources.metadata import as_metadata
 from latentprint.tasks.datasets.sources.names import kind_of
-from latentprint.tasks.datasets.sources.pages import held_by, require_uncompressed
+from latentprint.tasks.datasets.sources.pages import LARGEST_FOOTER, held_by, require_uncompressed
 
 ROWS_AT_A_TIME = 16
 BATCH_BYTES = 2**28
@@ -27,9 +28,10 @@ BATCH_BYTES = 2**28
 READ_AHEAD = 2**20
 LONGEST_CELL = 2**13
 """Bytes of a text of which more is not kept anyway."""
-LARGEST_FOOTER = 2**26
-MOST_IN_FOOTER = 2**20
-"""Columns, row groups, values of one list."""
+MOST_IN_LIST = 2**20
+"""Of a footer: columns, row groups."""
+MOST_ROWS = 2**18
+"""Of a file; a larger file has at most as many as it has bytes, since an image takes more than one."""
 _SUFFIXES = (".parquet", ".arrow")
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _SPLIT = re.compile(r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])")
@@ -57,7 +59,11 @@ class ImageTables(Source):
             n_read = 0
             try:
                 with file.open() as stream:
+                    most = max(MOST_ROWS, stream.seek(0, os.SEEK_END))
+                    stream.seek(0)
                     for content, label, metadata in _rows(file, stream):
+                        if n_read == most:
+                            raise Oversized(f"more than {most} rows in so few bytes")
                         yield named_item(f"{name}/{n_read:08d}", f"{file}#{n_read}", content, label, metadata)
                         n_read += 1
             except SourceError:
@@ -125,7 +131,7 @@ def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator
         pre_buffer=False,
         buffer_size=READ_AHEAD,
         thrift_string_size_limit=LARGEST_FOOTER,
-        thrift_container_size_limit=MOST_IN_FOOTER,
+        thrift_container_size_limit=MOST_IN_LIST,
     )
     columns = _columns(file, table.schema_arrow)
     return columns, _bounded_batches(table, stream, columns)
