@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from hypothesis import strategies as st
-
 from latentprint.flows.card import WRITERS, read_card_inputs
 from latentprint.flows.gate import judge
+
 from latentprint.tasks.diffusion.checkpoint import load_denoiser, require_sane
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.errors import UserError

@@ -34,10 +34,10 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
+from latentprint.flows.card import card
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from latentprint.flows.card import card
 from latentprint.runs import audit
 from latentprint.tasks.datasets.decoding import Rejected, decode
 from latentprint.tasks.diffusion.checkpoint_files import read_condition
