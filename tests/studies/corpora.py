@@ -34,7 +34,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
-from latentprint.flows.card import card
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -42,6 +41,7 @@ from latentprint.runs import audit
 from latentprint.tasks.datasets.decoding import Rejected, decode
 from latentprint.tasks.diffusion.checkpoint_files import read_condition
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
+from latentprint.tasks.publish.read import card
 from tests.attempts import Child, Outcome
 from tests.browser import headless_chromium
 from tests.datasets.hostile import encoded
