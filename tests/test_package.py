@@ -24,7 +24,7 @@ from latentprint.tasks.diffusion import growth
 
 PROJECT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "prefect", "duckdb", "pyarrow", "pydantic", "numpy", "typer"}
-NOBODYS_TO_MEND = {"Rejected", "TooFewImages", "WorkersClosed"}
+NOBODYS_TO_MEND = {"Oversized", "Rejected", "TooFewImages", "WorkersClosed"}
 """Exceptions between modules: no caller ever sees them."""
 
 

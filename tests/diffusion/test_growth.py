@@ -460,11 +460,11 @@ def test_an_axis_counts_as_independent_down_to_the_rounding_of_a_rank(height: fl
     axes = torch.zeros(1, 2, 1, 64, 64, dtype=torch.float64)
     axes[0, :, 0, 0, 0] = 1.0
     axes[0, 1, 0, 0, 1] = height
-    data = FiniteData(linear_ddpm(), draw(3, 2, 64 * 64).reshape(2, 1, 64, 64))
+    data = FiniteData(linear_ddpm(), draw(3, 2, 64 * 64))
 
     def grow() -> Tensor:
         x = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
-        return log_growth(data, x, data.schedule, n_axes=2, axes=axes, estimator="exact").log_growth
+        return log_growth(data, x, data.schedule, axes=axes, estimator="jvp").log_growth
 
     if is_refused:
         with pytest.raises(ValueError, match="within the span of others"):

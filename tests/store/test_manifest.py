@@ -24,7 +24,7 @@ from latentprint.tasks.store.manifest import (
 from latentprint.tasks.store.parts import is_valid_part, n_rows, read_ends, read_provenance, write_part
 from latentprint.tasks.store.reuse import joined, newest_scored, reusable_scores, write_reusable
 from latentprint.tasks.store.run import RunDirectory, RunError
-from latentprint.tasks.store.schemas import REJECTS, SCORES
+from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
 from tests.store.runs import Image, score_row, write_run
 from tests.warehouse.rich import as_table, sound_run
 
@@ -41,9 +41,19 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ROWS = sound_run()["manifest"]
 
 
+def blake2b(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def test_the_digest_is_of_names_and_contents_in_order_however_they_are_stored(manifest: Path, tmp_path: Path) -> None:
-    whole = "".join(f"{row['sample_id']}\0{row['content_hash']}\0" for row in ROWS)
-    assert manifest_digest(manifest) == hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+    whole = ""
+    for name in (name for name in MANIFEST.names if name not in {"source_uri", "bytes"}):
+        texts = [None if row[name] is None else str(row[name]) for row in ROWS]
+        lengths = b"".join(
+            (-1 if text is None else len(text.encode())).to_bytes(8, "little", signed=True) for text in texts
+        )
+        whole += f"{name} {blake2b(lengths)} {blake2b(''.join(filter(None, texts)).encode())}\n"
+    assert manifest_digest(manifest) == blake2b(whole.encode())
     pq.write_table(pq.read_table(manifest), tmp_path / "other.parquet", row_group_size=1000)
     assert manifest_digest(tmp_path / "other.parquet") == manifest_digest(manifest)
     pq.write_table(pq.read_table(manifest)[::-1], tmp_path / "other.parquet")

@@ -33,6 +33,7 @@ from latentprint.tasks.store.files import (
     sha256,
     write_json,
 )
+from latentprint.tasks.store.ownership import mark
 from latentprint.tasks.store.run import SCHEMA_VERSION, RunDirectory, RunError, difference
 from latentprint.tasks.store.software import PACKAGES, software
 from latentprint.tasks.store.spill import spilling
@@ -124,12 +125,12 @@ def test_checksums_tell_what_changed_and_what_is_gone(run: RunDirectory) -> None
 def test_damaged_parts_alone_are_deleted(run: RunDirectory) -> None:
     first, second = run.part("train-000000.tar"), run.part("train-1.tar")
     add_checksums(run, [first, second, run.manifest])
-    assert discard_damaged_parts(run) == []
+    assert discard_damaged_parts(run, run.scores) == []
     first.write_text("changed")
     run.manifest.write_text("changed")
-    assert discard_damaged_parts(run) == ["scores/part-train-000000.parquet"]
+    assert discard_damaged_parts(run, run.scores) == ["scores/part-train-000000.parquet"]
     assert (first.exists(), second.exists(), run.manifest.exists()) == (False, True, True)
-    assert discard_damaged_parts(run) == []  # what is gone is not deleted twice
+    assert discard_damaged_parts(run, run.scores) == []  # what is gone is not deleted twice
 
 
 def test_a_run_is_sharded_while_manifest_and_all_recorded_shards_are_there(run: RunDirectory) -> None:
@@ -209,8 +210,9 @@ def test_the_first_difference_is_named(known: dict[str, Any], wanted: dict[str, 
 
 
 def test_the_lock_is_held_by_one_process_and_sweeps_what_a_killed_one_left(run: RunDirectory) -> None:
+    mark(run.path, "run")
     (run.shards / ".half.tar.1.tmp").write_text("half")
-    (run.path / ".spill-abc").mkdir()
+    (run.path / ".spill-abcd1234").mkdir()
     (run.path / "folder.tmp").mkdir()
     (run.shards / ".folder.tmp").mkdir()
     code = "import sys; from pathlib import Path; from latentprint.tasks.store.run import *\n"
@@ -223,7 +225,7 @@ def test_the_lock_is_held_by_one_process_and_sweeps_what_a_killed_one_left(run: 
 
     with run.lock():
         assert not (run.shards / ".half.tar.1.tmp").exists()
-        assert not (run.path / ".spill-abc").exists()
+        assert not (run.path / ".spill-abcd1234").exists()
         assert (run.path / "folder.tmp").exists()
         assert (run.shards / ".folder.tmp").exists()
         with run.lock():
