@@ -19,7 +19,7 @@ from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.remote import RemoteRun, staging_folder
 from latentprint.tasks.score.calibrate import calibrated
-from latentprint.tasks.score.job import Scoring, ShardJob
+from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
@@ -118,10 +118,9 @@ def test_an_audit_goes_through_the_store_from_machine_to_machine_and_is_done_onc
     again = RunDirectory(local)
     known = again.read_record()["scoring"]
     parameters = ScoreParameters.model_validate(known["parameters"])
-    job = ShardJob(Scoring(local, checkpoint, known["checkpoint_sha256"], parameters, 0), "train-000000.tar")
+    scoring = Scoring(local, checkpoint, known["checkpoint_sha256"], parameters, 0)
     fitted = Calibration.model_validate(json.loads(again.calibration.read_bytes())["calibration"])
-    job = calibrated(job, fitted)
-    take_over_scores(job, RunDirectory(staging_folder(url)), known)
+    take_over_scores(calibrated(scoring, fitted), RunDirectory(staging_folder(url)), known)
     assert again.read_record()["reused"] == {"run": url, "n_images": 60 + 40}, "as its user named it"
 
 
