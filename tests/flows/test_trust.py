@@ -292,6 +292,8 @@ def test_a_clock_behind_the_run_revives_no_waiver(
     assert "delete it" in refused(lambda: gate(run.path, strict))
 
 
+EVERY = bool(os.environ.get("LATENTPRINT_EVERY_BIT"))
+"""In a study: many more positions and examples."""
 ESC = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
 
 
@@ -352,7 +354,7 @@ def test_no_flipped_bit_of_a_footer_ends_in_a_traceback_whoever_wrote_the_sums(r
         lambda: card(run.path, "dataset"),
         lambda: open_warehouse(run.path, []).table("ranking"),
     ]
-    for bit in list(footers(path))[:: 1 if os.environ.get("LATENTPRINT_EVERY_BIT") else 24]:
+    for bit in list(footers(path))[:: 1 if EVERY else 96]:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(damaged)
@@ -381,7 +383,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [p for key, item in items for p in [(*path, key), *places(item, (*path, key))]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600 if EVERY else 15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_the_json_of_a_foreign_run_holds_is_one_line(
     run: RunDirectory, audited: Path, data: st.DataObject
