@@ -60,7 +60,8 @@ def test_a_training_state_that_is_none_is_one_line_and_runs_nothing(
 ) -> None:
     """Each ended in a traceback, that of another data set among them."""
     state, pickled = tmp_path / "training-state.pt", tmp_path / "opened"
-    for content in (b"", b"no state", pickle.dumps(_opens(pickled)), {}, [], {"identity": 1}):
+    states: list[object] = [b"", b"no state", pickle.dumps(_opens(pickled)), {}, [], {"identity": 1}]
+    for content in states:
         if isinstance(content, bytes):
             state.write_bytes(content)
         else:

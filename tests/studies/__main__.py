@@ -24,6 +24,7 @@ STUDIES = (
     ("coverage",),
     ("kills",),
     ("bombs",),
+    ("escapes",),
     ("warehouse",),
 )
 
