@@ -24,6 +24,8 @@ STUDIES = (
     ("coverage",),
     ("kills",),
     ("bombs",),
+    ("fuzz",),
+    ("corpora",),
     ("warehouse",),
 )
 
