@@ -25,6 +25,8 @@ STUDIES = (
     ("kills",),
     ("bombs",),
     ("escapes",),
+    ("fuzz",),
+    ("corpora",),
     ("warehouse",),
 )
 

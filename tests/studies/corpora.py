@@ -22,7 +22,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,7 +29,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,8 @@ RESULT = Path(__file__).parent / "results" / "corpora.json"
 FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "subprocess.Popen", "socket.connect", "os.posix_spawn")
 """Python's audit events of what a hostile file would set off."""
 MOST_SHOWN = 10
+N_EXPLAINED = 4
+"""Images whose names hold markup and that are explained on a page of their own, or one more."""
 Row = dict[str, Any]
 Named = tuple[str, bytes]
 
@@ -95,11 +96,8 @@ def names(folder: Path) -> Iterator[Row]:
     package = _packed(folder, "big-list-of-naughty-strings-*.tgz", ["npm", "pack", "big-list-of-naughty-strings"])
     ((_, content),) = _members(package, "package/blns.json")
     strings: list[str] = json.loads(content)
-    home = Path(mkdtemp(prefix="names-"))
-    try:
-        yield _named_run(home, strings) | {"corpus": f"{package.name}: names of a run"}
-    finally:
-        shutil.rmtree(home)
+    with TemporaryDirectory(prefix="names-") as home:
+        yield _named_run(Path(home), strings) | {"corpus": f"{package.name}: names of a run"}
 
 
 def _named_run(home: Path, strings: list[str]) -> Row:
@@ -129,13 +127,11 @@ def _named_run(home: Path, strings: list[str]) -> Row:
         named = (
             run.query("SELECT sample_id FROM ranking WHERE sample_id LIKE '%<%' ORDER BY rank").column(0).to_pylist()
         )
-    pages = [run.report]
-    for number, sample in enumerate(named[:3]):
+    pages, printed = [run.report], [card(run.path, kind) for kind in ("model", "dataset", "metadata")]
+    for number, sample in enumerate(named[:: len(named) // N_EXPLAINED]):
         pages.append(home / f"explained-{number}.html")
-        _latentprint("explain", sample, "--run", run.path, "--html", pages[-1])
-    printed = [_latentprint("explain", sample, "--run", run.path) for sample in named]
-    printed += [card(run.path, kind) for kind in ("model", "dataset", "metadata")]
-    printed += [_latentprint("sql", "SELECT * FROM images", "--run", run.path)]
+        printed.append(_latentprint("explain", sample, "--run", run.path, "--html", pages[-1]))
+    printed.append(_latentprint("sql", "SELECT * FROM images", "--run", run.path))
     spoke = [f"control characters in the output of command {i}" for i, text in enumerate(printed) if _steers(text)]
     with headless_chromium() as browser:
         for page in pages:
@@ -143,13 +139,9 @@ def _named_run(home: Path, strings: list[str]) -> Row:
             unfold(result.page)
             found = {"dialog": result.dialogs, "console": result.console, "request": external(result)}
             spoke += [f"{page.name}: {kind}: {text}"[:300] for kind, texts in found.items() for text in texts]
-    counted = {
-        "tried": 2 * len(strings),
-        "read": counts["images"],
-        "refused": counts["rejects"],
-        "crashed": 0,
-        "hung": 0,
-    }
+    n_tried = 2 * len(strings)
+    n_hidden = n_tried - counts["images"] - counts["rejects"]  # what follows their last slash begins with a dot
+    counted = {"tried": n_tried, "read": counts["images"], "refused": counts["rejects"], "hidden": n_hidden}
     return {"corpus": "", **counted, "pages": len(pages), "printed": len(printed), "spoke": spoke}
 
 
