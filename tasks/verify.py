@@ -210,7 +210,19 @@ def _part_findings(run: RunDirectory, shard: str, rows: Rows, made_from: dict[st
             was = difference(provenance.get(field), expected.get(field), field)
             yield Finding(name, "", f"made from something else ({was})")
     wanted = {row["sample_id"]: row["content_hash"] for row in rows if row["occurrence"] == 0}
+    seen: set[str] = set()
     for sample_id, content_hash in zip(table["sample_id"].to_pylist(), table["content_hash"].to_pylist(), strict=True):
         if wanted.pop(sample_id, None) != content_hash:
-            yield Finding(name, str(sample_id), "not in the manifest, or there twice, or another picture")
+            yield Finding(name, str(sample_id), _unwanted(str(sample_id), rows, seen))
+        seen.add(str(sample_id))
     yield from (Finding(name, sample_id, "without a score") for sample_id in wanted)
+
+
+def _unwanted(sample_id: str, rows: Rows, seen: set[str]) -> str:
+    """Why a score does not belong into its part."""
+    if sample_id in seen:
+        return "scored twice"
+    row = next((row for row in rows if row["sample_id"] == sample_id), None)
+    if row is None:
+        return "the manifest has no such image in this shard"
+    return "a repeat, which has no score of its own" if row["occurrence"] else "the score of another picture"

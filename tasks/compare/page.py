@@ -193,8 +193,10 @@ def incomparable(before: ComparedRun, after: ComparedRun) -> list[str]:
         )
     if before.identity.get("held-out images") != after.identity.get("held-out images"):
         found.append("The held-out images differ: AUCs and flags are against other controls.")
-    if _differ(before, after, "sampling parameters") or _differ(before, after, "rule of copies"):
-        found.append("Copies were generated or counted in another way: their shares do not compare.")
+    if _differ(before, after, "sampling parameters"):
+        found.append("Images were generated with other parameters: the shares of copies do not compare.")
+    if _differ(before, after, "rule of copies"):
+        found.append("Copies were counted by another rule: their shares do not compare.")
     if _differ(before, after, "membership score"):
         found.append("Membership rests on another score in either run: their AUCs do not compare.")
     if void := void_flags(before, after):

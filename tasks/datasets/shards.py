@@ -226,12 +226,16 @@ def verify_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[Differen
         The differences; none if the shard holds exactly the pictures of which the manifest speaks.
     """
     expected = {str(row["sample_id"]): row for row in rows}
+    known = set(expected)
     differences: list[Difference] = []
     position = -1
     for description, content in read_samples(path):
         sample_id = str(description.get("sample_id", ""))
         row = expected.pop(sample_id, {})
-        if reason := _sample_difference(row, description, content, position):
+        reason = _sample_difference(row, description, content, position)
+        if not row and not reason:
+            reason = "there twice" if sample_id in known else "the manifest has no such image in this shard"
+        if reason:
             differences.append(Difference(path.name, sample_id, reason))
         position = row.get("shard_index", position)
     return differences + [Difference(path.name, sample_id, "missing") for sample_id in expected]
@@ -277,11 +281,11 @@ def _description(content: bytes) -> dict[str, Any]:
 def _sample_difference(
     row: Mapping[str, Any], description: Mapping[str, Any], content: bytes | Rejected, position: int
 ) -> str:
-    """In what a sample is not its manifest row, empty: nothing; ``position`` is that of the sample before it."""
+    """In what a sample is not its manifest row, if it has one; ``position`` is that of the sample before it."""
     if isinstance(content, Rejected):
         return str(content)
     if not row:
-        return "not in the manifest, or there twice"
+        return ""
     if row["shard_index"] <= position:
         return "out of order"
     if any(row.get(name) != value for name, value in description.items()):

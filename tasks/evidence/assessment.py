@@ -288,8 +288,15 @@ def _grounds(
         inflation=inflation,
         chance_error=_chance_error(images) if area is not None else None,
         differing_holdouts=_differing_holdouts(images, name),
-        is_calibrated=refit is not None,
+        uncalibrated=_uncalibrated(images, refit),
     )
+
+
+def _uncalibrated(images: ImageScores, refit: RefitTest | None) -> str:
+    """Why there is no calibrated score; empty: there is one."""
+    if refit is not None:
+        return ""
+    return "the run was scored without calibration" if images.calibration is None else "too few images are calibrated"
 
 
 def _directed(images: ImageScores, confidence: float) -> dict[str, Interval]:
@@ -420,7 +427,7 @@ def _stability(
     images: ImageScores, grounds: Grounds, blind: BlindBaseline | None, pixels: Pixels | None
 ) -> dict[str, Any] | None:
     """Levels of the answer with the folds dealt otherwise; the permutation test is that of the run."""
-    if images.calibration is None or images.names is None or not grounds.is_calibrated:
+    if images.calibration is None or images.names is None or grounds.uncalibrated:
         return None
     name, position = images.verdict_score, {key: i for i, key in enumerate(images.names.tolist())}
     at = np.array([position.get(key, -1) for key in images.calibration.sample_ids.tolist()])

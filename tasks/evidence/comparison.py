@@ -245,7 +245,7 @@ def _not_computable(a: Array, b: Array, groups: Groups | None) -> str:
 def _welch(a: Array, b: Array) -> WelchTest:
     head = WelchTest(n_positive=len(a), n_negative=len(b))
     if any(np.ptp(sample) <= NEARLY_EQUAL * np.abs(sample).max() for sample in (a, b)):
-        return replace(head, reason="not computable: the scores of one group are equal, or differ only by rounding")
+        return replace(head, reason="not computable: the scores of one group do not differ by more than rounding")
     result = stats.ttest_ind(a, b, equal_var=False)
     interval = result.confidence_interval()
     return replace(

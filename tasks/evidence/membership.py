@@ -111,7 +111,8 @@ class Grounds:
     """Standard error of the AUC of a fixed score that tells nothing."""
     differing_holdouts: tuple[int, int] | None = None
     """Two held-out sources whose scores differ from each other."""
-    is_calibrated: bool = True
+    uncalibrated: str = ""
+    """Why there is no calibrated score; empty: there is one."""
 
 
 def answer(grounds: Grounds) -> Membership:
@@ -221,9 +222,9 @@ def _unusable(grounds: Grounds) -> str:
             f"{MINIMUM_GROUPS} of each are needed"
         )
     if grounds.auc is None:
-        return "The scores cannot be compared: too few are finite, or all are equal"
-    if not grounds.is_calibrated:
-        return "There is no calibrated score: too few images have finite scores, or the run was scored without one"
+        return "The scores cannot be compared: all of them are equal"
+    if grounds.uncalibrated:
+        return f"There is no calibrated score: {grounds.uncalibrated}"
     if grounds.blind is None or grounds.blind.auc is None or grounds.above_blind is None:
         why = grounds.blind.reason if grounds.blind and grounds.blind.reason else "no pixels were read"
         return f"There is no blind baseline to beat: {why}"

@@ -173,7 +173,7 @@ def _scores(run: RunDirectory, standing: Row) -> Row:
 def _in_the_ranking(standing: Row) -> Row:
     """Rank, percentile and calibrated flag, among images other than itself."""
     if not standing["is_usable"] or standing["ease"] is None:
-        return missing("its score is not finite, or there is none")
+        return missing("its score is not finite" if standing["status"] else "it has no score")
     is_train, n, lower = standing["split"] == "train", standing["n_ranked"], standing["n_lower"]
     return {
         "rank": standing["rank"] if is_train else None,

@@ -60,8 +60,10 @@ class Measurement:
         """Why nothing can be decided on it; empty: it can."""
         if self.reason:
             return self.reason
+        if self.value is None or self.low is None or self.high is None:
+            return "a number is missing"
         if not (is_finite(self.value) and is_finite(self.low) and is_finite(self.high)):
-            return "a number is missing or not finite"
+            return "a number is not finite"
         if self.low > self.high:
             return f"the interval's lower bound {self.low} lies above its upper bound {self.high}"
         if not self.low <= self.value <= self.high:

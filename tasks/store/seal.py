@@ -137,9 +137,13 @@ def require_same_record(run: RunDirectory, record: Mapping[str, Any], evidence: 
     Raises:
         RunError: it was, or by a version that did not say so.
     """
-    if evidence.get("record_digest") != record_digest(record):
+    if "record_digest" not in evidence:
         raise RunError(
-            f"{run.path}: run.json is not the one that evidence.json was made from, or of an earlier version: "
+            f"{run.path}: evidence.json is of an earlier version: run 'latentprint report --run {run.path}' again"
+        )
+    if evidence["record_digest"] != record_digest(record):
+        raise RunError(
+            f"{run.path}: run.json is not the one that evidence.json was made from: "
             f"run 'latentprint report --run {run.path}' again"
         )
 

@@ -35,17 +35,19 @@ def render_sweep(record: Mapping[str, Any], summary: pa.Table) -> str:
     return render(
         "sweep.html.j2",
         run_id=record.get("run_id") or "unknown",
-        sentence=_sentence(rows),
+        sentence=_sentence(record, rows),
         plots=[plot for plot in drawn if plot is not None],
         table=mart_table("sweep_summary", summary, "Every setting, cheapest first", most_rows=MOST_ROWS),
     )
 
 
-def _sentence(rows: list[dict[str, Any]]) -> str:
+def _sentence(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     """The best setting of all, and the best with one axis and one step."""
     judged = [row for row in rows if row["auc"] is not None]
     if not judged:
-        return "Without a holdout, or without finite scores, no setting can be judged."
+        if "holdout" not in ((record.get("data") or {}).get("sources") or {}):
+            return "No setting can be judged: the run has no held-out images."
+        return "No setting can be judged: no setting has enough finite scores of both groups."
     best = max(judged, key=lambda row: (row["auc"], -row["n_evaluations"]))
     cheap = [row for row in judged if row["n_axes"] == row["n_steps"] == 1]
     more = ""

@@ -206,6 +206,11 @@ def test_verification_names_what_is_missing_exchanged_or_other(shard: tuple[Path
     assert {difference.sample_id for difference in verify_shard(path, rows)} == {names[0], names[1]}
     rewritten(path, [whole[0], (whole[1][0], whole[3][1]), *whole[2:]])
     assert verify_shard(path, rows) == [Difference(path.name, names[0], "another picture: its content hash differs")]
+    rewritten(path, [*whole, *whole[2:4]])
+    assert verify_shard(path, rows) == [Difference(path.name, names[1], "there twice")]
+    rewritten(path, [(whole[0][0], whole[0][1].replace(names[0].encode(), b"train/new")), *whole[1:]])
+    unknown = Difference(path.name, "train/new", "the manifest has no such image in this shard")
+    assert verify_shard(path, rows) == [unknown, Difference(path.name, names[0], "missing")]
     rewritten(path, [(whole[0][0], whole[0][1].replace(b"null", b'"owl"')), *whole[1:]])
     ((_, sample_id, reason),) = verify_shard(path, rows)
     assert (sample_id, "owl" in reason) == (names[0], True)

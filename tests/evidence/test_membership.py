@@ -54,8 +54,8 @@ def test_a_score_that_separates_beats_the_pixels_and_points_the_right_way_shows(
         ({"held_out": HeldOut(200, 100)}, True, "100 of 200 held-out images are training images"),
         ({"n_groups": (29, 200)}, True, "29 distinct training images and 200 held-out images, and 30 of each"),
         ({"n_groups": (200, 29)}, True, "29 held-out images"),
-        ({"auc": None}, True, "too few are finite, or all are equal"),
-        ({"is_calibrated": False}, True, "no calibrated score"),
+        ({"auc": None}, True, "cannot be compared: all of them are equal"),
+        ({"uncalibrated": "too few"}, True, "no calibrated score: too few"),
         ({"blind": None}, True, "no blind baseline"),
         ({"auc": interval(0.397, 0.0975)}, True, "ranks held-out images above training images"),  # to 0.4945
         ({"directed": {"Growth": interval(0.397, 0.0975)}}, True, "Growth ranks held-out images above"),

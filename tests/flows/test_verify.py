@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from latentprint.flows.cli import main as cli
@@ -105,6 +106,24 @@ def test_another_parameter_missing_part_and_exchanged_part_are_named(run: RunDir
     assert "scores/part-train-000000.parquet: made from something else (axes: 1 there, 2 now)" in lines
     assert any("part-train-000001.parquet: made from something else (shard_sha256: " in line for line in lines)
     assert any(line.endswith(": without a score") for line in lines)
+
+
+def test_what_is_wrong_with_a_score_is_said_as_it_is(run: RunDirectory) -> None:
+    part = run.part("train-000000.tar")
+    rows = pq.read_table(part)
+    names, hashes = rows["sample_id"].to_pylist(), rows["content_hash"].to_pylist()
+    changed = {"sample_id": [names[0], names[0], "train/nowhere", *names[3:]], "content_hash": hashes}
+    changed["content_hash"] = [*hashes[:3], "another", *hashes[4:]]
+    for name, values in changed.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), [values])
+    pq.write_table(rows, part)
+    run.checksums.unlink()
+    says = [
+        line.removeprefix("scores/part-train-000000.parquet: ") for line in found(run) if "part-train-000000" in line
+    ]
+    assert f"{names[0]}: scored twice" in says
+    assert "train/nowhere: the manifest has no such image in this shard" in says
+    assert f"{names[3]}: the score of another picture" in says
 
 
 def test_damaged_parts_and_deleted_shards_are_made_again(

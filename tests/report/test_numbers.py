@@ -48,7 +48,7 @@ CASES = {
         images({"train": [math.nan] * 40, "holdout": [math.inf] * 40}),
         "40 of 40 held-out images have no finite score",
     ),
-    "all equal": (images({"train": [2.0] * 40, "holdout": [2.0] * 40}), "too few are finite, or all are equal"),
+    "all equal": (images({"train": [2.0] * 40, "holdout": [2.0] * 40}), "cannot be compared: all of them are equal"),
     "29 controls": (images({"train": RISING, "holdout": RISING[:29]}), f"{FEW}: 40 distinct training images and 29"),
     "three training images": (images({"train": [9.0, 8.0, 7.0], "holdout": RISING}), f"{FEW}: 3 distinct"),
 }

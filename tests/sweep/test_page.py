@@ -15,8 +15,9 @@ def setting(n_axes: int, n_steps: int, auc: float | None, timestep: int = 20) ->
     return {**size, "timestep": timestep, "n_evaluations": n_steps * (n_axes + 1), "auc": auc, "auc_repeated": None}
 
 
-def page(*rows: dict[str, Any]) -> str:
-    return render_sweep({"run_id": "r"}, pa.Table.from_pylist(list(rows)))
+def page(*rows: dict[str, Any], holdout: bool = False) -> str:
+    sources = {"train": "a"} | ({"holdout": "b"} if holdout else {})
+    return render_sweep({"run_id": "r", "data": {"sources": sources}}, pa.Table.from_pylist(list(rows)))
 
 
 def described(n_axes: int, n_steps: int, timestep: int = 20) -> str:
@@ -41,4 +42,6 @@ def test_what_was_not_tried_or_cannot_be_judged_is_not_told() -> None:
     without = page(setting(1, 2, 0.7), setting(2, 1, 0.6), setting(1, 1, None))
     assert f"is 0.700, {described(1, 2)}" in without
     assert "One axis and one step" not in without
-    assert "no setting can be judged" in page(setting(1, 1, None))
+    assert "No setting can be judged: the run has no held-out images." in page(setting(1, 1, None))
+    says = "No setting can be judged: no setting has enough finite scores of both groups."
+    assert says in page(setting(1, 1, None), holdout=True)
