@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from hypothesis import strategies as st
-from latentprint.flows.card import WRITERS, read_card_inputs
-from latentprint.flows.gate import judge
 
 from latentprint.tasks.diffusion.checkpoint import load_denoiser, require_sane
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.gate.decide import Case, Limits, decide
+from latentprint.tasks.gate.judge import judge
 from latentprint.tasks.gate.read import measurements
 from latentprint.tasks.gate.rehearsal import REHEARSALS
 from latentprint.tasks.gate.waivers import read_waivers
+from latentprint.tasks.publish.read import WRITERS, read_card_inputs
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.seal import reading
