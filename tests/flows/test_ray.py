@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 import latentprint.flows.score
 import latentprint.tasks.score.tasks
@@ -22,9 +23,6 @@ from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, Sha
 from latentprint.tasks.score.job import ShardJob
 from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
 from latentprint.tasks.store.run import RunDirectory
-
-pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install -e '.[ray]'")
-import ray
 
 QUICK = ScoreParameters()
 LONG = ScoreParameters(axes=8, steps=20)
