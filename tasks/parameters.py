@@ -25,13 +25,13 @@ class ShardParameters(Parameters):
     """How images become WebDataset shards; what is done to them to fit the model must be what was done in training."""
 
     shard_mb: float = Field(64.0, ge=2**-8, le=2**20, description="largest size of a shard [MiB]")
-    max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0, description="share of unusable items that is tolerated")
+    max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0, description="largest share of unusable items [of 1]")
     size: str = Field(
-        "", pattern=r"^([1-9]\d{0,4}x[1-9]\d{0,4})?$", description="bring all images to WIDTHxHEIGHT; empty: leave them"
+        "", pattern=r"^([1-9]\d{0,4}x[1-9]\d{0,4})?$", description="resize all images to WIDTHxHEIGHT; empty: do not"
     )
-    fit: Fit = Field("crop", description="to --size: crop what overhangs, centred, or stretch each side")
+    fit: Fit = Field("crop", description="how --size is reached: crop the centre, or stretch each side")
     resample: Resample = Field("bilinear", description="filter of --size, with antialiasing")
-    colour: Mode = Field("keep", description="bring all images to L (grey) or RGB; keep: leave them")
+    colour: Mode = Field("keep", description="convert all images to L (grey) or RGB; keep: do not")
 
     @field_validator("size")
     @classmethod
@@ -55,10 +55,8 @@ class ShardParameters(Parameters):
 class ScoreParameters(Parameters):
     """What is computed for each image. These, the manifest and the checkpoint make the run's identity."""
 
-    axes: int = Field(
-        1, ge=1, description="axes K that are followed; 1: growth along one axis, a directional derivative"
-    )
-    steps: int = Field(1, ge=1, description="ODE steps N")
+    axes: int = Field(1, ge=1, description="number of axes K; 1: growth along one axis, a directional derivative")
+    steps: int = Field(1, ge=1, description="number of ODE steps N")
     timestep: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         union_mode="left_to_right",
@@ -66,26 +64,28 @@ class ScoreParameters(Parameters):
     )
     second_timestep: Literal["none", "auto"] = Field(
         "none",
-        description="one more evaluation an image, for the score fused_norms; auto: at a timestep calibrated against "
-        "the holdout",
+        description="one more network evaluation per image, for the score fused_norms; auto: at a timestep "
+        "calibrated against the holdout",
     )
     stride: int = Field(1, ge=1, description="timesteps that one ODE step covers [training timesteps]")
     estimator: EstimatorName = Field(
         "edge",
-        description="what grows. edge: the paper's sum of log edge lengths; volume: the parallelepiped; jvp: the same "
-        "by exact tangents; trace: all axes, estimated (Hutchinson); exact: all axes, by the Jacobian",
+        description="what is measured. edge: the paper's sum of log edge lengths; volume: the parallelepiped; jvp: the "
+        "same by exact tangents; trace: all axes, estimated (Hutchinson); exact: all axes, by the Jacobian",
     )
     grid: Grid = Field(
         "ddim", description="the ODE's timesteps. ddim: the checkpoint's; continuous: the paper's Euler grid"
     )
     delta: float = Field(0.05, gt=0.0, le=10.0, description="perturbation length [l2 in pixel values -1 ... 1]")
-    repeats: int = Field(1, ge=1, description="independent draws of the axes, averaged; from 2 on they give the error")
-    precision: Precision = Field("fp32", description="the network's arithmetic; tf32: on CUDA")
+    repeats: int = Field(
+        1, ge=1, description="independent draws of the axes, averaged; 2 or more also give log_growth_se"
+    )
+    precision: Precision = Field("fp32", description="arithmetic of the network; tf32 needs CUDA")
     baselines: tuple[BaselineName, ...] = Field(
-        (), description=f"membership scores beside it: all, or a list of {', '.join(BASELINE_NAMES)}"
+        (), description=f"further membership scores: all, or a list of {', '.join(BASELINE_NAMES)}"
     )
     reversibility: int = Field(
-        0, ge=0, description="DDIM steps to latent and back that measure its error; 0: not measured"
+        0, ge=0, description="DDIM steps to the latent and back, whose error is measured; 0: not measured"
     )
     density: int = Field(
         0,
@@ -123,8 +123,8 @@ class ValidityParameters(Parameters):
     images: int = Field(
         32,
         ge=0,
-        description="distinct images of each split scored again with another seed, a quarter of them with other delta "
-        "and exact tangents too; 0: none",
+        description="distinct images of each split that are scored again with another seed; a quarter of them also "
+        "with another delta and with exact tangents; 0: none",
         json_schema_extra={"flag": "validity"},
     )
 
@@ -132,12 +132,12 @@ class ValidityParameters(Parameters):
 class ExtractParameters(Parameters):
     """What is generated and how it is matched. Sample i depends on the checkpoint, sampler, steps, seed and i alone."""
 
-    samples: int = Field(4096, ge=1, description="images to generate")
-    steps: int = Field(50, ge=2, description="network evaluations an image")
+    samples: int = Field(4096, ge=1, description="images to generate; a run that has fewer gets the missing ones")
+    steps: int = Field(50, ge=2, description="network evaluations per image")
     sampler: Literal["ddim", "ancestral"] = Field("ddim", description="how images are generated; ancestral: DDPM")
     seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
     embedding: EmbeddingName = Field("pixel", description="what distances are measured in")
-    samples_per_tar: int = Field(256, ge=1, description="generated images a tar, the unit of work [images]")
+    samples_per_tar: int = Field(256, ge=1, description="generated images per tar, the unit of work [images]")
 
 
 class SweepParameters(Parameters):
@@ -187,19 +187,19 @@ class SweepParameters(Parameters):
         ]
 
 
-IMAGES = "names of images with commas between, a saved question, or a SELECT that has a column sample_id"
+IMAGES = "a list of sample_id, a saved question, or a SELECT with a column sample_id"
 
 
 class OddsParameters(Parameters):
     """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/splitting.py."""
 
-    top: int = Field(5, ge=1, description="images, from the first rank down; --images chooses others")
+    top: int = Field(5, ge=1, description="number of images, from rank 1 down; --images chooses others")
     images: str = Field("", description=f"which images: {IMAGES}; empty: the highest ranked")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
-    prior: int = Field(256, ge=8, description="plain samples for the pilot and for each repeat, shared by the images")
-    chains: int = Field(16, ge=2, description="chains of each repeat; fewer than plain samples")
-    chain_length: int = Field(8, ge=2, description="states of a chain, its start included")
-    levels: int = Field(12, ge=1, description="levels after which an image is given up, with an upper bound")
+    prior: int = Field(256, ge=8, description="plain samples of the pilot and of each repeat, shared by all images")
+    chains: int = Field(16, ge=2, description="chains of each repeat, fewer than plain samples")
+    chain_length: int = Field(8, ge=2, description="states of a chain, with its start")
+    levels: int = Field(12, ge=1, description="most levels; an image that needs more gets an upper bound only")
     seed: int = Field(0, ge=0, description="seed of latents and chains; each image mixes in its content hash")
 
 
@@ -210,13 +210,13 @@ class SideParameters(Parameters):
     cohesion: float = Field(
         0.5, ge=-1.0, le=1.0, description="clusters below it give no label [mean cosine similarity to the centre]"
     )
-    images: int = Field(8192, ge=3, description="generated images to cluster, the first ones")
+    images: int = Field(8192, ge=3, description="number of generated images to cluster, from the first on")
     feature: EmbeddingName = Field("pixel", description="what is clustered")
-    training_steps: int = Field(2000, ge=2, description="steps of 64 images, for either classifier")
+    training_steps: int = Field(2000, ge=2, description="training steps of each classifier, of 64 images")
     scales: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
         (1.0, 4.0, 16.0), min_length=1, description="guidance scales"
     )
-    samples: int = Field(1024, ge=2, description="images to generate at each scale, and plainly")
+    samples: int = Field(1024, ge=2, description="images to generate at each scale, and by plain sampling")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
     seed: int = Field(0, ge=0, description="seed of clusters, classifier and latents; each sample mixes in its number")
 
@@ -235,16 +235,18 @@ class CurateParameters(Parameters):
 
     action: Literal["drop", "dedupe", "quarantine", "reweight", "modify"] = Field(
         "dedupe",
-        description="what is done: drop or quarantine images; dedupe: keep one of those that are alike; reweight: "
-        "these share the weight of one; modify: mirror and crop",
+        description="what is done. drop: leave images out; quarantine: put them apart; dedupe: keep one of each group "
+        "that is alike; reweight: such a group has the weight of one image; modify: mirror and crop",
     )
     images: str = Field(
         "",
         description=f"which images: {IMAGES}; empty: the flagged ones, and to dedupe or reweight all",
     )
-    alike: Literal["near", "exact"] = Field("near", description="to dedupe or reweight: near duplicates, or exact ones")
-    mirror: float = Field(0.5, ge=0.0, le=1.0, description="to modify: probability that an image is mirrored")
-    crop: float = Field(0.8, gt=0.0, le=1.0, description="to modify: least share of either side that a crop keeps")
+    alike: Literal["near", "exact"] = Field(
+        "near", description="of dedupe and reweight: which images are alike, near duplicates or exact ones"
+    )
+    mirror: float = Field(0.5, ge=0.0, le=1.0, description="of modify: probability that an image is mirrored [of 1]")
+    crop: float = Field(0.8, gt=0.0, le=1.0, description="of modify: least share of each side that a crop keeps [of 1]")
     seed: int = Field(0, ge=0, description="seed of modifications; each sample mixes in its name")
 
     @property
@@ -263,13 +265,13 @@ class ComputeParameters(Parameters):
         description="where the network runs: cpu, mps, cuda, cuda:0,cuda:1 ...; auto: every GPU, or the CPU",
         json_schema_extra={"flag": "device"},
     )
-    threads: int = Field(0, ge=0, description="torch threads a CPU worker; 0: the cores, shared out")
-    batch_size: int = Field(0, ge=0, description="images a network call; 0: sized to the device's memory")
+    threads: int = Field(0, ge=0, description="torch threads per CPU worker; 0: all cores, divided between the workers")
+    batch_size: int = Field(0, ge=0, description="images per network call; 0: as many as fit the device's memory")
     runner: Literal["threads", "ray"] = Field(
-        "threads", description="who runs the tasks. threads: this machine; ray: a Ray cluster"
+        "threads", description="where tasks run. threads: this machine; ray: a Ray cluster"
     )
     ray_address: str = Field(
-        "", description="of the Ray cluster: ray://HOST:10001 or auto; empty: one of this machine's cores"
+        "", description="address of the Ray cluster: ray://HOST:10001 or auto; empty: a cluster of this machine's cores"
     )
 
     @field_validator("devices", mode="before")
@@ -287,18 +289,21 @@ class TrainParameters(Parameters):
     """The reference trainer."""
 
     n_steps: int = Field(12_000, ge=1, description="optimiser steps", json_schema_extra={"flag": "steps"})
-    batch_size: int = Field(32, ge=1, description="images a step")
+    batch_size: int = Field(32, ge=1, description="images per step")
     learning_rate: float = Field(2e-3, gt=0.0, description="peak of the one-cycle schedule")
-    ema_decay: float = Field(0.999, ge=0.0, lt=1.0, description="decay of the weights' moving average, a step")
+    ema_decay: float = Field(0.999, ge=0.0, lt=1.0, description="decay per step of the weights' moving average")
     block_channels: tuple[int, ...] = Field(
         (16, 48, 80), description="UNet channels at each resolution", json_schema_extra={"flag": "channels"}
     )
     layers_per_block: int = Field(1, ge=1, description="residual blocks at each resolution")
     seed: int = Field(0, ge=0, description="seed of weights, batches and noise")
     n_samples: int = Field(
-        4096, ge=0, description="images generated afterwards to count copies", json_schema_extra={"flag": "samples"}
+        4096,
+        ge=0,
+        description="images to generate after training, to count copies",
+        json_schema_extra={"flag": "samples"},
     )
-    sampling_steps: int = Field(50, ge=2, description="DDIM steps an image")
+    sampling_steps: int = Field(50, ge=2, description="DDIM steps per image")
 
     @field_validator("block_channels", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0)
         RunError: no such run, or none that can be read.
     """
     if (run is None) == (not runs):
-        raise QueryError("--run RUN or --runs 'PATTERN' is needed, one of them")
+        raise QueryError("give either --run RUN or --runs 'PATTERN'")
     if run is not None:
         return Warehouse(RunDirectory(run), seconds=seconds)
     readable, reasons = readable_runs(find_runs(runs))

@@ -79,11 +79,11 @@ SOURCE_HELP = (
     "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
     "MNIST idx(.gz), or an s3:// URL of these."
 )
-Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or its name on the hub.")]
+Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or a name on the hub.")]
 Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
 Holdout = Annotated[
     list[str] | None,
-    typer.Option(help="Images like the training images that were never trained on; repeat it for further sources."),
+    typer.Option(help="Held-out images: like the training images, but never trained on. Repeat it for more sources."),
 ]
 
 
@@ -111,7 +111,7 @@ def run_patterns(text: str) -> list[str]:
 
 def _run_path(text: str | Path, has_images: bool) -> Path | StoredRun:
     if not str(text):
-        raise typer.BadParameter("a run directory is needed")
+        raise typer.BadParameter("give a run directory")
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     return StoredRun(text, has_images)
@@ -119,15 +119,13 @@ def _run_path(text: str | Path, has_images: bool) -> Path | StoredRun:
 
 Out = Annotated[
     Path,
-    typer.Option(
-        help="Run directory, or s3:// URL; an interrupted run in it continues.", parser=run_path, metavar="RUN"
-    ),
+    typer.Option(help="Run directory, or s3:// URL. An interrupted run continues.", parser=run_path, metavar="RUN"),
 ]
 Run = Annotated[Path, typer.Option(help="An existing run directory, or its s3:// URL.", parser=run_path, metavar="RUN")]
 Reuse = Annotated[
     Path | None,
     typer.Option(
-        help="Another run, or its s3:// URL: what it has of the same images, model and options is not made again.",
+        help="Another run, or its s3:// URL. Its shards and scores of the same images, model and options are used.",
         parser=tables_path,
         metavar="RUN",
     ),
@@ -135,14 +133,14 @@ Reuse = Annotated[
 Before = Annotated[
     Path | None,
     typer.Option(
-        help="Run of the model before its training set was cleaned; what that changed is reported.",
+        help="Run of the model before its training set was cleaned. The report says what cleaning changed.",
         parser=run_path,
         metavar="RUN",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="torch threads on a CPU; 0: all cores.")]
+Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu, mps, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="Torch threads on a CPU; 0: all cores.")]
 
 
 def require_there(*runs: Path | None, model: str | None = None, sources: Iterable[str] = ()) -> None:

@@ -17,14 +17,14 @@ from latentprint.tasks.parameters import CurateParameters
 @with_options
 def curate(
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the cleaned set; the run and its sources stay as they are.")],
+    out: Annotated[Path, typer.Option(help="Folder for the cleaned set. The run and its sources are not changed.")],
     curation: CurateParameters,
     as_json: AsJson = False,
 ) -> None:
     """Write a cleaned training set: images left out, quarantined, deduplicated, reweighted or modified.
 
-    What became of each sample is in OUT/curation.parquet. Train on it, audit the new model with --before RUN, and the
-    report says what cleaning changed.
+    OUT/curation.parquet says what was done with each image. Train a model on the set, then audit it with --before RUN:
+    the report says what cleaning changed.
 
     Example: latentprint curate --run runs/first --out cleaned --action drop --images "FROM ranking WHERE rank <= 100"
     """

@@ -28,28 +28,48 @@ def gate(
             help="An earlier run, or its s3:// URL, for the limits on an increase.", parser=tables_path, metavar="RUN"
         ),
     ] = None,
-    max_auc: Annotated[float | None, _option("AUC, trained against held out, of the verdict's score.")] = None,
-    max_flag_rate: Annotated[float | None, _option("Flagged, of the training images [of 1].")] = None,
-    max_memorized_share: Annotated[float | None, _option("Copies, of the generated images [of 1].")] = None,
-    max_odds: Annotated[float | None, _option("Chance to generate the most likely training image [of 1].")] = None,
-    max_auc_increase: Annotated[float | None, typer.Option(help="AUC above the baseline's.")] = None,
-    max_flag_rate_increase: Annotated[float | None, typer.Option(help="Flag rate above the baseline's.")] = None,
-    max_memorized_share_increase: Annotated[float | None, typer.Option(help="Share above the baseline's.")] = None,
-    min_controls: Annotated[int, typer.Option(help="Fewest images of either group, 30 or more.")] = 30,
-    waivers: Annotated[Path | None, _option("TOML: [[waiver]] with rule, reason, owner, expires.")] = None,
-    seal: Annotated[str, typer.Option(help="The seal that audit printed; any other run is refused.")] = "",
-    baseline_seal: Annotated[str, typer.Option(help="The same of the baseline.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Verdict as JSON; default RUN/verdict.json.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML; default RUN/junit.xml.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Summary for a pull request.")] = None,
-    self_test: Annotated[bool, typer.Option("--self-test", help="Prove that a known-bad run is blocked.")] = False,
+    max_auc: Annotated[
+        float | None, _option("Largest AUC of the verdict's score, training against held-out images.")
+    ] = None,
+    max_flag_rate: Annotated[float | None, _option("Largest share of training images that are flagged [of 1].")] = None,
+    max_memorized_share: Annotated[
+        float | None, _option("Largest share of generated images that are copies [of 1].")
+    ] = None,
+    max_odds: Annotated[
+        float | None, _option("Largest probability that a generated image is the most likely training image [of 1].")
+    ] = None,
+    max_auc_increase: Annotated[
+        float | None, typer.Option(help="Largest increase of the AUC over the baseline.")
+    ] = None,
+    max_flag_rate_increase: Annotated[
+        float | None, typer.Option(help="Largest increase of the flag rate over the baseline.")
+    ] = None,
+    max_memorized_share_increase: Annotated[
+        float | None, typer.Option(help="Largest increase of the share over the baseline.")
+    ] = None,
+    min_controls: Annotated[int, typer.Option(help="Least number of images in each group; 30 or more.")] = 30,
+    waivers: Annotated[
+        Path | None, _option("TOML file of waivers: [[waiver]] with rule, reason, owner, expires.")
+    ] = None,
+    seal: Annotated[str, typer.Option(help="Seal that audit printed; a run with another seal is refused.")] = "",
+    baseline_seal: Annotated[
+        str, typer.Option(help="Seal of the baseline; a baseline with another seal is refused.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="File for the verdict as JSON; default: RUN/verdict.json.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="File for the verdict as JUnit XML; default: RUN/junit.xml.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="File for a summary in Markdown, for a pull request.")] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Show that the limits block a run that is known to be bad.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pass or block a checkpoint: exit 0 pass, 1 fail, 2 usage or input error, 3 inconclusive.
 
-    Limits are held against the bounds of intervals. A false pass and a false failure each have at most 2.5%
-    probability, however many limits are asked. Missing, non-finite, void or too few numbers are inconclusive. A run
-    that is not as its stages wrote it (see verify) is an input error, never a pass.
+    Each limit is compared with the bounds of an interval. A false pass and a false failure each have a probability of
+    at most 2.5%, for any number of limits. The gate is inconclusive where a number is missing, void or not finite, or
+    where there are too few images. A run that was changed after it was written (see verify) is an input error.
 
     Example: latentprint gate --run runs/demo --max-auc 0.6 --max-memorized-share 0.01
     """
@@ -77,7 +97,7 @@ def gate(
         show({"self_test": rows}, as_json, *shown)
         raise typer.Exit(0 if all(row["ok"] for row in rows) else 1)
     if run is None:
-        raise typer.BadParameter("--run is needed (or --self-test)")
+        raise typer.BadParameter("give --run RUN or --self-test")
     verdict = decide(run, limits, baseline, waivers, out, junit, markdown, seal, baseline_seal)
     show(verdict.as_dict(), as_json, *lines(verdict))
     raise typer.Exit(verdict.exit_code)
@@ -85,7 +105,7 @@ def gate(
 
 @command
 def verify(run: Run, as_json: AsJson = False) -> None:
-    """Make every hash of a run again and say what differs; exit code 1 if anything does."""
+    """Compute every hash of a run again and list what differs; exit code 1 if anything differs."""
     from latentprint.tasks.verify import verify as work
 
     result = work(run)

@@ -35,7 +35,7 @@ from latentprint.tasks.parameters import (
     ValidityParameters,
 )
 
-Extract = Annotated[int, typer.Option(help="Also generate that many images and count what comes out.", min=0)]
+Extract = Annotated[int, typer.Option(help="Also generate this many images and count the copies among them.", min=0)]
 PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "infra" / "demo"
 DEMO_SCORING = ScoreParameters(baselines=("loss",))
@@ -46,7 +46,7 @@ DEMO_EXTRACTION = ExtractParameters(samples=256, steps=20)
 
 @command
 def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
-    """Audit the bundled model and images and count copies, end to end; ends with the report's path."""
+    """Audit the bundled model and images and count copies; the last lines name the report and the seal."""
     from latentprint.flows.audit import audit as flow
     from latentprint.flows.report import lines
 
@@ -111,7 +111,7 @@ def audit(
     before: Before = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shard, score, analyse and report: everything, resumable.
+    """Run the whole audit: shard, score, analyse and report. An interrupted audit continues.
 
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
@@ -130,15 +130,15 @@ def audit(
 def serve(
     model: Model,
     train: Train,
-    runs: Annotated[Path, typer.Option(help="Folder for the runs; each gets a directory by its scheduled time.")],
+    runs: Annotated[Path, typer.Option(help="Folder for the runs. Each run directory is named by its scheduled time.")],
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
     holdout: Holdout = None,
     extract: Extract = 0,
-    cron: Annotated[str, typer.Option(help="When, UTC: minute, hour, day, month, weekday.")] = "0 3 * * 1",
+    cron: Annotated[str, typer.Option(help="Schedule in UTC: minute, hour, day, month, weekday.")] = "0 3 * * 1",
 ) -> None:
-    """Audit on a schedule, until stopped; images that an earlier run has scored are not scored again.
+    """Audit on a schedule until stopped. Images that an earlier run has scored are not scored again.
 
     Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
     """
@@ -188,7 +188,9 @@ def score(
 @command
 @with_options
 def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
-    """Generate images with the scored model and count which training images come out; resumable.
+    """Generate images with the scored model and count copies of training images.
+
+    An interrupted extraction continues. A run with fewer samples gets the missing ones.
 
     Example: latentprint extract --run runs/demo --samples 4096
     """
@@ -207,20 +209,24 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
 def report(
     run: Annotated[
         Path | None,
-        typer.Option(help="Check, analyse and report this run, or s3:// URL, again.", parser=run_path, metavar="RUN"),
+        typer.Option(help="Run, or s3:// URL, to check, analyse and report again.", parser=run_path, metavar="RUN"),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="Two reported runs, or s3:// URLs: a page of what changed.", parser=run_path, metavar="RUN_A RUN_B"
+            help="Two reported runs, or s3:// URLs: write a page that shows what changed.",
+            parser=run_path,
+            metavar="RUN_A RUN_B",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --compare: the page; default RUN_B/compare.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --compare: file of the page; default: RUN_B/compare.html.")
+    ] = None,
     redact: Annotated[
-        bool, typer.Option("--redact", help="Without pictures, names and folders, in report-redacted.html.")
+        bool, typer.Option("--redact", help="Leave out pictures, names and folders; write report-redacted.html.")
     ] = False,
     summary: Annotated[
-        bool, typer.Option("--summary", help="The first page alone, summary.html; it prints on one sheet of A4.")
+        bool, typer.Option("--summary", help="Write the first page alone, summary.html; it fits one sheet of A4.")
     ] = False,
     before: Before = None,
     as_json: AsJson = False,
@@ -230,7 +236,7 @@ def report(
     Example: latentprint report --run runs/demo --summary
     """
     if (run is None) == (compare is None):
-        raise typer.BadParameter("--run RUN or --compare RUN_A RUN_B is needed, one of them")
+        raise typer.BadParameter("give either --run RUN or --compare RUN_A RUN_B")
     if run is None:
         if summary:
             raise typer.BadParameter("--summary goes with --run: a comparison has no first page of its own")
@@ -254,11 +260,12 @@ def report(
 @command
 @with_options
 def train(
-    data: Annotated[str, typer.Option(help="Training images, any source that audit takes.")],
-    out: Annotated[Path, typer.Option(help="Folder for the DDPMPipeline; an interrupted training continues.")],
+    data: Annotated[str, typer.Option(help="Training images: any source that audit takes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the DDPMPipeline. An interrupted training continues.")],
     training: TrainParameters,
     weights: Annotated[
-        Path | None, typer.Option(help="curation.parquet of a cleaned set: draw images by its weights.", exists=True)
+        Path | None,
+        typer.Option(help="File curation.parquet of a cleaned set: images are drawn by its weights.", exists=True),
     ] = None,
     device: Device = "auto",
     threads: Threads = 0,

@@ -21,7 +21,7 @@ class CardKind(StrEnum):
 @command
 def card(
     run: Run,
-    kind: Annotated[CardKind, typer.Option(help="A section of which card; metadata: the YAML head of a model card.")],
+    kind: Annotated[CardKind, typer.Option(help="Kind of card; metadata: the YAML head of a model card.")],
     as_json: AsJson = False,
 ) -> None:
     """Write a section for a Hugging Face model card or data set card, in Markdown, from the run's evidence.
@@ -38,7 +38,9 @@ def card(
 def publish(
     run: Run,
     mlflow: Annotated[str, typer.Option(help="Tracking store: sqlite:///mlflow.db, http://host:5000, a folder.")],
-    experiment: Annotated[str, typer.Option(help="MLflow experiment; made if it is not there.")] = "latentprint",
+    experiment: Annotated[
+        str, typer.Option(help="MLflow experiment. It is created where it does not exist.")
+    ] = "latentprint",
     as_json: AsJson = False,
 ) -> None:
     r"""Log parameters, measurements and files of a reported run to MLflow (pip install 'latentprint\[mlflow]').

@@ -23,28 +23,34 @@ class OutputFormat(StrEnum):
 
 @command
 def sql(
-    query: Annotated[str | None, typer.Argument(help="One SELECT; without any, a shell.", show_default=False)] = None,
+    query: Annotated[
+        str | None, typer.Argument(help="One SELECT. Without a query, a shell opens.", show_default=False)
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="The run to ask, or its s3:// URL.", parser=tables_path, metavar="RUN")
     ] = None,
     runs: Annotated[
         list[str] | None,
-        typer.Option(help="Many: 'runs/*', 's3://bucket/runs/*'; each relation has a column run.", show_default=False),
+        typer.Option(
+            help="Many runs: 'runs/*', 's3://bucket/runs/*'. Each relation has a column run.", show_default=False
+        ),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the query from a file.", exists=True, dir_okay=False)] = None,
-    saved: Annotated[str | None, typer.Option("--query", help="A saved question, by its name.")] = None,
+    saved: Annotated[
+        str | None, typer.Option("--query", help="Name of a saved question; --queries lists them.")
+    ] = None,
     queries: Annotated[bool, typer.Option("--queries", help="List the saved questions.")] = False,
     format: Annotated[OutputFormat, typer.Option(help="How to write the rows.")] = OutputFormat.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write there, not to standard output; needed for parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the rows to this file; parquet needs it.")] = None,
     timeout: Annotated[
-        float, typer.Option(help="Stop the query, and writing its rows, after this many seconds each.", min=0.001)
+        float, typer.Option(help="Time limit of the query, and of writing its rows, in seconds each.", min=0.001)
     ] = 60.0,
-    max_bytes: Annotated[int, typer.Option(help="Stop after this many bytes of text.", min=1)] = 2**30,
+    max_bytes: Annotated[int, typer.Option(help="Largest size of the written text, in bytes.", min=1)] = 2**30,
     tables: Annotated[bool, typer.Option("--tables", help="List the relations and their columns.")] = False,
-    export: Annotated[Path | None, typer.Option(help="Write every relation to a DuckDB file.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write every relation to this DuckDB file.")] = None,
 ) -> None:
-    """Ask a run, or many, in SQL (DuckDB, read-only).
+    """Query one run or many in SQL (DuckDB, read-only).
 
     Example: latentprint sql --run runs/demo "SELECT sample_id, copies, log_growth FROM ranking LIMIT 10"
     """
@@ -56,7 +62,7 @@ def sql(
         list_queries()
         return
     if sum(map(bool, (query, file, saved, tables, export))) > 1:
-        raise typer.BadParameter("one query is needed: as an argument, with --file or with --query (or see --tables)")
+        raise typer.BadParameter("give one query: as an argument, with --file or with --query")
     output = OutputFormat.json if as_json else format
     patterns = [pattern for text in runs or [] for pattern in run_patterns(text)]
     with open_warehouse(run, patterns, timeout) as warehouse:
@@ -76,12 +82,14 @@ def sql(
 
 @command
 def explain(
-    sample_id: Annotated[str, typer.Argument(help="The image, as the tables of the run name it.", show_default=False)],
+    sample_id: Annotated[
+        str, typer.Argument(help="The image: its sample_id in the tables of the run.", show_default=False)
+    ],
     run: Run,
-    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures there.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain one image: its scores and rank, what lies near it, what came out, and where it comes from.
+    """Explain one image: its scores, its rank, its neighbours, its generated copies and its source.
 
     Example: latentprint explain --run runs/demo train/train.tar/000000001.png --html why.html
     """

@@ -13,7 +13,9 @@ from latentprint.tasks.parameters import ComputeParameters, OddsParameters, Side
 @command
 @with_options
 def sweep(run: Run, study: SweepParameters, compute: ComputeParameters, as_json: AsJson = False) -> None:
-    """Study the parameters on a scored run: every combination on the same images, as a table and curves; resumable.
+    """Score the same images with every combination of parameters; write a table and curves.
+
+    An interrupted study continues.
 
     Example: latentprint sweep --run runs/demo --axes 1,4,16 --timesteps 0,20,100 --estimators edge,jvp
     """
@@ -65,7 +67,7 @@ def side(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Extract under surrogate conditions (SIDE): does guided sampling give more training images back than plain?
+    """Generate under surrogate conditions (SIDE) and compare the copies with those of plain sampling.
 
     Example: latentprint side --run runs/demo --clusters 64 --samples 1024 --scales 1,4,16
     """

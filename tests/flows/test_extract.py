@@ -333,7 +333,7 @@ def test_two_runs_are_compared_in_one_page(
         (["--compare", str(run), str(tmp_path)], "not a run directory (no run.json)"),
         (["--compare", str(run), str(run)], "is compared with itself"),
         (["--compare", str(run), str(extracted), "--out", "/proc/nowhere/page.html"], "choose another --out"),
-        ([], "--run RUN or --compare RUN_A RUN_B is needed"),
+        ([], "give either --run RUN or --compare RUN_A RUN_B"),
         (["--run", str(run), "--out", "x.html"], "--out goes with --compare"),
     ):
         code, error = run_in_process(monkeypatch, capsys, "report", *arguments)

@@ -108,7 +108,7 @@ def test_the_self_test_fails_where_limits_would_not_block_the_bad_run(gate: Gate
     ("arguments", "says"),
     [
         (["--run", "{clean}"], "at least one limit is needed"),
-        (["--max-auc", "0.6"], "--run is needed"),
+        (["--max-auc", "0.6"], "give --run RUN or --self-test"),
         (["--run", "nowhere", "--max-auc", "0.6"], "not a run directory"),
         (["--run", "{clean}", "--max-auc", "nan"], "--max-auc: Input should be"),
         (["--run", "{clean}", "--max-auc", "0.6", "--baseline", "{clean}"], "go together"),

@@ -92,11 +92,11 @@ def test_export_says_where(sql: Sql, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["SELECT 1"], "--run RUN or --runs 'PATTERN' is needed"),
-        (["--run", "{run}", "--runs", "{run}", "SELECT 1"], "one of them"),
+        (["SELECT 1"], "give either --run RUN or --runs 'PATTERN'"),
+        (["--run", "{run}", "--runs", "{run}", "SELECT 1"], "give either --run RUN"),
         (["--runs", "{run}/*", "SELECT 1"], "no run directory"),
         (["--run", "{run}", "--query", "nope"], "--query nope: no such question; there are flagged_images"),
-        (["--run", "{run}", "--query", "left_out", "SELECT 1"], "one query is needed"),
+        (["--run", "{run}", "--query", "left_out", "SELECT 1"], "give one query"),
         (["--run", "{run}", "SELECT zz\nFROM ranking"], "LINE 1: SELECT zz"),
         (["--run", "{run}", "SELECT rank,\n  'a'::INT FROM ranking"], "LINE 2:   'a'::INT"),
         (["--run", "{run}", "SELECT 1 FROM\nWHERE"], "LINE 2: WHERE"),
