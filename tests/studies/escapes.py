@@ -1,7 +1,7 @@
 # ruff: noqa: S608  # the queries here are meant to
 """What do hostile queries, runs, names and stores reach? Every attack is one command, in a world of its own.
 
-    python -m tests.studies.escapes > tests/studies/results/escapes.json       # half an hour of two cores
+    python -m tests.studies.escapes > tests/studies/results/escapes.json       # most of an hour of two cores
     python -m tests.studies.escapes sql.read store                             # attacks whose name begins so
 
 A world is a folder with a run, files that nobody may touch, a home, and a canary in those files and in the environment.
