@@ -282,9 +282,9 @@ def _require_objects(record: Mapping[str, Any]) -> None:
         ValueError: one is none.
     """
     for stage in ("data", "scoring"):
-        inputs = record.get(stage) or {}
+        inputs = record.get(stage, {})
         parts = ("sources", "fingerprints", "parameters")
-        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part) or {}, Mapping) for part in parts):
+        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part, {}), Mapping) for part in parts):
             raise ValueError(f"{stage} is not as latentprint writes it")
 
 

@@ -296,7 +296,9 @@ def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has
     assert commit() == head
 
 
-@pytest.mark.parametrize("data", [[1], 1, "x", {"sources": [1]}, {"sources": 1}, {"sources": {}, "fingerprints": "x"}])
+@pytest.mark.parametrize(
+    "data", [[], [1], 1, None, "x", {"sources": [1]}, {"sources": 1}, {"sources": {}, "fingerprints": "x"}]
+)
 @pytest.mark.parametrize("stage", ["data", "scoring"])
 def test_a_record_whose_inputs_are_no_objects_is_damaged(stage: str, data: object, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
