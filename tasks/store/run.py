@@ -43,7 +43,10 @@ class RunDirectory:
     @property
     def location(self) -> str:
         """As its user names it: the URL where this is the local copy of a run in a store, else the path."""
-        return redacted(str(read_json(self.remote).get("url", self.path)) if self.remote.exists() else str(self.path))
+        try:
+            return redacted(str(read_json(self.remote).get("url", self.path)))
+        except (OSError, ValueError):  # there is none, or what a foreign run has of this name
+            return redacted(str(self.path))
 
     @property
     def record(self) -> Path:
