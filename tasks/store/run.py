@@ -47,7 +47,10 @@ class RunDirectory:
     @property
     def location(self) -> str:
         """As its user names it: the URL where this is the local copy of a run in a store, else the path."""
-        return redacted(str(read_json(self.remote).get("url", self.path)) if self.remote.exists() else str(self.path))
+        try:
+            return redacted(str(read_json(self.remote).get("url", self.path)))
+        except (OSError, ValueError):  # there is none, or what a foreign run has of this name
+            return redacted(str(self.path))
 
     @property
     def record(self) -> Path:
@@ -293,9 +296,9 @@ def _require_objects(record: Mapping[str, Any]) -> None:
         ValueError: one is none.
     """
     for stage in ("data", "scoring"):
-        inputs = record.get(stage) or {}
+        inputs = record.get(stage, {})
         parts = ("sources", "fingerprints", "parameters")
-        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part) or {}, Mapping) for part in parts):
+        if not isinstance(inputs, Mapping) or not all(isinstance(inputs.get(part, {}), Mapping) for part in parts):
             raise ValueError(f"{stage} is not as latentprint writes it")
 
 

@@ -316,7 +316,9 @@ def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has
     assert commit() == head
 
 
-@pytest.mark.parametrize("data", [[1], 1, "x", {"sources": [1]}, {"sources": 1}, {"sources": {}, "fingerprints": "x"}])
+@pytest.mark.parametrize(
+    "data", [[], [1], 1, None, "x", {"sources": [1]}, {"sources": 1}, {"sources": {}, "fingerprints": "x"}]
+)
 @pytest.mark.parametrize("stage", ["data", "scoring"])
 def test_a_record_whose_inputs_are_no_objects_is_damaged(stage: str, data: object, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
@@ -324,3 +326,14 @@ def test_a_record_whose_inputs_are_no_objects_is_damaged(stage: str, data: objec
     for work in (run.read_record, lambda: run.claim(stage, {"sources": {}}), lambda: run.forget(stage)):
         with pytest.raises(RunError, match=rf"run.json: damaged \({stage} is not as latentprint writes it\)"):
             work()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b"[" * 100_000, None])
+def test_a_foreign_run_says_where_it_lies_by_its_path(content: bytes | None, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.location == str(tmp_path)
+    os.mkfifo(run.remote) if content is None else run.remote.write_bytes(content)
+    assert run.location == str(tmp_path)
+    run.remote.unlink()
+    write_json(run.remote, {"url": "s3://bucket/run"})
+    assert run.location == "s3://bucket/run"
