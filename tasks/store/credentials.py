@@ -23,7 +23,8 @@ STORE_OPTIONS = frozenset(
 )
 """All that ``pyarrow.fs`` takes after the ``?`` of an s3:// URL; no secret is among them."""
 HIDDEN = "***"
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s'\"<>]*)", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]{0,31})://([^\s'\"<>]*)", re.IGNORECASE)
+"""Of a bounded scheme: in a long name without any, each letter could else begin one, in quadratic time."""
 _BUCKET = re.compile(r"[\w.\-*\[\]{},!]*")
 _HOST = re.compile(r"(?:[^:/?#@]*|\[[0-9a-fA-F:]*\])(?::[0-9]*)?")
 _SECRET = re.compile(r"key|secret|token|sig|cred|passw|pwd|auth|x-amz|x-goog", re.IGNORECASE)
