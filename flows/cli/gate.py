@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from latentprint.flows.cli.arguments import AsJson, Run, command, show, tables_path
 
+LONGEST = 1000
+"""Characters of a name or a reason that verify prints."""
+
 
 def _option(about: str) -> Any:
     """An option whose square brackets survive in its help."""
@@ -106,11 +109,12 @@ def gate(
 @command
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Compute every hash of a run again and list what differs; exit code 1 if anything differs."""
+    from latentprint.tasks.pages.formats import visible
     from latentprint.tasks.verify import verify as work
 
     result = work(run)
     differences = result["differences"]
-    lines = [": ".join(filter(None, difference.values())) for difference in differences]
+    lines = [": ".join(visible(part, LONGEST) for part in each.values() if part) for each in differences]
     summary = f"{run}: {result['shards']} shards and {result['parts']} parts verified, {len(differences)} differences"
     show(result, as_json, *lines, summary, f"seal: {result['seal'] or 'none'}")
     if differences:

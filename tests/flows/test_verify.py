@@ -167,3 +167,6 @@ def test_exit_code_tells_and_standard_output_names(
         assert difference["file"] == "manifest.parquet"
     else:
         assert output.startswith("manifest.parquet: its bytes are not those that were written\n")
+        with run.checksums.open("a") as sums:
+            sums.write(f"{'0' * 64}  scores/{'x' * 100_000}\n")
+        assert max(map(len, verify()[1].splitlines())) < 2000
