@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import latentprint.flows.score
-import latentprint.tasks.score.tasks
+import latentprint.tasks.compute.groups
 from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.devices import DeviceError
@@ -121,7 +121,7 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     begin = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(latentprint.flows.score, "ShardJob", PoisonedJob)
-        patch.setattr(latentprint.tasks.score.tasks, "GROUPS_PER_DEVICE", 1)
+        patch.setattr(latentprint.tasks.compute.groups, "GROUPS_PER_DEVICE", 1)
         with pytest.raises(ShardsFailed, match="its worker died") as failure:
             score(sharded, str(checkpoint), LONG, RAY)
     assert time.monotonic() - begin < 300
