@@ -403,4 +403,5 @@ def test_the_table_has_a_line_a_check(
         "memory",
         "time",
     ]
-    assert [line.split("│")[1].strip() for line in lines] == expected
+    names = [line.split("│")[1].strip() for line in lines]
+    assert [name for name in names if name] == expected  # a long finding goes on in lines of its own
