@@ -233,7 +233,7 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         ),
         Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy"),)),
         Ailment("output", "few.npy is not a folder", inputs=(("out", "few.npy/below/it"),)),
-        Ailment("output", "other holds another run (fingerprints: None there", inputs=(("out", "other"),)),
+        Ailment("output", "other holds another run (", inputs=(("out", "other"),)),
         Ailment("output", "run.json: damaged", inputs=(("out", "torn"),)),
     ],
     ids=lambda ailment: f"{ailment.check}: {ailment.says}",
@@ -249,7 +249,7 @@ def test_each_ailment_is_named_by_its_check_with_a_remedy(
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "other", "torn"):
         Path(folder).mkdir()
-    write_json(Path("other/run.json"), {"data": {"sources": {"train": "elsewhere"}, "fingerprints": None}})
+    write_json(Path("other/run.json"), {"data": {"sources": {"train": "elsewhere"}, "fingerprints": {}}})
     write_json(Path("torn/.latentprint"), {"kind": "run"})
     Path("torn/run.json").write_text('{"data": ')
     np.save("few.npy", digits[:3])
