@@ -273,16 +273,12 @@ def train(
 ) -> None:
     """Train the reference model: a small diffusers UNet2DModel with DDPMScheduler, AdamW and EMA."""
     require_there(sources=[data])
-    import torch
-
     from latentprint.flows.train import train as flow
-    from latentprint.tasks.compute.devices import devices_for, threads_for
+    from latentprint.tasks.compute.devices import only_device
 
-    compute = ComputeParameters(devices=(device,), threads=threads)
-    devices = devices_for(compute)
-    torch.set_num_threads(threads_for(compute, devices))
+    chosen = only_device(device, threads)
     with prefect_server():
-        record = flow(data, out, training, devices[0], weights)
+        record = flow(data, out, training, chosen, weights)
     copies = record.get("generated", {})
     share = f", {copies['n_copies']} of {copies['n_samples']} samples are copies" if copies else ""
     show(record, as_json, f"{out}: trained for {training.n_steps} steps{share}")

@@ -41,16 +41,12 @@ def odds(
     Example: latentprint odds --run runs/demo --top 5 --steps 10
     """
     require_there(run)
-    import torch
-
     from latentprint.flows.odds import odds as flow
-    from latentprint.tasks.compute.devices import devices_for, threads_for
+    from latentprint.tasks.compute.devices import only_device
 
-    compute = ComputeParameters(devices=(device,), threads=threads)
-    devices = devices_for(compute)
-    torch.set_num_threads(threads_for(compute, devices))
+    chosen = only_device(device, threads)
     with prefect_server():
-        rows = flow(run, estimation, devices[0])
+        rows = flow(run, estimation, chosen)
     lines = [f"{r['rank']:>4}  {r['sample_id']}: {r['one_in']}, {r['n_evaluations']:,} evaluations" for r in rows]
     if rows:
         shared = sum({row["label"]: row["n_evaluations_prior"] for row in rows}.values())
@@ -72,16 +68,12 @@ def side(
     Example: latentprint side --run runs/demo --clusters 64 --samples 1024 --scales 1,4,16
     """
     require_there(run)
-    import torch
-
     from latentprint.flows.side import side as flow
-    from latentprint.tasks.compute.devices import devices_for, threads_for
+    from latentprint.tasks.compute.devices import only_device
 
-    compute = ComputeParameters(devices=(device,), threads=threads)
-    devices = devices_for(compute)
-    torch.set_num_threads(threads_for(compute, devices))
+    chosen = only_device(device, threads)
     with prefect_server():
-        result = flow(run, surrogate, devices[0])
+        result = flow(run, surrogate, chosen)
     show({"run": str(run), **result}, as_json, *side_table(result), result["conclusion"])
 
 

@@ -38,6 +38,18 @@ def devices_for(compute: ComputeParameters) -> list[str]:
     return list(compute.devices)
 
 
+def only_device(device: str, threads: int) -> str:
+    """The one device of a command that works in this process, whose torch threads are set: as asked, or every core.
+
+    Raises:
+        DeviceError: as :func:`devices_for`.
+    """
+    compute = ComputeParameters(devices=(device,), threads=threads)
+    devices = devices_for(compute)
+    torch.set_num_threads(threads_for(compute, devices))
+    return devices[0]
+
+
 def threads_for(compute: ComputeParameters, devices: list[str]) -> int:
     """Torch threads a worker: as asked, else the cores shared out among the workers."""
     return compute.threads or max(1, cores() // len(devices))

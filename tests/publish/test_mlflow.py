@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from latentprint.tasks.gate.bounds import Measurement
@@ -73,7 +74,6 @@ def test_a_run_id_that_would_widen_mlflows_filter_is_refused(run_id: str, tmp_pa
 
 
 def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)  # MLflow puts artifacts beside its database
     bad = next(rehearsal for rehearsal in REHEARSALS if rehearsal.name == "known-bad")
     bad.write(tmp_path / "run")
