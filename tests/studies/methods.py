@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
+from sklearn.linear_model import QuantileRegressor
 
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
@@ -30,12 +32,15 @@ from latentprint.tasks.diffusion.membership import BASELINES
 from latentprint.tasks.diffusion.names import BaselineName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
+from latentprint.tasks.diffusion.schedule import timestep_of_paper
+from latentprint.tasks.diffusion.spectrum import N_BANDS, band_shares, in_band
 from latentprint.tasks.diffusion.tangents import difference_quotients
 from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.calibration import SECOND, calibrate
 from latentprint.tasks.evidence.comparison import true_positive_rate
+from latentprint.tasks.evidence.confounders import pixel_statistics
 from latentprint.tasks.evidence.copies import nearest, ratio_rule
-from latentprint.tasks.evidence.logistic import LogOdds
+from latentprint.tasks.evidence.logistic import LogOdds, Standardised
 from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import Array, auc, spearman
 from latentprint.tasks.store.files import write_json
@@ -44,10 +49,12 @@ from tests.studies.models import FOLDER, MODELS, RESULTS
 
 TIMESTEPS = (5, 20, 50, 100, 200)
 N_AXES = 30
+CUTOFFS = (1, 2, 3, 4, 5)
+"""Frequency bands that the low-pass filter of arXiv 2505.20955 keeps; the calibration half chooses one."""
 DELTA = 0.05
 BATCH = 16
 SAMPLES, SAMPLING_STEPS = 2_000, 50
-REFERENCES = {"dime_2": "DIME, 2", "dime_31": "DIME, 31"}
+REFERENCES = {"dime_2": "DIME, 2", "dime_31": "DIME, 31", "sima": "SimA (|eps|_4)", "fused": "fused, K = 1"}
 """What the others' AUCs are held against, on the same images."""
 BASELINE_EVALUATIONS: dict[BaselineName, int] = {"loss": 1, "pia": 2, "pian": 2, "secmi": 12, "flipd": 2}
 
@@ -113,6 +120,12 @@ def _measured(model: LoadedModel, pixels: NDArray[np.uint8]) -> Features:
         )
         moved = step.a * orthonormalise(residual[:, None]) + step.b * along
         found[f"growth_residual@{t}"] = torch.linalg.vector_norm(moved, dim=2).log().sum(1).numpy()
+        found[f"tangent_residual@{t}"] = torch.linalg.vector_norm(along, dim=2).mean(1).log().numpy()
+        found[f"cosine_residual@{t}"] = torch.cosine_similarity(along, residual[:, None], dim=2).mean(1).numpy()
+        for band, share in enumerate(band_shares(eps).T):
+            found[f"band_{band}@{t}"] = share.clamp(min=1e-12).log().numpy()
+        for kept in CUTOFFS:
+            found[f"lowpass_{kept}@{t}"] = _lowpass(eps, kept).flatten(1).pow(4).sum(1).log().div(4).numpy()
         found[f"eps_norm@{t}"] = torch.linalg.vector_norm(residual, dim=1).log().numpy()
         found[f"eps_4@{t}"] = residual.pow(4).sum(1).log().div(4).numpy()
         for k in (1, 10, 30):
@@ -127,7 +140,21 @@ def _measured(model: LoadedModel, pixels: NDArray[np.uint8]) -> Features:
     for name in BASELINE_EVALUATIONS:
         noise = [generator_for(0, f"{name} {identity}") for identity in names]
         found[name] = BASELINES[name](model.denoiser, x, model.schedule, noise).numpy()
-    return found
+    t = timestep_of_paper(model.schedule, 100)
+    z = gaussian([generator_for(0, f"loss {identity}") for identity in names], x.shape[1:]).double()
+    noised = model.schedule.alpha(t) * x + model.schedule.sigma(t) * z
+    error = model.denoiser(noised, model.schedule.conditioning(t)) - z
+    for kept in CUTOFFS:
+        found[f"loss_lowpass_{kept}"] = _lowpass(error, kept).flatten(1).square().sum(1).log().numpy()
+    return found | {f"property_{name}": values for name, values in pixel_statistics(pixels).items()}
+
+
+def _lowpass(field: torch.Tensor, kept: int) -> torch.Tensor:
+    """Of (B, C, H, W), the lowest ``kept`` frequency bands alone."""
+    height, width = field.shape[-2:]
+    mask = in_band(height, width)[:, :kept].sum(1).view(height, width)
+    filtered: torch.Tensor = torch.fft.ifft2(torch.fft.fft2(field) * mask).real
+    return filtered
 
 
 Fit = Callable[[Features, NDArray[np.bool_]], Callable[[Features], Array]]
@@ -214,35 +241,82 @@ def scores_at(features: Features, t: int) -> dict[str, Array]:
     }
 
 
+def low_pass(keys: list[list[str]]) -> Fit:
+    """The error without its high frequencies (arXiv 2505.20955), lower: member; the calibration half chooses of each
+    list, a timestep's cutoffs."""
+
+    def fit(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+        key = max((key for some in keys for key in some), key=lambda name: separation(-features[name], is_train))
+        return lambda other: -other[key]
+
+    return fit
+
+
+def above_expected(features: Features, is_train: NDArray[np.bool_]) -> Callable[[Features], Array]:
+    """How far |eps|_4 lies below the 5% quantile of held-out images of the same properties (arXiv 2312.05140)."""
+    t = max(TIMESTEPS, key=lambda t: separation(-features[f"eps_4@{t}"], is_train))
+    names = sorted(name for name in features if name.startswith("property_"))
+    properties = Standardised.of(stacked(features, names))
+    regressor = QuantileRegressor(quantile=0.05, alpha=0.0, solver="highs")
+    regressor.fit(properties.z[~is_train], features[f"eps_4@{t}"][~is_train])
+
+    def score(other: Features) -> Array:
+        z = (stacked(other, names) - properties.means) / properties.scales
+        return np.asarray(regressor.predict(z)) - other[f"eps_4@{t}"]
+
+    return score
+
+
+def norms(t: int) -> list[str]:
+    return [f"eps_norm@{t}", f"eps_4@{t}"]
+
+
+def bands(t: int) -> list[str]:
+    return [f"band_{band}@{t}" for band in range(N_BANDS)]
+
+
 def fused_features(k: int, t: int) -> list[str]:
-    return [f"growth_{k}@{t}", f"eps_norm@{t}", f"eps_4@{t}", f"tangent_{k}@{t}", f"cosine_{k}@{t}"]
+    return [f"growth_{k}@{t}", *norms(t), f"tangent_{k}@{t}", f"cosine_{k}@{t}"]
+
+
+def residual_features(t: int) -> list[str]:
+    return [f"growth_residual@{t}", *norms(t), f"tangent_residual@{t}", f"cosine_residual@{t}"]
+
+
+PAIRS, ORDERED = list(combinations(TIMESTEPS, 2)), list(permutations(TIMESTEPS, 2))
 
 
 METHODS: dict[str, tuple[int, Fit]] = {
     **{name: (n, fixed(name)) for name, n in BASELINE_EVALUATIONS.items()},
     "eps_norm": (1, best_timestep("eps_norm", -1.0)),
     "SimA (|eps|_4)": (1, best_timestep("eps_4", -1.0)),
+    "SimA, low-passed (FreMIA)": (1, low_pass([[f"lowpass_{kept}@{t}" for kept in CUTOFFS] for t in TIMESTEPS])),
+    "loss, low-passed (FreMIA)": (1, low_pass([[f"loss_lowpass_{kept}" for kept in CUTOFFS]])),
+    "SimA above its quantile": (1, above_expected),
+    "eps and bands": (1, logistic([norms(t) + bands(t) for t in TIMESTEPS])),
     "growth, K = 1": (2, best_timestep("growth_1", 1.0)),
     "growth, along the residual": (2, best_timestep("growth_residual", 1.0)),
     "DIME, 2": (2, dime_of(1)),
     "fused, K = 1": (2, logistic([fused_features(1, t) for t in TIMESTEPS])),
-    "eps at two timesteps": (
-        2,
-        logistic(
-            [
-                [f"{name}@{t}" for t in (first, second) for name in ("eps_norm", "eps_4")]
-                for i, first in enumerate(TIMESTEPS)
-                for second in TIMESTEPS[i + 1 :]
-            ]
-        ),
+    "fused, along the residual": (2, logistic([residual_features(t) for t in TIMESTEPS])),
+    "fused and bands, K = 1": (2, logistic([fused_features(1, t) + bands(t) for t in TIMESTEPS])),
+    "fused and bands, along the residual": (2, logistic([residual_features(t) + bands(t) for t in TIMESTEPS])),
+    "eps at two timesteps": (2, logistic([norms(t) + norms(u) for t, u in PAIRS])),
+    "eps and bands at two timesteps": (2, logistic([norms(t) + bands(t) + norms(u) + bands(u) for t, u in PAIRS])),
+    "fused, and eps at a second timestep": (3, logistic([fused_features(1, t) + norms(u) for t, u in ORDERED])),
+    "the same and bands": (
+        3,
+        logistic([fused_features(1, t) + bands(t) + norms(u) + bands(u) for t, u in ORDERED]),
     ),
     "fused_norms": (2, fused_norms),
     "growth, K = 10": (11, best_timestep("growth_10", 1.0)),
     "DIME, 11": (11, dime_of(10)),
     "fused, K = 10": (11, logistic([fused_features(10, t) for t in TIMESTEPS])),
+    "fused and bands, K = 10": (11, logistic([fused_features(10, t) + bands(t) for t in TIMESTEPS])),
     "growth, K = 30": (31, best_timestep("growth_30", 1.0)),
     "DIME, 31": (31, dime_of(30)),
     "fused, K = 30": (31, logistic([fused_features(30, t) for t in TIMESTEPS])),
+    "fused and bands, K = 30": (31, logistic([fused_features(30, t) + bands(t) for t in TIMESTEPS])),
 }
 
 
@@ -281,7 +355,8 @@ def judged(name: str) -> list[dict[str, Any]]:
             for key, reference in references.items()
         }
         trained, held_out = scores[is_train], scores[~is_train]
-        area, rate = auc_interval(trained, held_out), true_positive_rate(trained, held_out, 0.01)
+        area = auc_interval(trained, held_out)
+        rate, rare = (true_positive_rate(trained, held_out, level) for level in (0.01, 0.001))
         repeated = copies > 1
         rows.append(
             {
@@ -296,6 +371,8 @@ def judged(name: str) -> list[dict[str, Any]]:
                 **{f"minus_{key}_interval_95": paired and paired.interval_95 for key, paired in against.items()},
                 "tpr_at_1_percent": rate.value,
                 "tpr_interval_95": rate.interval_95,
+                "tpr_at_01_percent": rare.value,
+                "tpr_01_interval_95": rare.interval_95,
                 "auc_repeated": auc(trained[repeated], trained[~repeated])
                 if 0 < repeated.sum() < len(copies)
                 else None,
