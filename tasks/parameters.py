@@ -5,13 +5,30 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from latentprint.tasks.datasets.decoding import MAX_PIXELS
 from latentprint.tasks.datasets.fitting import Fit, Fitting, Mode, Resample
-from latentprint.tasks.diffusion.names import BASELINE_NAMES, ESTIMATORS, BaselineName, EstimatorName, Grid, Precision
+from latentprint.tasks.diffusion.names import (
+    ALONG_EPS,
+    BASELINE_NAMES,
+    ESTIMATORS,
+    Axis,
+    BaselineName,
+    EstimatorName,
+    Grid,
+    Precision,
+)
 from latentprint.tasks.evidence.embeddings import EmbeddingName
 
 
@@ -56,6 +73,11 @@ class ScoreParameters(Parameters):
     """What is computed for each image. These, the manifest and the checkpoint make the run's identity."""
 
     axes: int = Field(1, ge=1, description="number of axes K; 1: growth along one axis, a directional derivative")
+    axis: Axis = Field(
+        "random",
+        description="which way the axis points. random: drawn, as in the paper; eps: along the noise predicted at the "
+        "image, for --axes 1: nothing is drawn, the same two network evaluations",
+    )
     steps: int = Field(1, ge=1, description="number of ODE steps N")
     timestep: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
@@ -107,6 +129,22 @@ class ScoreParameters(Parameters):
     def _from_text(cls, value: object) -> object:
         names = _split(value)
         return BASELINE_NAMES if names == ("all",) else names
+
+    @model_validator(mode="after")
+    def _one_axis_along_eps(self) -> Self:
+        if self.axis == "eps" and (self.axes, self.repeats) != (1, 1):
+            raise ValueError("--axis eps is one axis and not drawn: leave out --axes and --repeats")
+        if self.axis == "eps" and self.estimator not in ALONG_EPS:
+            raise ValueError(f"--axis eps goes with --estimator {', '.join(ALONG_EPS)}, not {self.estimator}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default_axis(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A random axis goes unsaid, as in runs from before there was a choice: they stay the same runs."""
+        fields: dict[str, Any] = serialised(self)
+        if self.axis == "random":
+            fields.pop("axis", None)
+        return fields
 
     def at(self, timestep: int) -> Self:
         """The same from another timestep."""

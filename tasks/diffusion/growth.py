@@ -28,13 +28,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from latentprint.tasks.diffusion.denoiser import EpsModel, wide
-from latentprint.tasks.diffusion.names import ESTIMATORS, Estimator, EstimatorName
+from latentprint.tasks.diffusion.names import ALONG_EPS, ESTIMATORS, Estimator, EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, rademacher
 from latentprint.tasks.diffusion.probability_flow import invert
 from latentprint.tasks.diffusion.schedule import Schedule, Step, ascending_timesteps, reverse_mean_step, steps_along
@@ -63,7 +63,7 @@ def log_growth(
     x: Tensor,
     schedule: Schedule,
     *,
-    axes: Tensor | None = None,
+    axes: Tensor | Literal["eps"] | None = None,
     n_axes: int | None = None,
     generators: Sequence[torch.Generator] | None = None,
     n_steps: int = 1,
@@ -81,6 +81,7 @@ def log_growth(
         schedule: which grid to step along.
         axes: initial directions (B, K, C, H, W), any length, linearly independent; orthonormalised here. For ``trace``
             the probes, as they are: independent, E[z z'] = I (Rademacher or Gaussian). ``exact`` takes all d axes.
+            "eps": one axis, along the noise predicted at the image in the first step; nothing is drawn.
         n_axes: K, to draw the axes here instead: Gaussian; Rademacher for ``trace``.
         generators: one an image, for ``n_axes``: noise belongs to the image (:mod:`latentprint.tasks.diffusion.noise`).
         n_steps: N, of ``stride`` timesteps each, from timestep ``start``.
@@ -88,7 +89,8 @@ def log_growth(
         max_batch: most images (for the exact tangents: tangents) in one network call.
 
     The state is kept in float64 around a network in its own dtype. Cost: N (K + 1) network evaluations an image
-    (``exact``: K = d); an exact tangent takes up to twice the time of an evaluation. Call under ``torch.no_grad``
+    (``exact``: K = d; "eps" with exact tangents: one more); an exact tangent takes up to twice the time of an
+    evaluation. Call under ``torch.no_grad``
     or ``torch.inference_mode``.
 
     Example: data N(0, s^2 I) have a known best denoiser, eps(x) = sigma x / (alpha^2 s^2 + sigma^2), and a known flow.
@@ -123,14 +125,22 @@ def log_growth(
     if chosen.has_delta:
         require_resolvable(eps_model, x, delta)
         pushforward = partial(difference_quotients, delta=delta)
-    state = wide(x)
+    state, steps = wide(x), steps_along(schedule, ascending_timesteps(schedule, n_steps, start, stride))
+    known: dict[str, Tensor] = {}
+    if isinstance(axes, str):
+        if chosen.name not in ALONG_EPS:
+            raise ValueError(f"the estimator '{chosen.name}' takes no axis along eps: use {', '.join(ALONG_EPS)}")
+        base = torch.cat([eps_model(some, steps[0].conditioning) for some in state.split(max_batch or len(state))])
+        axes = _along(base)
+        known = {"base": base} if chosen.has_delta else {}
     neighbourhood = _neighbourhood(chosen, state, axes, n_axes, generators)
     first: list[Tensor] = []
     growth: list[Tensor] = []
     errors: list[Tensor] = []
-    for step in steps_along(schedule, ascending_timesteps(schedule, n_steps, start, stride)):
+    for step in steps:
         directions = neighbourhood.directions
-        eps, tangents = pushforward(eps_model, state, step.conditioning, directions, max_batch=max_batch)
+        eps, tangents = pushforward(eps_model, state, step.conditioning, directions, max_batch=max_batch, **known)
+        known = {}
         growth.append(neighbourhood.advance(step, tangents))
         errors.append(neighbourhood.standard_error())
         state = step.a * state + step.b * eps
@@ -232,6 +242,15 @@ def _neighbourhood(
     if estimator.name == "trace":
         return _Probes(directions)
     return _Parallelepiped(directions, by_edges=estimator.name == "edge")
+
+
+def _along(eps: Tensor) -> Tensor:
+    """Axes (B, 1, C, H, W) along ``eps``; the first pixel's where it is zero or not finite, so is its growth then."""
+    lengths = torch.linalg.vector_norm(eps.flatten(1), dim=1)
+    first = torch.zeros_like(eps)
+    first.flatten(1)[:, 0] = 1.0
+    has_direction = (torch.isfinite(lengths) & (lengths > 0.0)).view(-1, *[1] * (eps.ndim - 1))
+    return torch.where(has_direction, eps, first)[:, None]
 
 
 def _directions(axes: Tensor, state: Tensor) -> Tensor:

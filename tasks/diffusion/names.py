@@ -39,6 +39,12 @@ ESTIMATORS: dict[EstimatorName, Estimator] = {
     "exact": Estimator("exact", takes_all_axes=True),
 }
 
+ALONG_EPS: tuple[EstimatorName, ...] = ("edge", "volume", "jvp")
+"""Those whose axis can be the predicted noise."""
+
+Axis = Literal["random", "eps"]
+"""Which way the axes point at first."""
+
 Grid = Literal["ddim", "continuous"]
 """What is stepped along: the checkpoint's own schedule, or the paper's."""
 

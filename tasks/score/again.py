@@ -82,7 +82,7 @@ def settings(scored: ScoreParameters, dimension: int) -> dict[str, ScoreParamete
     """
     found: dict[str, dict[str, Any]] = {}
     estimator = ESTIMATORS[scored.estimator]
-    if not estimator.takes_all_axes:
+    if not estimator.takes_all_axes and scored.axis == "random":
         found["other_seed"] = {"seed": scored.seed + 1}
     if estimator.has_delta:
         found["other_delta"] = {"delta": _other_delta(scored, dimension)}

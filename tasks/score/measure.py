@@ -75,13 +75,15 @@ def _measure(
     x = model.encode(from_pixels(torch.from_numpy(pixels)).to(model.device))
     generators = [generator_for(parameters.seed, content_hash) for content_hash in content_hashes]
     spent = model.denoiser.n_evaluations
+    along: dict[str, Any] = {"n_axes": parameters.axes, "generators": generators}
+    if parameters.axis == "eps":
+        along = {"axes": "eps"}
     growths = [
         log_growth(
             model.denoiser,
             x,
             grid,
-            n_axes=parameters.axes,
-            generators=generators,
+            **along,
             n_steps=parameters.steps,
             start=parameters.timestep,
             stride=parameters.stride,

@@ -15,6 +15,7 @@ from latentprint.tasks.diffusion.growth import log_growth, orthonormalise, rever
 from latentprint.tasks.diffusion.names import EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
 from latentprint.tasks.diffusion.schedule import ContinuousVP, Schedule, steps_along
+from tests.diffusion.networks import unet
 from tests.diffusion.oracles import (
     FiniteData,
     GaussianData,
@@ -471,3 +472,50 @@ def test_an_axis_counts_as_independent_down_to_the_rounding_of_a_rank(height: fl
             grow()
     else:
         assert torch.isfinite(grow()).all()
+
+
+# Along the predicted noise
+
+
+@any_schedule
+@pytest.mark.parametrize("estimator", ALONG_AXES)
+def test_the_axis_along_eps_is_stretched_by_the_step_map(estimator: EstimatorName, schedule: Schedule) -> None:
+    data, x = anisotropic_gaussian(schedule, 9), draw(2, 3, 1, 3, 3)
+    growth = log_growth(data, x, schedule, axes="eps", start=150, n_steps=2, stride=50, estimator=estimator)
+    for i in range(len(x)):
+        moved = data(x[i : i + 1], schedule.conditioning(150)).flatten()
+        moved = moved / torch.linalg.vector_norm(moved)
+        for n, step_map in enumerate(step_maps(data, x[i].flatten(), range(150, 300, 50))):
+            moved = step_map @ moved
+            expected = torch.linalg.vector_norm(moved).log()
+            torch.testing.assert_close(growth.log_growth[i, n], expected, rtol=1e-7, atol=1e-9)
+    assert float(growth.log_growth[:, -1].std()) > 1e-4  # images differ, though no axis is drawn
+
+
+@pytest.mark.parametrize(("estimator", "expected"), [("edge", 2), ("volume", 2), ("jvp", 3)])
+def test_the_axis_along_eps_takes_no_more_evaluations_by_differences(estimator: EstimatorName, expected: int) -> None:
+    denoiser, x = unet(), draw(2, 3, 2, 8, 8)
+    with torch.no_grad():
+        growth = log_growth(denoiser, x, denoiser.schedule, axes="eps", start=20, estimator=estimator, max_batch=2)
+        assert denoiser.n_evaluations == 3 * expected
+        eps = denoiser(x, denoiser.schedule.conditioning(20))
+        named = log_growth(denoiser, x, denoiser.schedule, axes=eps[:, None], start=20, estimator=estimator)
+    torch.testing.assert_close(growth.log_growth, named.log_growth, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(growth.eps, eps, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_without_a_direction_of_eps_harms_no_other() -> None:
+    schedule = linear_ddpm()
+
+    def model(x: Tensor, conditioning: float) -> Tensor:
+        return x * torch.tensor([1.0, math.nan, 0.0]).view(3, 1, 1, 1)[: len(x)]
+
+    growth = log_growth(model, draw(2, 3, 1, 2, 2), schedule, axes="eps", start=20, estimator="jvp")
+    assert torch.isfinite(growth.log_growth[:, 0]).tolist() == [True, False, True]
+    assert float(growth.log_growth[2, 0]) == pytest.approx(math.log(schedule.step(20, 21).a))
+
+
+@pytest.mark.parametrize("estimator", ["trace", "exact"])
+def test_estimators_of_all_dimensions_take_no_axis_along_eps(estimator: EstimatorName) -> None:
+    with pytest.raises(ValueError, match=f"'{estimator}' takes no axis along eps"):
+        ask(axes="eps", estimator=estimator)
