@@ -1,8 +1,11 @@
 """One persistent child process a device, and the pool of them that a flow's threads draw from.
 
-A child is spawned once, loads its model once, and is reused for every shard: orchestration costs a function call over a
+A child is started once, loads its model once, and is reused for every shard: orchestration costs a function call over a
 pipe. A child that is killed takes only the call under way with it; the next call gets a new child. Children end with
 their parent, however it ends.
+
+On the CPU of a Linux machine children are forks of one server process, which has imported torch and diffusers for all
+of them and never uses them itself. A device's driver does not survive a fork: with one, each child starts anew.
 
 The pool travels to task threads in a context variable. Where there is none (a task on a Ray worker), the calling
 process is itself the persistent worker and the function runs right there.
@@ -15,12 +18,15 @@ import os
 import queue
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
@@ -35,7 +41,15 @@ from latentprint.tasks.errors import UserError
 T = TypeVar("T")
 Done = Callable[[int], None]
 """Told how many more images are done."""
+Context = SpawnContext | ForkServerContext
 POLL_SECONDS = 1.0
+PRELOADED = [
+    "latentprint.tasks.score.calibrate",
+    "latentprint.tasks.extract.generate",
+    "diffusers.models.unets.unet_2d",
+    "diffusers.schedulers.scheduling_ddpm",
+]
+"""Modules that take seconds to import."""
 
 
 class WorkerDied(UserError):
@@ -55,8 +69,8 @@ class WorkersClosed(BaseException):
 class DeviceWorker:
     """A child process that runs functions on one device, one at a time."""
 
-    def __init__(self, device: str, threads: int, counter: Synchronized[int]) -> None:
-        self.device, self.threads, self.counter = device, threads, counter
+    def __init__(self, device: str, threads: int, counter: Synchronized[int], context: Context) -> None:
+        self.device, self.threads, self.counter, self.context = device, threads, counter, context
         self._closed = False
         self._executor = self._spawn()
 
@@ -91,8 +105,8 @@ class DeviceWorker:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _spawn(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=_begin_child, initargs=(self.threads, self.counter))
+        state = (self.threads, self.counter, dict(os.environ))
+        return ProcessPoolExecutor(1, self.context, initializer=_begin_child, initargs=state)
 
 
 class WorkerPool:
@@ -100,8 +114,9 @@ class WorkerPool:
 
     def __init__(self, devices: Sequence[str], threads: int) -> None:
         with same_signals_blocked():
-            self.counter: Synchronized[int] = multiprocessing.get_context("spawn").Value("q", 0)
-        self.workers = [DeviceWorker(device, threads, self.counter) for device in devices]
+            context = _context(devices)
+            self.counter: Synchronized[int] = context.Value("q", 0)
+        self.workers = [DeviceWorker(device, threads, self.counter, context) for device in devices]
         self._free: queue.SimpleQueue[DeviceWorker] = queue.SimpleQueue()
         for worker in self.workers:
             self._free.put(worker)
@@ -176,9 +191,21 @@ def _last_words(processes: Sequence[BaseProcess]) -> str:
     return f"{how} (out of memory, or damage to its libraries{limited})"
 
 
-def _begin_child(threads: int, counter: Synchronized[int]) -> None:
+def _context(devices: Sequence[str]) -> Context:
+    """How children of these devices are started."""
+    if sys.platform != "linux" or set(devices) != {"cpu"}:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()  # here, where Ctrl-C is blocked, and in time
+    return context
+
+
+def _begin_child(threads: int, counter: Synchronized[int], environment: dict[str, str]) -> None:
     global _done
     _done = counter
+    os.environ.clear()  # what a fork has is as old as its server
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     torch.set_num_threads(threads)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from typing import Any
 
 import pytest
+import torch
 
 from latentprint.tasks.compute import devices
 from latentprint.tasks.compute.devices import DeviceError, devices_for, threads_for
-from latentprint.tasks.compute.workers import DeviceWorker, WorkersClosed
+from latentprint.tasks.compute.workers import DeviceWorker, Done, WorkerPool, WorkersClosed, _context
 from latentprint.tasks.parameters import ComputeParameters
 
 
@@ -33,8 +35,35 @@ def test_cores_that_are_not_ours_are_not_shared_out(monkeypatch: pytest.MonkeyPa
     assert threads_for(ComputeParameters(threads=7), ["cpu"]) == 7
 
 
+def of_the_child(device: str, done: Done) -> tuple[int, bool, str, str, int]:
+    return os.getppid(), "torch" in sys.modules, os.environ["ADDED"], device, torch.get_num_threads()
+
+
+def test_children_have_the_environment_of_now_and_what_is_imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = set()
+    for value in ("earlier", "later"):
+        monkeypatch.setenv("ADDED", value)
+        pool = WorkerPool(["cpu", "cpu"], 3)
+        try:
+            (parent, has_torch, *rest), other = (worker.run(of_the_child) for worker in pool.workers)
+        finally:
+            pool.close()
+        assert (has_torch, rest) == (True, [value, "cpu", 3])
+        parents |= {parent, other[0]}
+    assert len(parents) == 1
+    assert parents != {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("devices", "method"), [(["cpu"], "forkserver"), (["cuda:0"], "spawn"), (["cpu", "mps"], "spawn")]
+)
+def test_only_where_there_is_no_driver_children_are_forks(devices: list[str], method: str) -> None:
+    assert _context(devices).get_start_method() == method
+
+
 def test_a_call_that_meets_a_pool_just_closed_is_no_failure_of_its_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = DeviceWorker("cpu", 1, multiprocessing.get_context("spawn").Value("q", 0))
+    context = multiprocessing.get_context("spawn")
+    worker = DeviceWorker("cpu", 1, context.Value("q", 0), context)
     worker.close()
     monkeypatch.setattr(worker, "_closed", False)  # as it was when the call began
     submit = worker._executor.submit
