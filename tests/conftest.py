@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from sklearn.datasets import load_digits
 from latentprint.flows.cli.server import configure_environment, prefect_server
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import Trainer, build_unet
+from tests.commands import Commands
 
 torch.set_num_threads(1)
 settings.register_profile("suite", derandomize=True, database=None)  # the same examples every time; leaves no files
@@ -72,14 +72,11 @@ def digit_files(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def latentprint(prefect: None) -> Latentprint:
+def latentprint(prefect: None) -> Iterator[Latentprint]:
     """Runs the command line in a process of its own, against the session's Prefect server."""
-
-    def run(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "latentprint.flows.cli.main", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-
-    return run
+    commands = Commands()
+    yield commands.run
+    commands.close()
 
 
 @pytest.fixture(scope="module")
