@@ -12,37 +12,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from latentprint.tasks.diffusion.checkpoint_files import (
-    LARGEST,
     CheckpointError,
     in_a_line,
     not_loadable,
+    positive,
+    quiet_diffusers,
     read_condition,
     read_config,
     require_modest,
     require_weights,
     sha256_of,
 )
-from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
+from latentprint.tasks.diffusion.denoiser import Denoiser
 from latentprint.tasks.diffusion.names import Grid
-from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
+from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from latentprint.tasks.errors import first_line
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 CONDITION = "condition.npy"
 PIPELINE = "model_index.json"
@@ -53,10 +49,6 @@ LARGEST_OUTPUT = 1e3
 """Root mean square of what a network may predict of unit Gaussian noise; every kind of prediction is of order 1."""
 MOST_DIMENSIONS = 2**28
 """Of what a network diffuses."""
-
-GRID_TOLERANCE = 0.02
-GRID_CHECKED = (20, 100, 200, 500, 999)
-"""Where, and by what share of sigma, a checkpoint's schedule may differ from the continuous grid."""
 
 Shape = tuple[int, int, int]
 """(channels, height, width)"""
@@ -122,27 +114,6 @@ class LoadedModel:
     def of_class(self, label: int | Tensor | None) -> LoadedModel:
         """The same model for images of one class, or each of its own (B,); None for a model that knows no classes."""
         return replace(self, denoiser=self.denoiser.of_class(label))
-
-
-def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
-    """The schedule to step along: the checkpoint's own, or the paper's continuous one.
-
-    The continuous one tells the network 999 t, so it fits those checkpoints only that were trained on 1,000 timesteps
-    of nearly the same noise: diffusers' default, beta linear from 1e-4 to 0.02, is within 1.6% of sigma from t = 20 on.
-
-    Raises:
-        CheckpointError: the checkpoint is none of these.
-    """
-    if name == "ddim":
-        return schedule
-    if isinstance(schedule, FlowMatching):
-        raise CheckpointError("--grid continuous: this is a flow matching model, which has no variance preserving grid")
-    grid = ContinuousVP()
-    if schedule.n_timesteps != grid.n_timesteps or any(
-        abs(grid.sigma(t) / schedule.sigma(t) - 1.0) > GRID_TOLERANCE for t in GRID_CHECKED
-    ):
-        raise CheckpointError("--grid continuous: this checkpoint was trained on another schedule: use --grid ddim")
-    return grid
 
 
 def resolve(model: str) -> Path:
@@ -251,8 +222,8 @@ def state_shape(model: Path) -> Shape:
         )
     path, size = model / "unet" / "config.json", config.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    height, width = (_positive(path, "sample_size", side) for side in sides)
-    shape = _positive(path, "in_channels", config.get("in_channels")), height, width
+    height, width = (positive(path, "sample_size", side) for side in sides)
+    shape = positive(path, "in_channels", config.get("in_channels")), height, width
     if math.prod(shape) > MOST_DIMENSIONS:
         raise CheckpointError(f"{path}: in_channels and sample_size, {shape}, make more than {MOST_DIMENSIONS} numbers")
     return shape
@@ -273,13 +244,13 @@ def image_shape(model: Path) -> Shape:
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise CheckpointError(f"{path}: block_out_channels is {levels!r:.80}; a list of 1 to 8 numbers is needed")
     factor = 2 ** (len(levels) - 1)
-    return _positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
+    return positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
 def n_classes(model: Path) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
     classes = read_config(model, "unet", "config.json").get("num_class_embeds")
-    return None if classes is None else _positive(model / "unet" / "config.json", "num_class_embeds", classes)
+    return None if classes is None else positive(model / "unet" / "config.json", "num_class_embeds", classes)
 
 
 def _autoencoder_part(folder: Path) -> str | None:
@@ -297,7 +268,7 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
     features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
     if features is None:
         return None
-    path, features = folder / CONDITION, _positive(folder / "unet" / "config.json", "cross_attention_dim", features)
+    path, features = folder / CONDITION, positive(folder / "unet" / "config.json", "cross_attention_dim", features)
     if not os.path.lexists(path):
         raise CheckpointError(
             f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
@@ -310,10 +281,10 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """A network of the checkpoint, for evaluation."""
     weights, config = require_weights(folder, part), read_config(folder, part, "config.json")
     kind = getattr(diffusers, str(config.get("_class_name")))
-    with _quiet_diffusers():
+    with quiet_diffusers():
         require_modest(folder, part, kind, config, weights, dtype.itemsize)
     try:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             network, info = kind.from_pretrained(
                 folder,
                 subfolder=part,
@@ -341,79 +312,6 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
                 f"{folder}/{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
             )
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Within, diffusers prints nothing: what is wrong goes into the CheckpointError."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-
-
-def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
-    """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
-
-    Raises:
-        CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_config(folder, "scheduler", "scheduler_config.json")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise CheckpointError(
-            f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
-        )
-    class_name = str(config.get("_class_name"))
-    # nothing but a scheduler: any other attribute of diffusers is code that a config could choose
-    kind: Any = getattr(diffusers.schedulers, class_name, None)
-    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
-    if not is_scheduler:
-        raise CheckpointError(f"{path}: {class_name!r:.80} is not a scheduler of diffusers")
-    _positive(path, "num_train_timesteps", config.get("num_train_timesteps", 1000))
-    try:
-        with _quiet_diffusers():
-            scheduler = kind.from_config(config)
-    except Exception as error:  # each scheduler has its own ways with a setting that it does not know
-        raise CheckpointError(f"{path}: {class_name} does not take it ({in_a_line(error)})") from error
-    if class_name.startswith("FlowMatch"):
-        sigmas = sorted(scheduler.sigmas.double().tolist())
-        _check_signal(path, [1.0 - sigma for sigma in sigmas])
-        return FlowMatching(tuple(sigmas)), "flow"
-    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_cumprod is None or alphas_cumprod.ndim != 1:
-        raise CheckpointError(
-            f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
-        )
-    schedule = DiscreteVP.from_tensor(alphas_cumprod)
-    _check_signal(path, schedule.alphas_cumprod)
-    return schedule, prediction_type
-
-
-def _check_signal(path: Path, signal: Sequence[float]) -> None:
-    """What is left of the image at each timestep, abar_t or 1 - sigma_t, must fall within (0, 1]; at the last it may be
-    0, zero terminal SNR, but not 1, which would be no noise at all.
-
-    Raises:
-        CheckpointError: it does not, or is not finite.
-    """
-    falls = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
-    if not signal or not falls or not 0.0 <= signal[-1] < 1.0:
-        raise CheckpointError(f"{path}: no noise schedule: the signal left must fall from at most 1 towards 0")
-
-
-def _positive(path: Path, name: str, value: object) -> int:
-    """A number of a config.
-
-    Raises:
-        CheckpointError: it is not a positive integer, or beyond reason.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
-    return value
 
 
 def model_files(model: Path) -> list[Path]:

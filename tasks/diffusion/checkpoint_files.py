@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from latentprint.tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
@@ -100,6 +101,17 @@ def _integers(value: object) -> Iterator[int]:
             yield value
         elif isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
+
+
+def positive(path: Path, name: str, value: object) -> int:
+    """A number of a config.
+
+    Raises:
+        CheckpointError: it is not a positive integer, or beyond reason.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
+    return value
 
 
 def require_weights(folder: Path, part: str) -> Weights:
@@ -280,6 +292,17 @@ def sha256_of(files: Iterable[Path], folder: Path) -> str:
         except OSError as error:
             raise unreadable(file, error) from error
     return total.hexdigest()
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Within, diffusers prints nothing: what is wrong goes into the CheckpointError."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -14,10 +14,8 @@ from latentprint.tasks.datasets.holdouts import require_held_out
 from latentprint.tasks.datasets.sources import SourceError, open_source
 from latentprint.tasks.diffusion.checkpoint import (
     LoadedModel,
-    grid_of,
     image_shape,
     load_denoiser,
-    load_schedule,
     require_sane,
     state_shape,
 )
@@ -25,6 +23,7 @@ from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from latentprint.tasks.diffusion.names import ESTIMATORS, BaselineName, Precision
 from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, SideParameters

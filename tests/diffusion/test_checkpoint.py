@@ -26,14 +26,13 @@ from safetensors.torch import load_file, save_file
 from latentprint.tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
-    grid_of,
     image_shape,
     load_denoiser,
-    load_schedule,
     state_shape,
 )
 from latentprint.tasks.diffusion.growth import log_growth
 from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}

@@ -1,0 +1,100 @@
+"""The noise schedule of a checkpoint, from its scheduler's config: no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from latentprint.tasks.diffusion.checkpoint_files import (
+    CheckpointError,
+    in_a_line,
+    positive,
+    quiet_diffusers,
+    read_config,
+)
+from latentprint.tasks.diffusion.denoiser import PredictionType
+from latentprint.tasks.diffusion.names import Grid
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+GRID_TOLERANCE = 0.02
+GRID_CHECKED = (20, 100, 200, 500, 999)
+"""Where, and by what share of sigma, a checkpoint's schedule may differ from the continuous grid."""
+
+
+def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
+    """The schedule to step along: the checkpoint's own, or the paper's continuous one.
+
+    The continuous one tells the network 999 t, so it fits those checkpoints only that were trained on 1,000 timesteps
+    of nearly the same noise: diffusers' default, beta linear from 1e-4 to 0.02, is within 1.6% of sigma from t = 20 on.
+
+    Raises:
+        CheckpointError: the checkpoint is none of these.
+    """
+    if name == "ddim":
+        return schedule
+    if isinstance(schedule, FlowMatching):
+        raise CheckpointError("--grid continuous: this is a flow matching model, which has no variance preserving grid")
+    grid = ContinuousVP()
+    if schedule.n_timesteps != grid.n_timesteps or any(
+        abs(grid.sigma(t) / schedule.sigma(t) - 1.0) > GRID_TOLERANCE for t in GRID_CHECKED
+    ):
+        raise CheckpointError("--grid continuous: this checkpoint was trained on another schedule: use --grid ddim")
+    return grid
+
+
+def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
+    """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
+
+    Raises:
+        CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_config(folder, "scheduler", "scheduler_config.json")
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise CheckpointError(
+            f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
+        )
+    class_name = str(config.get("_class_name"))
+    # nothing but a scheduler: any other attribute of diffusers is code that a config could choose
+    kind: Any = getattr(diffusers.schedulers, class_name, None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not is_scheduler:
+        raise CheckpointError(f"{path}: {class_name!r:.80} is not a scheduler of diffusers")
+    positive(path, "num_train_timesteps", config.get("num_train_timesteps", 1000))
+    try:
+        with quiet_diffusers():
+            scheduler = kind.from_config(config)
+    except Exception as error:  # each scheduler has its own ways with a setting that it does not know
+        raise CheckpointError(f"{path}: {class_name} does not take it ({in_a_line(error)})") from error
+    if class_name.startswith("FlowMatch"):
+        sigmas = sorted(scheduler.sigmas.double().tolist())
+        _check_signal(path, [1.0 - sigma for sigma in sigmas])
+        return FlowMatching(tuple(sigmas)), "flow"
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if alphas_cumprod is None or alphas_cumprod.ndim != 1:
+        raise CheckpointError(
+            f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
+        )
+    schedule = DiscreteVP.from_tensor(alphas_cumprod)
+    _check_signal(path, schedule.alphas_cumprod)
+    return schedule, prediction_type
+
+
+def _check_signal(path: Path, signal: Sequence[float]) -> None:
+    """What is left of the image at each timestep, abar_t or 1 - sigma_t, must fall within (0, 1]; at the last it may be
+    0, zero terminal SNR, but not 1, which would be no noise at all.
+
+    Raises:
+        CheckpointError: it does not, or is not finite.
+    """
+    falls = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
+    if not signal or not falls or not 0.0 <= signal[-1] < 1.0:
+        raise CheckpointError(f"{path}: no noise schedule: the signal left must fall from at most 1 towards 0")
