@@ -18,7 +18,6 @@ from typing import Any
 
 import diffusers
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from latentprint.tasks.diffusion.checkpoint_files import (
@@ -31,17 +30,14 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     read_config,
     require_modest,
     require_weights,
-    sha256_of,
 )
 from latentprint.tasks.diffusion.denoiser import Denoiser
+from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, located, resolve
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule
 from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
-from latentprint.tasks.errors import first_line
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
-CONDITION = "condition.npy"
-PIPELINE = "model_index.json"
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 LARGEST_WEIGHT = 1e6
 """In absolute value. Trained weights lie below some hundreds; such a one leaves float32 no digits for the others."""
@@ -116,43 +112,17 @@ class LoadedModel:
         return replace(self, denoiser=self.denoiser.of_class(label))
 
 
-def resolve(model: str) -> Path:
-    """The folder of a checkpoint: ``model`` itself, or its download if it is a name on the Hugging Face hub.
-
-    Raises:
-        CheckpointError: neither exists.
-    """
-    path = Path(model)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise CheckpointError(f"{model}: cannot be read ({error.strerror})") from error
-    if is_folder:
-        return path
-    if is_there or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"{model}: not a checkpoint folder (a diffusers pipeline with unet/ and scheduler/)")
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", CONDITION]))
-    except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
-        raise CheckpointError(
-            f"{model}: no such folder, and not loadable from the hub ({first_line(error)})"
-        ) from error
+def checkpoint_sha256(model: Path | Checkpoint) -> str:
+    """:meth:`Checkpoint.sha256`."""
+    return located(model).sha256()
 
 
-def checkpoint_sha256(model: Path) -> str:
-    """SHA-256 over the names and bytes of :func:`model_files`.
-
-    Raises:
-        CheckpointError: one of them cannot be read.
-    """
-    return sha256_of(model_files(model), model)
-
-
-def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_denoiser(model: str | Path | Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a checkpoint for evaluation.
 
     Args:
-        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``, perhaps ``vae/``), or its name on the hub.
+        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``, perhaps ``vae/``), or its name on the hub;
+            or one that :func:`latentprint.tasks.diffusion.layout.resolve` found with options.
         device: ``cpu``, ``mps``, ``cuda:0`` ...
         dtype: of the weights and the arithmetic of the network.
 
@@ -160,15 +130,15 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, weights that are not the
             config's, no usable schedule.
     """
-    folder = resolve(model)
-    shape, classes, autoencoder_part = state_shape(folder), n_classes(folder), _autoencoder_part(folder)
-    schedule, prediction_type = load_schedule(folder)
-    module = _load_part(folder, "unet", dtype)
+    checkpoint = model if isinstance(model, Checkpoint) else resolve(str(model))
+    shape, classes, autoencoder_part = state_shape(checkpoint), n_classes(checkpoint), _autoencoder_part(checkpoint)
+    schedule, prediction_type = load_schedule(checkpoint)
+    module = _load_part(checkpoint.network, dtype, checkpoint.variant)
     if module.config["out_channels"] != shape[0]:
         raise CheckpointError(f"{model}: {module.config['out_channels']} output channels for {shape[0]} in")
     module = module.to(device, memory_format=torch.channels_last)
-    network = _Network(module, condition=_condition(folder, module.config))
-    autoencoder = _load_part(folder, autoencoder_part, torch.float32).to(device) if autoencoder_part else None
+    network = _Network(module, condition=_condition(checkpoint, module.config))
+    autoencoder = _load_part(autoencoder_part, torch.float32).to(device) if autoencoder_part else None
     return LoadedModel(
         Denoiser(network, schedule, prediction_type, dtype, torch.channels_last),
         schedule,
@@ -205,13 +175,14 @@ def require_sane(model: LoadedModel) -> None:
         )
 
 
-def state_shape(model: Path) -> Shape:
+def state_shape(model: Path | Checkpoint) -> Shape:
     """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
         CheckpointError: not a pipeline around one of ``NETWORKS``.
     """
-    config = read_config(model, "unet", "config.json")
+    path = located(model).network / CONFIG
+    config = read_config(path)
     if config.get("_class_name") not in NETWORKS:
         raise CheckpointError(
             f"{model}: its unet is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
@@ -220,7 +191,7 @@ def state_shape(model: Path) -> Shape:
         raise CheckpointError(
             f"{model}: its unet takes a second condition ({config['addition_embed_type']!r}), unsupported"
         )
-    path, size = model / "unet" / "config.json", config.get("sample_size")
+    size = config.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     height, width = (positive(path, "sample_size", side) for side in sides)
     shape = positive(path, "in_channels", config.get("in_channels")), height, width
@@ -229,17 +200,17 @@ def state_shape(model: Path) -> Shape:
     return shape
 
 
-def image_shape(model: Path) -> Shape:
+def image_shape(model: Path | Checkpoint) -> Shape:
     """The images that the checkpoint was trained on, from its configs alone.
 
     Raises:
         CheckpointError: as :func:`state_shape`.
     """
     channels, height, width = state_shape(model)
-    part = _autoencoder_part(model)
+    part = _autoencoder_part(located(model))
     if part is None:
         return channels, height, width
-    path, config = model / part / "config.json", read_config(model, part, "config.json")
+    path, config = part / CONFIG, read_config(part / CONFIG)
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise CheckpointError(f"{path}: block_out_channels is {levels!r:.80}; a list of 1 to 8 numbers is needed")
@@ -247,28 +218,31 @@ def image_shape(model: Path) -> Shape:
     return positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
-def n_classes(model: Path) -> int | None:
+def n_classes(model: Path | Checkpoint) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
-    classes = read_config(model, "unet", "config.json").get("num_class_embeds")
-    return None if classes is None else positive(model / "unet" / "config.json", "num_class_embeds", classes)
+    path = located(model).network / CONFIG
+    classes = read_config(path).get("num_class_embeds")
+    return None if classes is None else positive(path, "num_class_embeds", classes)
 
 
-def _autoencoder_part(folder: Path) -> str | None:
-    for part, class_name in AUTOENCODERS.items():
-        if (folder / part).is_dir():
-            found = read_config(folder, part, "config.json").get("_class_name")
+def _autoencoder_part(checkpoint: Checkpoint) -> Path | None:
+    for name, class_name in AUTOENCODERS.items():
+        part = checkpoint.pipeline / name
+        if part.is_dir():
+            found = read_config(part / CONFIG).get("_class_name")
             if found != class_name:
-                raise CheckpointError(f"{folder}/{part}: a {found!r}; {class_name} is needed")
+                raise CheckpointError(f"{part}: a {found!r}; {class_name} is needed")
             return part
     return None
 
 
-def _condition(folder: Path, config: Any) -> Tensor | None:
+def _condition(checkpoint: Checkpoint, config: Any) -> Tensor | None:
     """Encoder states (tokens, features) of a network with cross attention."""
     features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
     if features is None:
         return None
-    path, features = folder / CONDITION, positive(folder / "unet" / "config.json", "cross_attention_dim", features)
+    path = checkpoint.condition
+    features = positive(checkpoint.network / CONFIG, "cross_attention_dim", features)
     if not os.path.lexists(path):
         raise CheckpointError(
             f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
@@ -277,24 +251,24 @@ def _condition(folder: Path, config: Any) -> Tensor | None:
     return read_condition(path, features)
 
 
-def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+def _load_part(part: Path, dtype: torch.dtype, variant: str = "") -> Any:
     """A network of the checkpoint, for evaluation."""
-    weights, config = require_weights(folder, part), read_config(folder, part, "config.json")
+    weights, config = require_weights(part, variant), read_config(part / CONFIG)
     kind = getattr(diffusers, str(config.get("_class_name")))
     with quiet_diffusers():
-        require_modest(folder, part, kind, config, weights, dtype.itemsize)
+        require_modest(part, kind, config, weights, dtype.itemsize)
     try:
         with quiet_diffusers():
             network, info = kind.from_pretrained(
-                folder,
-                subfolder=part,
+                part,
+                variant=weights.variant or None,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
                 torch_dtype=dtype,
             )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
-        raise not_loadable(folder / part, error) from error
+        raise not_loadable(part, error) from error
     for keys, what in (
         ("missing_keys", "weights are missing"),
         ("mismatched_keys", "weights of another shape than its config's"),
@@ -302,23 +276,13 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     ):
         if info.get(keys):
             first = repr(min(map(str, info[keys])))[:200]
-            raise CheckpointError(f"{folder}/{part}: {what}, {first} first: wrong config?")
+            raise CheckpointError(f"{part}: {what}, {first} first: wrong config?")
     for name, weight in network.named_parameters():
         largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
         if not math.isfinite(largest):
-            raise CheckpointError(f"{folder}/{part}: {name} holds NaN or infinite weights")
+            raise CheckpointError(f"{part}: {name} holds NaN or infinite weights")
         if largest > LARGEST_WEIGHT:
             raise CheckpointError(
-                f"{folder}/{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
+                f"{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
             )
     return network.eval().requires_grad_(False)
-
-
-def model_files(model: Path) -> list[Path]:
-    """The files that define the model: configs and safetensors of its parts, the condition, and the pipeline's index.
-
-    Nothing else is read to score or to sample: weights lie in their part's own folder.
-    """
-    files = [p for part in ("unet", "scheduler", "vae", "vqvae") for p in sorted((model / part).glob("*"))]
-    beside = [model / name for name in (CONDITION, PIPELINE) if os.path.lexists(model / name)]
-    return [p for p in files if p.suffix in (".json", ".safetensors")] + beside

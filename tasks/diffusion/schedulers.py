@@ -18,6 +18,7 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     read_config,
 )
 from latentprint.tasks.diffusion.denoiser import PredictionType
+from latentprint.tasks.diffusion.layout import SCHEDULER_CONFIG, Checkpoint, located
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
 
@@ -49,19 +50,23 @@ def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
     return grid
 
 
-def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
+def load_schedule(model: Path | Checkpoint) -> tuple[TrainedSchedule, PredictionType]:
     """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
 
     Raises:
         CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_config(folder, "scheduler", "scheduler_config.json")
+    checkpoint = located(model)
+    path = checkpoint.scheduler
+    if path is None:
+        raise CheckpointError(
+            f"{model}: no scheduler/{SCHEDULER_CONFIG} with the network or one level up: name the folder of the noise "
+            "schedule that it was trained with, --scheduler FOLDER"
+        )
+    config = read_config(path)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
-        raise CheckpointError(
-            f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
-        )
+        raise CheckpointError(f"{path.parent}: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}")
     class_name = str(config.get("_class_name"))
     # nothing but a scheduler: any other attribute of diffusers is code that a config could choose
     kind: Any = getattr(diffusers.schedulers, class_name, None)
@@ -81,7 +86,7 @@ def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
     if alphas_cumprod is None or alphas_cumprod.ndim != 1:
         raise CheckpointError(
-            f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
+            f"{path.parent}: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
         )
     schedule = DiscreteVP.from_tensor(alphas_cumprod)
     _check_signal(path, schedule.alphas_cumprod)
