@@ -1,7 +1,8 @@
 """Loading a trained model: a diffusers checkpoint (local folder or hub name) as an eps adapter with its schedule.
 
-    unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, given ``condition.npy``
-                 (tokens, features) from the checkpoint's folder, and refused without it
+    unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, told a text by its own
+                 text_encoder/, or ``condition.npy`` (tokens, features) from the checkpoint's folder
+    transformer/ DiTTransformer2DModel, class-conditional
     scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), or flow matching
     vae/ vqvae/  an autoencoder: the model is scored in its latent space, on scaled latents of the images
 
@@ -11,7 +12,6 @@ Only safetensors are read; a checkpoint that holds its weights as a pickle is re
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,19 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     not_loadable,
     positive,
     quiet_diffusers,
-    read_condition,
     read_config,
     require_modest,
     require_weights,
 )
+from latentprint.tasks.diffusion.conditions import condition_of
 from latentprint.tasks.diffusion.denoiser import Denoiser
 from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, located, resolve
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule
 from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+DIT = "DiTTransformer2DModel"
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", DIT)
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 LARGEST_WEIGHT = 1e6
 """In absolute value. Trained weights lie below some hundreds; such a one leaves float32 no digits for the others."""
@@ -57,6 +58,9 @@ class _Network:
     module: Any
     condition: Tensor | None = None
     """Encoder states (tokens, features), for a network with cross attention."""
+    n_channels: int | None = None
+    """Of the prediction. A network that learned its variance (Nichol & Dhariwal 2021, arXiv 2102.09672) has as many
+    again, after these, for the variance, which no ODE needs."""
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         given: dict[str, Tensor] = {}
@@ -65,7 +69,7 @@ class _Network:
         if self.condition is not None:
             given["encoder_hidden_states"] = self.condition.to(x).expand(len(x), -1, -1)
         output: Tensor = self.module(x, t, **given).sample
-        return output
+        return output[:, : self.n_channels]
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,13 @@ def load_denoiser(model: str | Path | Checkpoint, device: str, dtype: torch.dtyp
     checkpoint = model if isinstance(model, Checkpoint) else resolve(str(model))
     shape, classes, autoencoder_part = state_shape(checkpoint), n_classes(checkpoint), _autoencoder_part(checkpoint)
     schedule, prediction_type = load_schedule(checkpoint)
+    config = read_config(checkpoint.network / CONFIG)
     module = _load_part(checkpoint.network, dtype, checkpoint.variant)
-    if module.config["out_channels"] != shape[0]:
-        raise CheckpointError(f"{model}: {module.config['out_channels']} output channels for {shape[0]} in")
+    out = module.config["out_channels"] or shape[0]
+    if out not in (shape[0], 2 * shape[0]):
+        raise CheckpointError(f"{model}: {out} output channels for {shape[0]} in")
     module = module.to(device, memory_format=torch.channels_last)
-    network = _Network(module, condition=_condition(checkpoint, module.config))
+    network = _Network(module, condition_of(checkpoint, config), shape[0])
     autoencoder = _load_part(autoencoder_part, torch.float32).to(device) if autoencoder_part else None
     return LoadedModel(
         Denoiser(network, schedule, prediction_type, dtype, torch.channels_last),
@@ -183,9 +189,9 @@ def state_shape(model: Path | Checkpoint) -> Shape:
     """
     path = located(model).network / CONFIG
     config = read_config(path)
-    if config.get("_class_name") not in NETWORKS:
+    if _network_class(config) not in NETWORKS:
         raise CheckpointError(
-            f"{model}: its unet is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
+            f"{model}: its network is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
         )
     if config.get("addition_embed_type"):
         raise CheckpointError(
@@ -221,8 +227,15 @@ def image_shape(model: Path | Checkpoint) -> Shape:
 def n_classes(model: Path | Checkpoint) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
     path = located(model).network / CONFIG
-    classes = read_config(path).get("num_class_embeds")
-    return None if classes is None else positive(path, "num_class_embeds", classes)
+    config = read_config(path)
+    name = "num_embeds_ada_norm" if _network_class(config) == DIT else "num_class_embeds"
+    return None if config.get(name) is None else positive(path, name, config[name])
+
+
+def _network_class(config: dict[str, Any]) -> str:
+    """The first DiT pipelines name their network as the class that it was a case of."""
+    name = str(config.get("_class_name"))
+    return DIT if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero" else name
 
 
 def _autoencoder_part(checkpoint: Checkpoint) -> Path | None:
@@ -236,25 +249,10 @@ def _autoencoder_part(checkpoint: Checkpoint) -> Path | None:
     return None
 
 
-def _condition(checkpoint: Checkpoint, config: Any) -> Tensor | None:
-    """Encoder states (tokens, features) of a network with cross attention."""
-    features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
-    if features is None:
-        return None
-    path = checkpoint.condition
-    features = positive(checkpoint.network / CONFIG, "cross_attention_dim", features)
-    if not os.path.lexists(path):
-        raise CheckpointError(
-            f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
-            f"(tokens, {features}); those of the empty prompt for unconditional use"
-        )
-    return read_condition(path, features)
-
-
 def _load_part(part: Path, dtype: torch.dtype, variant: str = "") -> Any:
     """A network of the checkpoint, for evaluation."""
     weights, config = require_weights(part, variant), read_config(part / CONFIG)
-    kind = getattr(diffusers, str(config.get("_class_name")))
+    kind = getattr(diffusers, _network_class(config))
     with quiet_diffusers():
         require_modest(part, kind, config, weights, dtype.itemsize)
     try:

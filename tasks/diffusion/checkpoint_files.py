@@ -50,7 +50,7 @@ LARGEST_CONDITION = 2**28
 SLACK = 4
 """By which factor a config may imply more weights than are there before it is refused unbuilt."""
 
-WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+WEIGHTS_FILE = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 MOST_AXES = 16

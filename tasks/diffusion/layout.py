@@ -54,6 +54,13 @@ class Checkpoint:
         return self.network if self.scheduler == self.network / SCHEDULER_CONFIG else self.network.parent
 
     @property
+    def tells_text(self) -> bool:
+        """The network is told a text, by the pipeline's text encoder. States that lie there ready are preferred to the
+        empty text."""
+        has_encoder = os.path.lexists(self.pipeline / "text_encoder" / CONFIG)
+        return has_encoder and (bool(self.prompt) or not os.path.lexists(self.condition))
+
+    @property
     def condition(self) -> Path:
         return self.pipeline / CONDITION
 
@@ -84,9 +91,16 @@ class Checkpoint:
 
     def choices(self) -> list[str]:
         """What was chosen where the folder leaves a choice, in sentences."""
+        choices = []
         if self.network.name == EMA and (self.network.parent / "unet" / CONFIG).exists():
-            return [f"The averaged weights in {EMA}/ are scored, not those in unet/."]
-        return []
+            choices.append(f"The averaged weights in {EMA}/ are scored, not those in unet/.")
+        if self.tells_text and self.prompt:
+            choices.append(f"The model is told the text {self.prompt!r}.")
+        elif self.tells_text:
+            choices.append("The model is told the empty text; --prompt gives another.")
+        elif os.path.lexists(self.condition):
+            choices.append(f"The model is told the states in {CONDITION}.")
+        return choices
 
 
 def _read_of(folder: Path) -> dict[str, Path]:
