@@ -3,7 +3,8 @@
     unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, told a text by its own
                  text_encoder/, or ``condition.npy`` (tokens, features) from the checkpoint's folder
     transformer/ DiTTransformer2DModel, class-conditional
-    scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), or flow matching
+    scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), flow matching, or variance
+                 exploding (score-based, EDM)
     vae/ vqvae/  an autoencoder: the model is scored in its latent space, on scaled latents of the images
 
 Only safetensors are read; a checkpoint that holds its weights as a pickle is refused.
@@ -31,10 +32,10 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     require_weights,
 )
 from latentprint.tasks.diffusion.conditions import condition_of
-from latentprint.tasks.diffusion.denoiser import Denoiser
+from latentprint.tasks.diffusion.denoiser import Denoiser, wide
 from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, located, resolve
 from latentprint.tasks.diffusion.names import Grid
-from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule
+from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule, VarianceExploding
 from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 
 DIT = "DiTTransformer2DModel"
@@ -164,11 +165,11 @@ def require_sane(model: LoadedModel) -> None:
     """
     noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
     conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
-    t = torch.full((1,), conditioning, device=model.device)
-    labels = (torch.zeros(1, dtype=torch.long, device=model.device),) if model.n_classes else ()
+    denoiser = model.denoiser.of_class(0 if model.n_classes else None)
+    predicts = denoiser if isinstance(model.schedule, VarianceExploding) else denoiser.output
     try:
         with torch.inference_mode():
-            output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+            output = wide(predicts(noise.to(model.device), conditioning))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # diffusers builds a network of settings that it fails on when it is called
