@@ -15,7 +15,7 @@ from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.holdouts import named_sources
-from latentprint.tasks.diffusion.layout import Checkpoint, resolve
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import check_inputs, check_parameters, check_sampler
 from latentprint.tasks.parameters import (
     ComputeParameters,
@@ -32,7 +32,7 @@ from latentprint.tasks.store.software import software
 
 @task(name="check-inputs")
 def check_inputs_task(
-    model: Checkpoint,
+    model: Source,
     sources: dict[str, str],
     scoring: ScoreParameters,
     sharding: ShardParameters,

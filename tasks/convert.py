@@ -23,6 +23,7 @@ from torch import Tensor
 from latentprint.tasks.bounded import open_regular
 from latentprint.tasks.diffusion.checkpoint import load_denoiser, require_sane
 from latentprint.tasks.diffusion.checkpoint_files import PICKLED, CheckpointError, free_memory, in_a_line, unreadable
+from latentprint.tasks.diffusion.code_model import CodeModel
 from latentprint.tasks.diffusion.layout import CONDITION, CONFIG, OTHER_PARTS, PIPELINE, SCHEDULER_CONFIG, resolve
 
 NAMES = re.compile(r"(diffusion_pytorch_model|pytorch_model)((?:\.\w+)?(?:-\d+-of-\d+)?)\.bin")
@@ -47,6 +48,8 @@ def convert(source: str, out: Path, scheduler: str = "") -> dict[str, Any]:
     if path.is_file() and path.suffix in (*PICKLED, ".safetensors"):
         raise CheckpointError(f"{source}: {NO_PIPELINE}")
     checkpoint = resolve(source, scheduler)
+    if isinstance(checkpoint, CodeModel):
+        raise CheckpointError(f"{source}: code that builds a model, no folder")
     if not (checkpoint.network / CONFIG).exists() and any(file.suffix in PICKLED for file in path.glob("*")):
         raise CheckpointError(f"{source}: {NO_PIPELINE}")
     if os.path.lexists(out):

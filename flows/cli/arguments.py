@@ -83,7 +83,8 @@ SOURCE_HELP = (
 Model = Annotated[
     str,
     typer.Option(
-        help="Diffusers model: a pipeline's folder, a checkpoint of a training, unet/ alone, or a name on the hub."
+        help="Model: a pipeline's folder, a checkpoint of a training, unet/ alone, a name on the hub, or "
+        "MODULE:FUNCTION, which imports and runs your own code that builds the model."
     ),
 ]
 Train = Annotated[str, typer.Option(help=SOURCE_HELP)]

@@ -10,7 +10,8 @@ from typing import Any
 
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.diffusion.layout import Checkpoint, resolve
+from latentprint.tasks.diffusion.code_model import require_consent
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
 from latentprint.tasks.parameters import ModelParameters
@@ -20,9 +21,7 @@ logger = logging.getLogger("latentprint")
 
 
 @lru_cache(maxsize=1)
-def loaded_model(
-    model: Path | Checkpoint, expected_sha256: str, device: str, precision: Precision = "fp32"
-) -> LoadedModel:
+def loaded_model(model: Path | Source, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
     """The checkpoint on a device, kept for the next call.
 
     Raises:
@@ -34,7 +33,7 @@ def loaded_model(
     return load_denoiser(model, device, DTYPES[precision])
 
 
-def scored_model(directory: RunDirectory) -> tuple[Checkpoint, str]:
+def scored_model(directory: RunDirectory) -> tuple[Source, str]:
     """The checkpoint that the run was scored with, and its hash.
 
     Raises:
@@ -44,6 +43,7 @@ def scored_model(directory: RunDirectory) -> tuple[Checkpoint, str]:
     record = directory.read_record()
     if "model" not in record:
         raise RunError(f"{directory.path}: not scored yet; do that first with 'latentprint score'")
+    require_consent(record["model"], directory.path)
     model = resolve(record["model"], **ModelParameters.model_validate(record.get("loading", {})).model_dump())
     checksum = str(record["scoring"]["checkpoint_sha256"])
     if model.sha256() != checksum:
@@ -51,7 +51,7 @@ def scored_model(directory: RunDirectory) -> tuple[Checkpoint, str]:
     return model, checksum
 
 
-def record_loading(directory: RunDirectory, model: Checkpoint, loading: ModelParameters) -> None:
+def record_loading(directory: RunDirectory, model: Source, loading: ModelParameters) -> None:
     """Say in ``run.json`` how the model is read and what was chosen, where either is not the default."""
     notes: dict[str, Any] = {}
     if loading != ModelParameters():

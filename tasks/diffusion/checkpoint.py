@@ -31,9 +31,10 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     require_modest,
     require_weights,
 )
+from latentprint.tasks.diffusion.code_model import CodeModel, build, described
 from latentprint.tasks.diffusion.conditions import condition_of
 from latentprint.tasks.diffusion.denoiser import Denoiser, wide
-from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, located, resolve
+from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, Source, located, resolve
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule, VarianceExploding
 from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
@@ -117,12 +118,12 @@ class LoadedModel:
         return replace(self, denoiser=self.denoiser.of_class(label))
 
 
-def checkpoint_sha256(model: Path | Checkpoint) -> str:
-    """:meth:`Checkpoint.sha256`."""
-    return located(model).sha256()
+def checkpoint_sha256(model: Path | Source) -> str:
+    """:meth:`Checkpoint.sha256`, or of code that builds a model :meth:`CodeModel.sha256`."""
+    return model.sha256() if isinstance(model, CodeModel) else located(model).sha256()
 
 
-def load_denoiser(model: str | Path | Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_denoiser(model: str | Path | Source, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a checkpoint for evaluation.
 
     Args:
@@ -135,7 +136,9 @@ def load_denoiser(model: str | Path | Checkpoint, device: str, dtype: torch.dtyp
         CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, weights that are not the
             config's, no usable schedule.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else resolve(str(model))
+    checkpoint = model if isinstance(model, Checkpoint | CodeModel) else resolve(str(model))
+    if isinstance(checkpoint, CodeModel):
+        return _of_code(checkpoint, device, dtype)
     shape, classes, autoencoder_part = state_shape(checkpoint), n_classes(checkpoint), _autoencoder_part(checkpoint)
     schedule, prediction_type = load_schedule(checkpoint)
     config = read_config(checkpoint.network / CONFIG)
@@ -156,6 +159,20 @@ def load_denoiser(model: str | Path | Checkpoint, device: str, dtype: torch.dtyp
     )
 
 
+def _of_code(model: CodeModel, device: str, dtype: torch.dtype) -> LoadedModel:
+    known, network = described(model), build(model).network
+    if isinstance(network, torch.nn.Module):
+        network = network.to(device, dtype).eval().requires_grad_(False)
+
+    def evaluate(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        output: Any = network(x, t, *labels)
+        found: Tensor = output if isinstance(output, Tensor) else output.sample
+        return found
+
+    denoiser = Denoiser(evaluate, known.schedule, known.prediction_type, dtype)
+    return LoadedModel(denoiser, known.schedule, known.state_shape, known.n_classes, torch.device(device))
+
+
 def require_sane(model: LoadedModel) -> None:
     """Does the network predict anything of noise? One evaluation, at the last timestep.
 
@@ -174,6 +191,8 @@ def require_sane(model: LoadedModel) -> None:
         raise
     except Exception as error:  # diffusers builds a network of settings that it fails on when it is called
         raise CheckpointError(f"its network cannot be evaluated ({in_a_line(error)}): put its config back") from error
+    if output.shape != noise.shape:
+        raise CheckpointError(f"its network makes {tuple(output.shape)} of a state {tuple(noise.shape)}: wrong shape")
     size = float(output.square().mean().sqrt())
     if not size <= LARGEST_OUTPUT:
         raise CheckpointError(
@@ -182,12 +201,14 @@ def require_sane(model: LoadedModel) -> None:
         )
 
 
-def state_shape(model: Path | Checkpoint) -> Shape:
+def state_shape(model: Path | Source) -> Shape:
     """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
         CheckpointError: not a pipeline around one of ``NETWORKS``.
     """
+    if isinstance(model, CodeModel):
+        return described(model).state_shape
     path = located(model).network / CONFIG
     config = read_config(path)
     if _network_class(config) not in NETWORKS:
@@ -207,14 +228,14 @@ def state_shape(model: Path | Checkpoint) -> Shape:
     return shape
 
 
-def image_shape(model: Path | Checkpoint) -> Shape:
+def image_shape(model: Path | Source) -> Shape:
     """The images that the checkpoint was trained on, from its configs alone.
 
     Raises:
         CheckpointError: as :func:`state_shape`.
     """
     channels, height, width = state_shape(model)
-    part = _autoencoder_part(located(model))
+    part = None if isinstance(model, CodeModel) else _autoencoder_part(located(model))
     if part is None:
         return channels, height, width
     path, config = part / CONFIG, read_config(part / CONFIG)
@@ -225,8 +246,10 @@ def image_shape(model: Path | Checkpoint) -> Shape:
     return positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
-def n_classes(model: Path | Checkpoint) -> int | None:
+def n_classes(model: Path | Source) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
+    if isinstance(model, CodeModel):
+        return described(model).n_classes
     path = located(model).network / CONFIG
     config = read_config(path)
     name = "num_embeds_ada_norm" if _network_class(config) == DIT else "num_class_embeds"

@@ -15,8 +15,9 @@ import re
 import resource
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,13 @@ def positive(path: Path, name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
         raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
     return value
+
+
+def falls(signal: Sequence[float]) -> bool:
+    """Is this what can be left of an image, timestep by timestep: falling within (0, 1]; at the last it may be 0, but
+    not 1, which would be no noise at all?"""
+    ordered = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
+    return bool(signal) and ordered and 0.0 <= signal[-1] < 1.0
 
 
 def require_weights(part: Path, variant: str = "") -> Weights:

@@ -43,6 +43,8 @@ class Denoiser:
 
     On a variance exploding schedule, with y = x / alpha = x_0 + s eps:
 
+        epsilon:       eps = f(y, s)
+        sample:        eps = (y - f(y, s)) / s
         score:         eps = -s/2 f((y + 1) / 2, s/2)       of pixels in [0, 1] (arXiv 2011.13456)
         edm:           eps = (s y / r - c f(y / r, ln(s) / 4)) / r,   r^2 = s^2 + c^2,   c = sigma_data
                        which is (y - D) / s of the denoiser D = c^2 y / r^2 + s c f / r (arXiv 2206.00364, table 1)
@@ -110,6 +112,10 @@ class Denoiser:
 
     def _of_exploding(self, schedule: VarianceExploding, x: Tensor, s: float) -> Tensor:
         y = x / schedule.scales(s)[0]
+        if self.prediction_type == "epsilon":
+            return self.output(y, s)
+        if self.prediction_type == "sample":
+            return (y - self.output(y, s)) / s
         if self.prediction_type == "score":
             return -s / 2 * self.output((y + 1) / 2, s / 2)
         r, sign = math.hypot(s, schedule.sigma_data), -1.0 if self.prediction_type == "edm_v_prediction" else 1.0

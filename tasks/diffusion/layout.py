@@ -18,6 +18,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError, sha256_of
+from latentprint.tasks.diffusion.code_model import NAME, CodeModel, named
 from latentprint.tasks.errors import first_line
 
 CONDITION = "condition.npy"
@@ -110,6 +111,10 @@ def _read_of(folder: Path) -> dict[str, Path]:
     return {name: p for name, p in own.items() if p.suffix in (".json", ".safetensors") or name == "merges.txt"}
 
 
+Source = Checkpoint | CodeModel
+"""Where a model comes from."""
+
+
 def located(model: Path | Checkpoint) -> Checkpoint:
     """A checkpoint; a folder alone stands for the one in it, read without options."""
     return model if isinstance(model, Checkpoint) else locate(model)
@@ -156,8 +161,8 @@ def _require_one(folder: Path) -> None:
         )
 
 
-def resolve(model: str, scheduler: str = "", variant: str = "", prompt: str = "") -> Checkpoint:
-    """The checkpoint that ``model`` names: a folder, or a download if it is a name on the Hugging Face hub.
+def resolve(model: str, scheduler: str = "", variant: str = "", prompt: str = "") -> Source:
+    """What ``model`` names: a folder, code ``module:function``, or a download if it is a name on the Hugging Face hub.
 
     Args:
         scheduler: folder or file of the noise schedule, where it does not lie with the network.
@@ -167,6 +172,10 @@ def resolve(model: str, scheduler: str = "", variant: str = "", prompt: str = ""
     Raises:
         CheckpointError: neither exists.
     """
+    if NAME.fullmatch(model) and not os.path.lexists(model):
+        if options := [name for name in (scheduler, variant, prompt) if name]:
+            raise CheckpointError(f"{model}: code that builds a model takes no option {options[0]!r:.80}")
+        return named(model)
     return locate(_folder(model), scheduler, variant, prompt)
 
 

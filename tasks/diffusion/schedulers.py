@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from latentprint.tasks.diffusion.checkpoint_files import (
     LARGEST,
     CheckpointError,
+    falls,
     in_a_line,
     positive,
     quiet_diffusers,
     read_config,
 )
+from latentprint.tasks.diffusion.code_model import CodeModel, described
 from latentprint.tasks.diffusion.denoiser import PredictionType
-from latentprint.tasks.diffusion.layout import SCHEDULER_CONFIG, Checkpoint, located
+from latentprint.tasks.diffusion.layout import SCHEDULER_CONFIG, Source, located
 from latentprint.tasks.diffusion.names import Grid
 from latentprint.tasks.diffusion.schedule import (
     ContinuousVP,
@@ -67,14 +68,15 @@ def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
     return grid
 
 
-def load_schedule(model: Path | Checkpoint) -> tuple[TrainedSchedule, PredictionType]:
+def load_schedule(model: Path | Source) -> tuple[TrainedSchedule, PredictionType]:
     """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
 
     Raises:
         CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
     """
-    checkpoint = located(model)
-    path = checkpoint.scheduler
+    if isinstance(model, CodeModel):
+        return described(model).schedule, described(model).prediction_type
+    path = located(model).scheduler
     if path is None:
         raise CheckpointError(
             f"{model}: no scheduler/{SCHEDULER_CONFIG} with the network or one level up: name the folder of the noise "
@@ -161,6 +163,5 @@ def _check_signal(path: Path, signal: Sequence[float]) -> None:
     Raises:
         CheckpointError: it does not, or is not finite.
     """
-    falls = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
-    if not signal or not falls or not 0.0 <= signal[-1] < 1.0:
+    if not falls(signal):
         raise CheckpointError(f"{path}: no noise schedule: the signal left must fall from at most 1 towards 0")

@@ -20,7 +20,7 @@ from latentprint.tasks.diffusion.checkpoint import (
     state_shape,
 )
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.diffusion.layout import Checkpoint
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from latentprint.tasks.diffusion.names import ESTIMATORS, BaselineName, Precision
 from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
@@ -42,7 +42,7 @@ class ParametersError(UserError):
 PREPARE = "bring them to it as in training, with --size, --fit, --resample and --colour"
 
 
-def check_inputs(model: Checkpoint, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
+def check_inputs(model: Source, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
     """Does the checkpoint load, with its weights, and does the first usable image of each source fit it?
 
     Args:
@@ -66,7 +66,7 @@ def check_inputs(model: Checkpoint, sources: dict[str, str], fitting: Fitting = 
             )
 
 
-def require_loadable(model: Checkpoint) -> LoadedModel:
+def require_loadable(model: Source) -> LoadedModel:
     """The checkpoint on the CPU, once it has predicted something.
 
     Raises:
@@ -80,7 +80,7 @@ def require_loadable(model: Checkpoint) -> LoadedModel:
     return loaded
 
 
-def check_parameters(model: Checkpoint, parameters: ScoreParameters) -> None:
+def check_parameters(model: Source, parameters: ScoreParameters) -> None:
     """Do the axes fit into the image, the steps into the schedule, and can the baselines be computed?
 
     Raises:
@@ -130,7 +130,7 @@ def _check_baseline(
         raise ParametersError(f"--baselines {name}: {reason}; leave it out with this model and precision") from error
 
 
-def check_sampler(model: Checkpoint, parameters: ExtractParameters | SideParameters) -> None:
+def check_sampler(model: Source, parameters: ExtractParameters | SideParameters) -> None:
     """Has the checkpoint's schedule as many timesteps as the sampler takes steps?
 
     Raises:
@@ -155,7 +155,7 @@ def _timesteps_in_words(schedule: Schedule) -> str:
     return f"the checkpoint's schedule has {schedule.n_timesteps} timesteps{of_these}"
 
 
-def check_manifest(manifest: Path, model: Checkpoint) -> None:
+def check_manifest(manifest: Path, model: Source) -> None:
     """Does every image of the manifest fit the checkpoint?
 
     Raises:

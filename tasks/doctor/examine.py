@@ -19,7 +19,7 @@ from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import image_shape
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.diffusion.layout import Checkpoint, resolve
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import (
     ParametersError,
     check_parameters,
@@ -102,7 +102,7 @@ def _checkpoint(patient: Patient) -> Check:
     return Check("checkpoint", "ok", finding, values=dict(zip(("channels", "height", "width"), takes, strict=True)))
 
 
-def _parameters(patient: Patient, checkpoint: Checkpoint) -> Check:
+def _parameters(patient: Patient, checkpoint: Source) -> Check:
     scoring = patient.scoring
     try:
         check_parameters(checkpoint, scoring)
