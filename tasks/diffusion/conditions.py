@@ -70,8 +70,11 @@ def text_states(pipeline: Path, text: str) -> Tensor:
     weights = require_weights(part)
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise CheckpointError(f"{part}: texts need the package transformers: pip install transformers") from error
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     try:
         with quiet_diffusers(), torch.inference_mode():
             tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer", local_files_only=True)
