@@ -15,11 +15,12 @@ from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.holdouts import named_sources
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import check_inputs, check_parameters, check_sampler
 from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
+    ModelParameters,
     ScoreParameters,
     ShardParameters,
     ValidityParameters,
@@ -31,7 +32,7 @@ from latentprint.tasks.store.software import software
 
 @task(name="check-inputs")
 def check_inputs_task(
-    model: Path,
+    model: Source,
     sources: dict[str, str],
     scoring: ScoreParameters,
     sharding: ShardParameters,
@@ -57,6 +58,7 @@ def audit(
     reuse: Path | None = None,
     validity: ValidityParameters = ValidityParameters(),
     before: Path | None = None,
+    loading: ModelParameters = ModelParameters(),
 ) -> dict[str, Any]:
     """Audit a checkpoint against its training images; a killed run continues where it stopped. Returns the headline.
 
@@ -67,15 +69,16 @@ def audit(
     directory = RunDirectory(run)
     begin = time.monotonic()
     sources = named_sources(train, holdout)
-    folder = resolve(model)
-    identity = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
-    check_inputs_task(folder, sources, scoring, sharding, extraction)
+    checkpoint = resolve(model, **loading.model_dump())
+    identity = {"checkpoint_sha256": checkpoint.sha256(), "parameters": scoring.model_dump(mode="json")}
+    check_inputs_task(checkpoint, sources, scoring, sharding, extraction)
     for other in filter(None, (reuse, before)):
         RunDirectory(other).read_record()
     with directory.lock():
         shard(run, train, holdout, sharding, reuse)
         sharded = time.monotonic()
-        score(run, model, scoring, compute, reuse if reuse and has_scores(reuse, identity) else None, validity)
+        known = reuse if reuse and has_scores(reuse, identity) else None
+        score(run, model, scoring, compute, known, validity, loading)
         scored = time.monotonic()
         directory.update_record(
             software=software(), timings={"shard_seconds": sharded - begin, "score_seconds": scored - sharded}

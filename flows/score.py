@@ -11,11 +11,12 @@ from pathlib import Path
 from prefect import flow
 
 from latentprint.tasks.compute.groups import done_alone
+from latentprint.tasks.compute.models import record_loading
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
+from latentprint.tasks.diffusion.layout import resolve
 from latentprint.tasks.doctor.checks import check_manifest, check_parameters
-from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
+from latentprint.tasks.parameters import ComputeParameters, ModelParameters, ScoreParameters, ValidityParameters
 from latentprint.tasks.score.again import n_scored_again, validity_jobs
 from latentprint.tasks.score.calibrate import adopt_calibration, calibrated, plan_calibration
 from latentprint.tasks.score.job import Scoring, ShardJob
@@ -42,6 +43,7 @@ def score(
     compute: ComputeParameters = ComputeParameters(),
     reuse: Path | None = None,
     validity: ValidityParameters = ValidityParameters(),
+    loading: ModelParameters = ModelParameters(),
 ) -> str:
     """Write a part for each shard that has no valid one yet, and score some images again; returns the run id.
 
@@ -54,22 +56,23 @@ def score(
         WorkerDied: each that scores images again.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
-    directory, folder = RunDirectory(run), resolve(model)
-    check_parameters(folder, parameters)
-    checksum = checkpoint_sha256(folder)
+    directory, checkpoint = RunDirectory(run), resolve(model, **loading.model_dump())
+    check_parameters(checkpoint, parameters)
+    checksum = checkpoint.sha256()
     claimed = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
     with directory.lock():
         directory.claim("scoring", claimed)
-        check_manifest(directory.manifest, folder)
+        check_manifest(directory.manifest, checkpoint)
         record = directory.read_record()
         run_id = digest({"manifest": record["manifest_digest"], **claimed})
         directory.update_record(run_id=run_id, model=model, compute=compute.model_dump(mode="json"))
+        record_loading(directory, checkpoint, loading)
         require_known(directory, "scores/", "validity/")
         discard_damaged_parts(directory, directory.scores, directory.validity)
         directory.reusable.unlink(missing_ok=True)
         other = RunDirectory(reuse) if reuse else None
         shards, written = shard_names(directory.manifest), read_checksums(directory)
-        scoring = Scoring(run, folder, checksum, parameters, compute.batch_size)
+        scoring = Scoring(run, checkpoint, checksum, parameters, compute.batch_size)
         if other:
             adopt_calibration(scoring, other)
         planned = plan_calibration(scoring)

@@ -13,8 +13,15 @@ from prefect.types.entrypoint import EntrypointType
 
 from latentprint.flows.audit import audit, check_inputs_task
 from latentprint.tasks.datasets.holdouts import named_sources
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
-from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.diffusion.layout import resolve
+from latentprint.tasks.parameters import (
+    ComputeParameters,
+    ExtractParameters,
+    ModelParameters,
+    Parameters,
+    ScoreParameters,
+    ShardParameters,
+)
 from latentprint.tasks.store.reuse import newest_scored
 
 
@@ -28,13 +35,14 @@ def scheduled_audit(
     compute: ComputeParameters = ComputeParameters(),
     sharding: ShardParameters = ShardParameters(),
     extraction: ExtractParameters | None = None,
+    loading: ModelParameters = ModelParameters(),
 ) -> dict[str, Any]:
     """Audit into ``runs``/<scheduled time, UTC>; returns the headline. Started again, the same run continues."""
     run = runs / f"{flow_run.scheduled_start_time:%Y-%m-%dT%H%M%SZ}"
     parameters = scoring.model_dump(mode="json")
-    known = {"checkpoint_sha256": checkpoint_sha256(resolve(model)), "parameters": parameters}
+    known = {"checkpoint_sha256": resolve(model, **loading.model_dump()).sha256(), "parameters": parameters}
     reuse = newest_scored(runs, known, other_than=run)
-    return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse)
+    return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse, loading=loading)
 
 
 def serve(
@@ -47,6 +55,7 @@ def serve(
     compute: ComputeParameters,
     sharding: ShardParameters,
     extraction: ExtractParameters | None,
+    loading: ModelParameters,
 ) -> None:
     """Register the deployment ``scheduled-audit/latentprint`` and start its runs when they are due, until stopped.
 
@@ -55,9 +64,15 @@ def serve(
     """
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
     sources = named_sources(train, holdout)
-    check_inputs_task.fn(resolve(model), sources, scoring, sharding, extraction)
+    check_inputs_task.fn(resolve(model, **loading.model_dump()), sources, scoring, sharding, extraction)
     parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
-    options = {"scoring": scoring, "compute": compute, "sharding": sharding, "extraction": extraction}
+    options: dict[str, Parameters | None] = {
+        "scoring": scoring,
+        "compute": compute,
+        "sharding": sharding,
+        "extraction": extraction,
+    }
+    options["loading"] = loading
     scheduled_audit.serve(
         name="latentprint",
         cron=cron,

@@ -12,7 +12,7 @@ from latentprint.tasks.compute.groups import grouped
 from latentprint.tasks.compute.models import scored_model
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
-from latentprint.tasks.diffusion.checkpoint import load_schedule
+from latentprint.tasks.diffusion.schedulers import load_schedule
 from latentprint.tasks.doctor.checks import check_parameters
 from latentprint.tasks.parameters import ComputeParameters, SweepParameters
 from latentprint.tasks.score.job import Scoring

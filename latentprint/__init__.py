@@ -22,7 +22,8 @@ A limit that a checkpoint must keep::
     verdict.outcome                         # pass, fail, waived or inconclusive
 
 The method alone, for researchers: :func:`log_growth` of images under a :class:`Denoiser`. Its network is yours, on a
-:class:`DiscreteVP` noise schedule, or it comes from a checkpoint by :func:`load_denoiser`.
+:class:`DiscreteVP` noise schedule, or it comes from a checkpoint by :func:`load_denoiser`. A whole audit takes any
+network too: ``model="my_module:load"`` runs your function, which returns a :class:`Model`.
 
 What a caller can mend is a :class:`UserError`, one line that says how. A parameter out of its bounds is pydantic's
 ``ValidationError``. The same functions are on the command line: ``latentprint --help``.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from latentprint.runs import Run, audit, gate, open_run
     from latentprint.tasks import parameters
     from latentprint.tasks.diffusion.checkpoint import load_denoiser
+    from latentprint.tasks.diffusion.code_model import Model
     from latentprint.tasks.diffusion.denoiser import Denoiser
     from latentprint.tasks.diffusion.growth import log_growth
     from latentprint.tasks.diffusion.schedule import DiscreteVP
@@ -49,6 +51,7 @@ __all__ = [
     "Denoiser",
     "DiscreteVP",
     "Limits",
+    "Model",
     "Run",
     "UserError",
     "__version__",
@@ -65,6 +68,7 @@ if not TYPE_CHECKING:  # a type checker would take a module's __getattr__ for an
         "Denoiser": "latentprint.tasks.diffusion.denoiser:Denoiser",
         "DiscreteVP": "latentprint.tasks.diffusion.schedule:DiscreteVP",
         "Limits": "latentprint.tasks.gate.decide:Limits",
+        "Model": "latentprint.tasks.diffusion.code_model:Model",
         "Run": "latentprint.runs:Run",
         "UserError": "latentprint.tasks.errors:UserError",
         "audit": "latentprint.runs:audit",

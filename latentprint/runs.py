@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latentprint.tasks.parameters import (
         ComputeParameters,
         ExtractParameters,
+        ModelParameters,
         ScoreParameters,
         ShardParameters,
         ValidityParameters,
@@ -182,6 +183,7 @@ def audit(
     compute: ComputeParameters | None = None,
     reuse: Location | None = None,
     before: Location | None = None,
+    loading: ModelParameters | None = None,
 ) -> Run:
     """Audit a checkpoint against its training images, as ``latentprint audit`` does, and open the run.
 
@@ -201,6 +203,7 @@ def audit(
         compute: where and how fast.
         reuse: a run whose shards and scores are taken over where they are the same.
         before: the run of the model before its training set was cleaned.
+        loading: which files of the model's folder are read.
 
     Raises:
         UserError: an input cannot be used, or what came out fails a check; the message says what to do.
@@ -208,7 +211,13 @@ def audit(
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker process imports the script
         raise RunError('latentprint.audit needs a script that calls it below if __name__ == "__main__":')
     from latentprint.flows.cli.server import configure_environment, prefect_server
-    from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters, ValidityParameters
+    from latentprint.tasks.parameters import (
+        ComputeParameters,
+        ModelParameters,
+        ScoreParameters,
+        ShardParameters,
+        ValidityParameters,
+    )
 
     with ExitStack() as stack:
         stack.enter_context(_environment_restored())
@@ -229,6 +238,7 @@ def audit(
             None if reuse is None else _local(reuse, without_images=True),
             validity or ValidityParameters(),
             None if before is None else _local(before),
+            loading or ModelParameters(),
         )
     return Run(run)
 

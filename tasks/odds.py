@@ -122,7 +122,7 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
         QueryError: the chosen images are not the run's, or the query that chooses them is refused or wrong.
     """
     directory = RunDirectory(run)
-    model = load_denoiser(str(scored_model(directory)[0]), device)
+    model = load_denoiser(scored_model(directory)[0], device)
     require_timesteps(model.schedule, parameters.steps)
     if parameters.chains >= parameters.prior:
         raise ParametersError(f"--chains {parameters.chains}: fewer than --prior {parameters.prior} are needed")

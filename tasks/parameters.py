@@ -38,6 +38,22 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ModelParameters(Parameters):
+    """Which files of the model's folder are read, where it leaves a choice; they are part of the checkpoint's hash."""
+
+    scheduler: str = Field(
+        "", description="folder or file of the noise schedule, for a network alone; empty: with the network or one up"
+    )
+    variant: str = Field(
+        "",
+        pattern=r"^\w*$",
+        description="variant of the weights files, such as fp16; empty: files without one, or the only ones there",
+    )
+    prompt: str = Field(
+        "", max_length=10_000, description="text that a text-conditional model is told; empty: the empty prompt"
+    )
+
+
 class ShardParameters(Parameters):
     """How images become WebDataset shards; what is done to them to fit the model must be what was done in training."""
 

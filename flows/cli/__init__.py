@@ -1,5 +1,6 @@
 """The subcommands of ``latentprint``, each a thin layer over a flow."""
 
+from latentprint.flows.cli import convert as conversion
 from latentprint.flows.cli import curate as hygiene
 from latentprint.flows.cli import gate as verdicts
 from latentprint.flows.cli import pipeline, studies
@@ -7,4 +8,4 @@ from latentprint.flows.cli import publish as integrations  # as in --help
 from latentprint.flows.cli import sql as questions
 from latentprint.flows.cli.arguments import app
 
-__all__ = ["app", "hygiene", "integrations", "pipeline", "questions", "studies", "verdicts"]
+__all__ = ["app", "conversion", "hygiene", "integrations", "pipeline", "questions", "studies", "verdicts"]

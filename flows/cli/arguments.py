@@ -15,6 +15,7 @@ import typer
 
 from latentprint import __version__
 from latentprint.tasks.pages.formats import harmless
+from latentprint.tasks.parameters import ModelParameters
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,13 @@ SOURCE_HELP = (
     "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
     "MNIST idx(.gz), or an s3:// URL of these."
 )
-Model = Annotated[str, typer.Option(help="Diffusers checkpoint: a DDPMPipeline folder, or a name on the hub.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Model: a pipeline's folder, a checkpoint of a training, unet/ alone, a name on the hub, or "
+        "MODULE:FUNCTION, which imports and runs your own code that builds the model."
+    ),
+]
 Train = Annotated[str, typer.Option(help=SOURCE_HELP)]
 Holdout = Annotated[
     list[str] | None,
@@ -143,7 +150,12 @@ Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu, mp
 Threads = Annotated[int, typer.Option(help="Torch threads on a CPU; 0: all cores.")]
 
 
-def require_there(*runs: Path | None, model: str | None = None, sources: Iterable[str] = ()) -> None:
+def require_there(
+    *runs: Path | None,
+    model: str | None = None,
+    loading: ModelParameters = ModelParameters(),
+    sources: Iterable[str] = (),
+) -> None:
     """Look for what a command names, before its imports and its server take seconds: call it first.
 
     Raises:
@@ -157,9 +169,9 @@ def require_there(*runs: Path | None, model: str | None = None, sources: Iterabl
     for location in sources:
         open_source(location)
     if model is not None:
-        from latentprint.tasks.diffusion.checkpoint import resolve  # with torch
+        from latentprint.tasks.diffusion.layout import resolve  # with torch
 
-        resolve(model)
+        resolve(model, **loading.model_dump())
 
 
 def sources_of(train: str, holdout: list[str] | None) -> Iterable[str]:

@@ -29,6 +29,7 @@ from latentprint.flows.cli.server import prefect_server
 from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
+    ModelParameters,
     ScoreParameters,
     ShardParameters,
     TrainParameters,
@@ -61,6 +62,7 @@ def demo(out: Out = Path("runs/demo"), as_json: AsJson = False) -> None:
 def doctor(
     model: Model,
     train: Train,
+    loading: ModelParameters,
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
@@ -86,7 +88,8 @@ def doctor(
 
     extraction = ExtractParameters(samples=extract) if extract else None
     sources = named_sources(train, holdout)
-    result = examine(Patient(model, sources, scoring, compute, out, sharding, extraction, validity, reuse, before))
+    options = scoring, compute, out, sharding, extraction, validity, reuse, before
+    result = examine(Patient(model, sources, *options, loading=loading))
     if as_json:
         show(result, as_json)
     else:
@@ -101,6 +104,7 @@ def audit(
     model: Model,
     train: Train,
     out: Out,
+    loading: ModelParameters,
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
@@ -115,13 +119,14 @@ def audit(
 
     Example: latentprint audit --model my-ddpm --train photos/ --holdout unseen/ --out runs/first
     """
-    require_there(reuse, before, model=model, sources=sources_of(train, holdout))
+    require_there(reuse, before, model=model, loading=loading, sources=sources_of(train, holdout))
     from latentprint.flows.audit import audit as flow
     from latentprint.flows.report import lines
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server():
-        headline = flow(model, train, out, holdout, scoring, compute, sharding, extraction, reuse, validity, before)
+        options = holdout, scoring, compute, sharding, extraction, reuse, validity, before, loading
+        headline = flow(model, train, out, *options)
     show(headline, as_json, *lines(headline))
 
 
@@ -131,6 +136,7 @@ def serve(
     model: Model,
     train: Train,
     runs: Annotated[Path, typer.Option(help="Folder for the runs. Each run directory is named by its scheduled time.")],
+    loading: ModelParameters,
     scoring: ScoreParameters,
     compute: ComputeParameters,
     sharding: ShardParameters,
@@ -142,12 +148,12 @@ def serve(
 
     Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
     """
-    require_there(model=model, sources=sources_of(train, holdout))
+    require_there(model=model, loading=loading, sources=sources_of(train, holdout))
     from latentprint.flows.serve import serve as wait_and_run
 
     extraction = ExtractParameters(samples=extract) if extract else None
     with prefect_server(scheduler=True):
-        wait_and_run(cron, model, train, runs, holdout, scoring, compute, sharding, extraction)
+        wait_and_run(cron, model, train, runs, holdout, scoring, compute, sharding, extraction, loading)
 
 
 @command
@@ -170,6 +176,7 @@ def shard(train: Train, out: Out, sharding: ShardParameters, holdout: Holdout = 
 def score(
     run: Run,
     model: Model,
+    loading: ModelParameters,
     scoring: ScoreParameters,
     compute: ComputeParameters,
     validity: ValidityParameters,
@@ -177,11 +184,11 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score every distinct image of a sharded run."""
-    require_there(run, reuse, model=model)
+    require_there(run, reuse, model=model, loading=loading)
     from latentprint.flows.score import score as flow
 
     with prefect_server():
-        run_id = flow(run, model, scoring, compute, reuse, validity)
+        run_id = flow(run, model, scoring, compute, reuse, validity, loading)
     show({"run": str(run), "run_id": run_id}, as_json, f"{run}: scored, run id {run_id}")
 
 

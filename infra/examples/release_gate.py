@@ -26,7 +26,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from latentprint.flows.audit import audit
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, model_files
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
+from latentprint.tasks.diffusion.layout import located
 from latentprint.tasks.gate.decide import GateVerdict, Limits
 from latentprint.tasks.gate.judge import gate
 from latentprint.tasks.gate.write import markdown
@@ -65,8 +66,8 @@ def publish(model: Path, released: Path, audited_sha256: str) -> Path:
     released.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(mkdtemp(prefix=f".{released.name}.", dir=released.parent))
     try:
-        for file in model_files(model):
-            copy = aside / file.relative_to(model)
+        for name, file in located(model).files().items():
+            copy = aside / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             if any(path.is_symlink() for path in (file, file.parent, model)):
                 raise Blocked(f"{file} is a link, or lies behind one: release from a folder of regular files")
@@ -85,7 +86,7 @@ def is_whole_release(folder: Path, audited_sha256: str) -> bool:
     there = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     if not folder.is_dir() or any(path.is_symlink() for path in there):
         return False
-    return there == set(model_files(folder)) and checkpoint_sha256(folder) == audited_sha256
+    return there == set(located(folder).files().values()) and checkpoint_sha256(folder) == audited_sha256
 
 
 @flow(name="release", flow_run_name="release {model}")

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser, resolve
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.code_model import require_consent
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
+from latentprint.tasks.parameters import ModelParameters
 from latentprint.tasks.store.run import RunDirectory, RunError
+
+logger = logging.getLogger("latentprint")
 
 
 @lru_cache(maxsize=1)
-def loaded_model(folder: Path, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
+def loaded_model(model: Path | Source, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
     """The checkpoint on a device, kept for the next call.
 
     Raises:
         CheckpointError: it is not the one with which the run began.
     """
-    if checkpoint_sha256(folder) != expected_sha256:
-        raise CheckpointError(f"{folder} changed since the run began: put it back, or start another run")
+    if checkpoint_sha256(model) != expected_sha256:
+        raise CheckpointError(f"{model} changed since the run began: put it back, or start another run")
     set_precision(precision)
-    return load_denoiser(str(folder), device, DTYPES[precision])
+    return load_denoiser(model, device, DTYPES[precision])
 
 
-def scored_model(directory: RunDirectory) -> tuple[Path, str]:
+def scored_model(directory: RunDirectory) -> tuple[Source, str]:
     """The checkpoint that the run was scored with, and its hash.
 
     Raises:
@@ -37,10 +43,25 @@ def scored_model(directory: RunDirectory) -> tuple[Path, str]:
     record = directory.read_record()
     if "model" not in record:
         raise RunError(f"{directory.path}: not scored yet; do that first with 'latentprint score'")
-    model, checksum = resolve(record["model"]), str(record["scoring"]["checkpoint_sha256"])
-    if checkpoint_sha256(model) != checksum:
+    require_consent(record["model"], directory.path)
+    model = resolve(record["model"], **ModelParameters.model_validate(record.get("loading", {})).model_dump())
+    checksum = str(record["scoring"]["checkpoint_sha256"])
+    if model.sha256() != checksum:
         raise CheckpointError(f"{model} is not the checkpoint that {directory.path} was scored with: put it back")
     return model, checksum
+
+
+def record_loading(directory: RunDirectory, model: Source, loading: ModelParameters) -> None:
+    """Say in ``run.json`` how the model is read and what was chosen, where either is not the default."""
+    notes: dict[str, Any] = {}
+    if loading != ModelParameters():
+        notes["loading"] = loading.model_dump(mode="json")
+    if choices := model.choices():
+        notes["model_choices"] = choices
+    for choice in choices:
+        logger.warning("%s: %s", model, choice)
+    if notes:
+        directory.update_record(**notes)
 
 
 def training_record(model: Path) -> dict[str, Any]:

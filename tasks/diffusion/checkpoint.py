@@ -1,8 +1,10 @@
 """Loading a trained model: a diffusers checkpoint (local folder or hub name) as an eps adapter with its schedule.
 
-    unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, given ``condition.npy``
-                 (tokens, features) from the checkpoint's folder, and refused without it
-    scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), or flow matching
+    unet/        UNet2DModel, unconditional or class-conditional; UNet2DConditionModel, told a text by its own
+                 text_encoder/, or ``condition.npy`` (tokens, features) from the checkpoint's folder
+    transformer/ DiTTransformer2DModel, class-conditional
+    scheduler/   anything with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver ...), flow matching, or variance
+                 exploding (score-based, EDM)
     vae/ vqvae/  an autoencoder: the model is scored in its latent space, on scaled latents of the images
 
 Only safetensors are read; a checkpoint that holds its weights as a pickle is refused.
@@ -11,41 +13,34 @@ Only safetensors are read; a checkpoint that holds its weights as a pickle is re
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from latentprint.tasks.diffusion.checkpoint_files import (
-    LARGEST,
     CheckpointError,
     in_a_line,
     not_loadable,
-    read_condition,
+    positive,
+    quiet_diffusers,
     read_config,
     require_modest,
     require_weights,
-    sha256_of,
 )
-from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
+from latentprint.tasks.diffusion.code_model import CodeModel, build, described
+from latentprint.tasks.diffusion.conditions import condition_of
+from latentprint.tasks.diffusion.denoiser import Denoiser, wide
+from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint, Source, located, resolve
 from latentprint.tasks.diffusion.names import Grid
-from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, TrainedSchedule
-from latentprint.tasks.errors import first_line
+from latentprint.tasks.diffusion.schedule import Schedule, TrainedSchedule, VarianceExploding
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
-CONDITION = "condition.npy"
-PIPELINE = "model_index.json"
+DIT = "DiTTransformer2DModel"
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", DIT)
 AUTOENCODERS = {"vae": "AutoencoderKL", "vqvae": "VQModel"}
 LARGEST_WEIGHT = 1e6
 """In absolute value. Trained weights lie below some hundreds; such a one leaves float32 no digits for the others."""
@@ -53,10 +48,6 @@ LARGEST_OUTPUT = 1e3
 """Root mean square of what a network may predict of unit Gaussian noise; every kind of prediction is of order 1."""
 MOST_DIMENSIONS = 2**28
 """Of what a network diffuses."""
-
-GRID_TOLERANCE = 0.02
-GRID_CHECKED = (20, 100, 200, 500, 999)
-"""Where, and by what share of sigma, a checkpoint's schedule may differ from the continuous grid."""
 
 Shape = tuple[int, int, int]
 """(channels, height, width)"""
@@ -69,6 +60,9 @@ class _Network:
     module: Any
     condition: Tensor | None = None
     """Encoder states (tokens, features), for a network with cross attention."""
+    n_channels: int | None = None
+    """Of the prediction. A network that learned its variance (Nichol & Dhariwal 2021, arXiv 2102.09672) has as many
+    again, after these, for the variance, which no ODE needs."""
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         given: dict[str, Tensor] = {}
@@ -77,7 +71,7 @@ class _Network:
         if self.condition is not None:
             given["encoder_hidden_states"] = self.condition.to(x).expand(len(x), -1, -1)
         output: Tensor = self.module(x, t, **given).sample
-        return output
+        return output[:, : self.n_channels]
 
 
 @dataclass(frozen=True)
@@ -124,64 +118,17 @@ class LoadedModel:
         return replace(self, denoiser=self.denoiser.of_class(label))
 
 
-def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
-    """The schedule to step along: the checkpoint's own, or the paper's continuous one.
-
-    The continuous one tells the network 999 t, so it fits those checkpoints only that were trained on 1,000 timesteps
-    of nearly the same noise: diffusers' default, beta linear from 1e-4 to 0.02, is within 1.6% of sigma from t = 20 on.
-
-    Raises:
-        CheckpointError: the checkpoint is none of these.
-    """
-    if name == "ddim":
-        return schedule
-    if isinstance(schedule, FlowMatching):
-        raise CheckpointError("--grid continuous: this is a flow matching model, which has no variance preserving grid")
-    grid = ContinuousVP()
-    if schedule.n_timesteps != grid.n_timesteps or any(
-        abs(grid.sigma(t) / schedule.sigma(t) - 1.0) > GRID_TOLERANCE for t in GRID_CHECKED
-    ):
-        raise CheckpointError("--grid continuous: this checkpoint was trained on another schedule: use --grid ddim")
-    return grid
+def checkpoint_sha256(model: Path | Source) -> str:
+    """:meth:`Checkpoint.sha256`, or of code that builds a model :meth:`CodeModel.sha256`."""
+    return model.sha256() if isinstance(model, CodeModel) else located(model).sha256()
 
 
-def resolve(model: str) -> Path:
-    """The folder of a checkpoint: ``model`` itself, or its download if it is a name on the Hugging Face hub.
-
-    Raises:
-        CheckpointError: neither exists.
-    """
-    path = Path(model)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise CheckpointError(f"{model}: cannot be read ({error.strerror})") from error
-    if is_folder:
-        return path
-    if is_there or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"{model}: not a checkpoint folder (a diffusers pipeline with unet/ and scheduler/)")
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", CONDITION]))
-    except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
-        raise CheckpointError(
-            f"{model}: no such folder, and not loadable from the hub ({first_line(error)})"
-        ) from error
-
-
-def checkpoint_sha256(model: Path) -> str:
-    """SHA-256 over the names and bytes of :func:`model_files`.
-
-    Raises:
-        CheckpointError: one of them cannot be read.
-    """
-    return sha256_of(model_files(model), model)
-
-
-def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_denoiser(model: str | Path | Source, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a checkpoint for evaluation.
 
     Args:
-        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``, perhaps ``vae/``), or its name on the hub.
+        model: a ``DDPMPipeline``-like folder (``unet/``, ``scheduler/``, perhaps ``vae/``), or its name on the hub;
+            or one that :func:`latentprint.tasks.diffusion.layout.resolve` found with options.
         device: ``cpu``, ``mps``, ``cuda:0`` ...
         dtype: of the weights and the arithmetic of the network.
 
@@ -189,15 +136,19 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         CheckpointError: not a checkpoint, another architecture, pickled weights, NaN weights, weights that are not the
             config's, no usable schedule.
     """
-    folder = resolve(model)
-    shape, classes, autoencoder_part = state_shape(folder), n_classes(folder), _autoencoder_part(folder)
-    schedule, prediction_type = load_schedule(folder)
-    module = _load_part(folder, "unet", dtype)
-    if module.config["out_channels"] != shape[0]:
-        raise CheckpointError(f"{model}: {module.config['out_channels']} output channels for {shape[0]} in")
+    checkpoint = model if isinstance(model, Checkpoint | CodeModel) else resolve(str(model))
+    if isinstance(checkpoint, CodeModel):
+        return _of_code(checkpoint, device, dtype)
+    shape, classes, autoencoder_part = state_shape(checkpoint), n_classes(checkpoint), _autoencoder_part(checkpoint)
+    schedule, prediction_type = load_schedule(checkpoint)
+    config = read_config(checkpoint.network / CONFIG)
+    module = _load_part(checkpoint.network, dtype, checkpoint.variant)
+    out = module.config["out_channels"] or shape[0]
+    if out not in (shape[0], 2 * shape[0]):
+        raise CheckpointError(f"{model}: {out} output channels for {shape[0]} in")
     module = module.to(device, memory_format=torch.channels_last)
-    network = _Network(module, condition=_condition(folder, module.config))
-    autoencoder = _load_part(folder, autoencoder_part, torch.float32).to(device) if autoencoder_part else None
+    network = _Network(module, condition_of(checkpoint, config), shape[0])
+    autoencoder = _load_part(autoencoder_part, torch.float32).to(device) if autoencoder_part else None
     return LoadedModel(
         Denoiser(network, schedule, prediction_type, dtype, torch.channels_last),
         schedule,
@@ -206,6 +157,20 @@ def load_denoiser(model: str, device: str, dtype: torch.dtype = torch.float32) -
         torch.device(device),
         autoencoder,
     )
+
+
+def _of_code(model: CodeModel, device: str, dtype: torch.dtype) -> LoadedModel:
+    known, network = described(model), build(model).network
+    if isinstance(network, torch.nn.Module):
+        network = network.to(device, dtype).eval().requires_grad_(False)
+
+    def evaluate(x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        output: Any = network(x, t, *labels)
+        found: Tensor = output if isinstance(output, Tensor) else output.sample
+        return found
+
+    denoiser = Denoiser(evaluate, known.schedule, known.prediction_type, dtype)
+    return LoadedModel(denoiser, known.schedule, known.state_shape, known.n_classes, torch.device(device))
 
 
 def require_sane(model: LoadedModel) -> None:
@@ -217,15 +182,17 @@ def require_sane(model: LoadedModel) -> None:
     """
     noise = torch.randn((1, *model.state_shape), generator=torch.Generator().manual_seed(0))
     conditioning = model.schedule.conditioning(model.schedule.n_timesteps - 1)
-    t = torch.full((1,), conditioning, device=model.device)
-    labels = (torch.zeros(1, dtype=torch.long, device=model.device),) if model.n_classes else ()
+    denoiser = model.denoiser.of_class(0 if model.n_classes else None)
+    predicts = denoiser if isinstance(model.schedule, VarianceExploding) else denoiser.output
     try:
         with torch.inference_mode():
-            output = model.denoiser.network(noise.to(model.device, model.denoiser.dtype), t, *labels).double()
+            output = wide(predicts(noise.to(model.device), conditioning))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # diffusers builds a network of settings that it fails on when it is called
         raise CheckpointError(f"its network cannot be evaluated ({in_a_line(error)}): put its config back") from error
+    if output.shape != noise.shape:
+        raise CheckpointError(f"its network makes {tuple(output.shape)} of a state {tuple(noise.shape)}: wrong shape")
     size = float(output.square().mean().sqrt())
     if not size <= LARGEST_OUTPUT:
         raise CheckpointError(
@@ -234,96 +201,96 @@ def require_sane(model: LoadedModel) -> None:
         )
 
 
-def state_shape(model: Path) -> Shape:
+def state_shape(model: Path | Source) -> Shape:
     """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
         CheckpointError: not a pipeline around one of ``NETWORKS``.
     """
-    config = read_config(model, "unet", "config.json")
-    if config.get("_class_name") not in NETWORKS:
+    if isinstance(model, CodeModel):
+        return described(model).state_shape
+    path = located(model).network / CONFIG
+    config = read_config(path)
+    if _network_class(config) not in NETWORKS:
         raise CheckpointError(
-            f"{model}: its unet is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
+            f"{model}: its network is a {config.get('_class_name')!r}; one of {', '.join(NETWORKS)} is needed"
         )
     if config.get("addition_embed_type"):
         raise CheckpointError(
             f"{model}: its unet takes a second condition ({config['addition_embed_type']!r}), unsupported"
         )
-    path, size = model / "unet" / "config.json", config.get("sample_size")
+    size = config.get("sample_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    height, width = (_positive(path, "sample_size", side) for side in sides)
-    shape = _positive(path, "in_channels", config.get("in_channels")), height, width
+    height, width = (positive(path, "sample_size", side) for side in sides)
+    shape = positive(path, "in_channels", config.get("in_channels")), height, width
     if math.prod(shape) > MOST_DIMENSIONS:
         raise CheckpointError(f"{path}: in_channels and sample_size, {shape}, make more than {MOST_DIMENSIONS} numbers")
     return shape
 
 
-def image_shape(model: Path) -> Shape:
+def image_shape(model: Path | Source) -> Shape:
     """The images that the checkpoint was trained on, from its configs alone.
 
     Raises:
         CheckpointError: as :func:`state_shape`.
     """
     channels, height, width = state_shape(model)
-    part = _autoencoder_part(model)
+    part = None if isinstance(model, CodeModel) else _autoencoder_part(located(model))
     if part is None:
         return channels, height, width
-    path, config = model / part / "config.json", read_config(model, part, "config.json")
+    path, config = part / CONFIG, read_config(part / CONFIG)
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
         raise CheckpointError(f"{path}: block_out_channels is {levels!r:.80}; a list of 1 to 8 numbers is needed")
     factor = 2 ** (len(levels) - 1)
-    return _positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
+    return positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
-def n_classes(model: Path) -> int | None:
+def n_classes(model: Path | Source) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
-    classes = read_config(model, "unet", "config.json").get("num_class_embeds")
-    return None if classes is None else _positive(model / "unet" / "config.json", "num_class_embeds", classes)
+    if isinstance(model, CodeModel):
+        return described(model).n_classes
+    path = located(model).network / CONFIG
+    config = read_config(path)
+    name = "num_embeds_ada_norm" if _network_class(config) == DIT else "num_class_embeds"
+    return None if config.get(name) is None else positive(path, name, config[name])
 
 
-def _autoencoder_part(folder: Path) -> str | None:
-    for part, class_name in AUTOENCODERS.items():
-        if (folder / part).is_dir():
-            found = read_config(folder, part, "config.json").get("_class_name")
+def _network_class(config: dict[str, Any]) -> str:
+    """The first DiT pipelines name their network as the class that it was a case of."""
+    name = str(config.get("_class_name"))
+    return DIT if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero" else name
+
+
+def _autoencoder_part(checkpoint: Checkpoint) -> Path | None:
+    for name, class_name in AUTOENCODERS.items():
+        part = checkpoint.pipeline / name
+        if part.is_dir():
+            found = read_config(part / CONFIG).get("_class_name")
             if found != class_name:
-                raise CheckpointError(f"{folder}/{part}: a {found!r}; {class_name} is needed")
+                raise CheckpointError(f"{part}: a {found!r}; {class_name} is needed")
             return part
     return None
 
 
-def _condition(folder: Path, config: Any) -> Tensor | None:
-    """Encoder states (tokens, features) of a network with cross attention."""
-    features = config.get("cross_attention_dim") if config.get("_class_name") == "UNet2DConditionModel" else None
-    if features is None:
-        return None
-    path, features = folder / CONDITION, _positive(folder / "unet" / "config.json", "cross_attention_dim", features)
-    if not os.path.lexists(path):
-        raise CheckpointError(
-            f"{path}: missing, but this UNet takes a condition: save encoder states there with numpy.save, as "
-            f"(tokens, {features}); those of the empty prompt for unconditional use"
-        )
-    return read_condition(path, features)
-
-
-def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+def _load_part(part: Path, dtype: torch.dtype, variant: str = "") -> Any:
     """A network of the checkpoint, for evaluation."""
-    weights, config = require_weights(folder, part), read_config(folder, part, "config.json")
-    kind = getattr(diffusers, str(config.get("_class_name")))
-    with _quiet_diffusers():
-        require_modest(folder, part, kind, config, weights, dtype.itemsize)
+    weights, config = require_weights(part, variant), read_config(part / CONFIG)
+    kind = getattr(diffusers, _network_class(config))
+    with quiet_diffusers():
+        require_modest(part, kind, config, weights, dtype.itemsize)
     try:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             network, info = kind.from_pretrained(
-                folder,
-                subfolder=part,
+                part,
+                variant=weights.variant or None,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
                 torch_dtype=dtype,
             )
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged or foreign file
-        raise not_loadable(folder / part, error) from error
+        raise not_loadable(part, error) from error
     for keys, what in (
         ("missing_keys", "weights are missing"),
         ("mismatched_keys", "weights of another shape than its config's"),
@@ -331,96 +298,13 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     ):
         if info.get(keys):
             first = repr(min(map(str, info[keys])))[:200]
-            raise CheckpointError(f"{folder}/{part}: {what}, {first} first: wrong config?")
+            raise CheckpointError(f"{part}: {what}, {first} first: wrong config?")
     for name, weight in network.named_parameters():
         largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
         if not math.isfinite(largest):
-            raise CheckpointError(f"{folder}/{part}: {name} holds NaN or infinite weights")
+            raise CheckpointError(f"{part}: {name} holds NaN or infinite weights")
         if largest > LARGEST_WEIGHT:
             raise CheckpointError(
-                f"{folder}/{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
+                f"{part}: {name} holds a weight of {largest:.3g}, beyond {LARGEST_WEIGHT:g}: damaged?"
             )
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Within, diffusers prints nothing: what is wrong goes into the CheckpointError."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-
-
-def load_schedule(folder: Path) -> tuple[TrainedSchedule, PredictionType]:
-    """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
-
-    Raises:
-        CheckpointError: no scheduler, neither a variance preserving nor a flow matching one, or numbers that are none.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_config(folder, "scheduler", "scheduler_config.json")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise CheckpointError(
-            f"{folder}/scheduler: prediction type {prediction_type!r} is not one of {PREDICTION_TYPES}"
-        )
-    class_name = str(config.get("_class_name"))
-    # nothing but a scheduler: any other attribute of diffusers is code that a config could choose
-    kind: Any = getattr(diffusers.schedulers, class_name, None)
-    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
-    if not is_scheduler:
-        raise CheckpointError(f"{path}: {class_name!r:.80} is not a scheduler of diffusers")
-    _positive(path, "num_train_timesteps", config.get("num_train_timesteps", 1000))
-    try:
-        with _quiet_diffusers():
-            scheduler = kind.from_config(config)
-    except Exception as error:  # each scheduler has its own ways with a setting that it does not know
-        raise CheckpointError(f"{path}: {class_name} does not take it ({in_a_line(error)})") from error
-    if class_name.startswith("FlowMatch"):
-        sigmas = sorted(scheduler.sigmas.double().tolist())
-        _check_signal(path, [1.0 - sigma for sigma in sigmas])
-        return FlowMatching(tuple(sigmas)), "flow"
-    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if alphas_cumprod is None or alphas_cumprod.ndim != 1:
-        raise CheckpointError(
-            f"{folder}/scheduler: {class_name} has no alphas_cumprod (neither variance preserving nor flow)"
-        )
-    schedule = DiscreteVP.from_tensor(alphas_cumprod)
-    _check_signal(path, schedule.alphas_cumprod)
-    return schedule, prediction_type
-
-
-def _check_signal(path: Path, signal: Sequence[float]) -> None:
-    """What is left of the image at each timestep, abar_t or 1 - sigma_t, must fall within (0, 1]; at the last it may be
-    0, zero terminal SNR, but not 1, which would be no noise at all.
-
-    Raises:
-        CheckpointError: it does not, or is not finite.
-    """
-    falls = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
-    if not signal or not falls or not 0.0 <= signal[-1] < 1.0:
-        raise CheckpointError(f"{path}: no noise schedule: the signal left must fall from at most 1 towards 0")
-
-
-def _positive(path: Path, name: str, value: object) -> int:
-    """A number of a config.
-
-    Raises:
-        CheckpointError: it is not a positive integer, or beyond reason.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
-    return value
-
-
-def model_files(model: Path) -> list[Path]:
-    """The files that define the model: configs and safetensors of its parts, the condition, and the pipeline's index.
-
-    Nothing else is read to score or to sample: weights lie in their part's own folder.
-    """
-    files = [p for part in ("unet", "scheduler", "vae", "vqvae") for p in sorted((model / part).glob("*"))]
-    beside = [model / name for name in (CONDITION, PIPELINE) if os.path.lexists(model / name)]
-    return [p for p in files if p.suffix in (".json", ".safetensors")] + beside

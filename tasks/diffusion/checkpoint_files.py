@@ -11,17 +11,20 @@ import hashlib
 import json
 import math
 import os
+import re
 import resource
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from latentprint.tasks.bounded import Oversized, array_header, open_regular, read_at_most, read_file
@@ -29,6 +32,9 @@ from latentprint.tasks.errors import UserError, first_line
 
 LARGEST = 100_000
 """Of the integers in a config: sides, channels, classes, timesteps. Memory of their size is allocated on trust."""
+
+COUNTERS = ("optimization_step", "update_after_step")
+"""Settings that diffusers' EMAModel writes into the config of the network it averages: no size of anything."""
 
 LARGEST_CONFIG = 2**20
 """Bytes."""
@@ -45,6 +51,9 @@ LARGEST_CONDITION = 2**28
 SLACK = 4
 """By which factor a config may imply more weights than are there before it is refused unbuilt."""
 
+WEIGHTS_FILE = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
 MOST_AXES = 16
 """Of a tensor: the product of its sides is made."""
 DTYPES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
@@ -60,20 +69,22 @@ class Weights(NamedTuple):
 
     n_tensors: int
     n_numbers: int
+    variant: str = ""
+    """Of the files that were chosen."""
 
 
-def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON config of the checkpoint.
 
     Raises:
         CheckpointError: it is missing, damaged, too large, or holds a number beyond reason.
     """
-    path = folder / part / name
+    folder, part = path.parent.parent, path.parent.name
     try:
         content = json.loads(read_file(path, LARGEST_CONFIG).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: not a diffusers checkpoint (no {part}/{name}); a DDPMPipeline folder is needed"
+            f"{folder}: not a diffusers checkpoint (no {part}/{path.name}); a DDPMPipeline folder is needed"
         ) from None
     except OSError as error:
         raise unreadable(path, error) from error
@@ -82,7 +93,7 @@ def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a JSON object is expected")
     for name, value in content.items():
-        for number in _integers(value):
+        for number in _integers(value) if name not in COUNTERS else ():
             if abs(number) > LARGEST:
                 raise CheckpointError(
                     f"{path}: {name!r:.80} is {number!r:.80}; an integer from 1 to {LARGEST} is needed"
@@ -102,21 +113,61 @@ def _integers(value: object) -> Iterator[int]:
             pending.extend(value.values() if isinstance(value, dict) else value)
 
 
-def require_weights(folder: Path, part: str) -> Weights:
-    """Look at the headers of a part's safetensors; no weights are read.
+def positive(path: Path, name: str, value: object) -> int:
+    """A number of a config.
+
+    Raises:
+        CheckpointError: it is not a positive integer, or beyond reason.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise CheckpointError(f"{path}: {name} is {value!r:.80}; an integer from 1 to {LARGEST} is needed")
+    return value
+
+
+def falls(signal: Sequence[float]) -> bool:
+    """Is this what can be left of an image, timestep by timestep: falling within (0, 1]; at the last it may be 0, but
+    not 1, which would be no noise at all?"""
+    ordered = all(1.0 >= here >= there for here, there in pairwise(signal)) and all(here > 0.0 for here in signal[:-1])
+    return bool(signal) and ordered and 0.0 <= signal[-1] < 1.0
+
+
+def require_weights(part: Path, variant: str = "") -> Weights:
+    """Look at the headers of the safetensors in a part's folder; no weights are read.
+
+    Args:
+        variant: of the files, ``fp16`` for ``diffusion_pytorch_model.fp16.safetensors``; empty: those without one, or
+            the only ones there are.
 
     Raises:
         CheckpointError: there are none, or a file is not regular, damaged, or holds other than floats.
     """
-    files = sorted((folder / part).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder}/{part}: no .safetensors weights (pickled .bin weights are refused: convert them)"
-        )
-    for index in sorted((folder / part).glob("*.safetensors.index.json")):
+    for index in sorted(part.glob("*.safetensors.index*.json")):
         _check_index(index)
+    variant, files = _weights_files(part, variant)
     found = [_header(file) for file in files]
-    return Weights(sum(one.n_tensors for one in found), sum(one.n_numbers for one in found))
+    return Weights(sum(one.n_tensors for one in found), sum(one.n_numbers for one in found), variant)
+
+
+def _weights_files(part: Path, variant: str) -> tuple[str, list[Path]]:
+    by_variant: dict[str, list[Path]] = {}
+    for path in sorted(part.glob("*.safetensors")):
+        if named := WEIGHTS_FILE.fullmatch(path.name):
+            by_variant.setdefault(named["variant"] or "", []).append(path)
+    if not by_variant:
+        pickled = sorted(path.name for path in part.glob("*") if path.suffix in PICKLED)
+        if pickled:
+            raise CheckpointError(
+                f"{part}: its weights are pickled ({pickled[0]}), which is never read for scoring: write them as "
+                "safetensors with 'latentprint convert'"
+            )
+        raise CheckpointError(f"{part}: no .safetensors weights: a diffusion_pytorch_model.safetensors is needed")
+    if not variant and len(by_variant) == 1:
+        return next(iter(by_variant.items()))
+    if variant not in by_variant:
+        there = ", ".join(name or "without a variant" for name in by_variant)
+        wanted = f"no weights of variant {variant!r:.80}" if variant else "weights of variants alone"
+        raise CheckpointError(f"{part}: {wanted}, there are: {there}; choose one with --variant")
+    return variant, by_variant[variant]
 
 
 def _header(path: Path) -> Weights:
@@ -178,7 +229,7 @@ def _check_index(path: Path) -> None:
         raise CheckpointError(f"{path}: names {outside!r:.80}, which is no file beside it")
 
 
-def require_modest(folder: Path, part: str, kind: Any, config: dict[str, Any], weights: Weights, n_bytes: int) -> None:
+def require_modest(part: Path, kind: Any, config: dict[str, Any], weights: Weights, n_bytes: int) -> None:
     """Does the network that a config implies have about the weights that are there, and is there memory for them?
 
     Args:
@@ -190,17 +241,17 @@ def require_modest(folder: Path, part: str, kind: Any, config: dict[str, Any], w
     """
     needed, free = weights.n_numbers * n_bytes, free_memory()
     if needed > free:
-        raise CheckpointError(f"{folder}/{part}: its weights need {needed:.3g} bytes of memory, {free:.3g} are free")
+        raise CheckpointError(f"{part}: its weights need {needed:.3g} bytes of memory, {free:.3g} are free")
     try:
         with _counting(SLACK * weights.n_tensors + 64, SLACK * weights.n_numbers + 2**20), torch.device("meta"):
             kind.from_config(config)
     except Oversized as error:
         raise CheckpointError(
-            f"{folder}/{part}: its config implies {error}, but {weights.n_tensors} tensors of {weights.n_numbers} "
+            f"{part}: its config implies {error}, but {weights.n_tensors} tensors of {weights.n_numbers} "
             "numbers are there: wrong config?"
         ) from error
     except Exception as error:  # each network has its own ways with a setting that it does not know
-        raise not_loadable(folder / part, error) from error
+        raise not_loadable(part, error) from error
 
 
 @contextmanager
@@ -265,21 +316,34 @@ def read_condition(path: Path, features: int) -> Tensor:
     return condition
 
 
-def sha256_of(files: Iterable[Path], folder: Path) -> str:
-    """SHA-256 over the names within ``folder`` and the bytes of regular files.
+def sha256_of(files: Mapping[str, Path], options: Mapping[str, str]) -> str:
+    """SHA-256 over names and bytes of regular files, and over what else makes the model.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
     total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+    for name, file in files.items():
+        total.update(f"{name}\0".encode())
         try:
             with open_regular(file) as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise unreadable(file, error) from error
+    for name, value in options.items():
+        total.update(f"{name}\0{value}\0".encode())
     return total.hexdigest()
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Within, diffusers prints nothing: what is wrong goes into the CheckpointError."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

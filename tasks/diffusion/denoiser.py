@@ -1,12 +1,13 @@
 r"""One contract for every network: ``eps(x, t)``, the noise that the model sees in ``x`` at conditioning ``t``.
 
-Checkpoints predict noise, the clean image or a velocity; this adapter turns all three into eps and nothing after it
-knows which it was. It also counts network evaluations, so costs are measured rather than claimed.
+Checkpoints predict noise, the clean image, a velocity or a score; this adapter turns all into eps and nothing after
+it knows which it was. It also counts network evaluations, so costs are measured rather than claimed.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Self
@@ -14,9 +15,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from latentprint.tasks.diffusion.schedule import TrainedSchedule
+from latentprint.tasks.diffusion.schedule import TrainedSchedule, VarianceExploding
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v_prediction"]
 EpsModel = Callable[[Tensor, float], Tensor]
 """eps(x, conditioning): (B, C, H, W), float -> (B, C, H, W), in x's dtype."""
 
@@ -39,6 +40,15 @@ class Denoiser:
         sample:        eps = (x - alpha f(x, t)) / sigma
         v_prediction:  eps = alpha f(x, t) + sigma x        (Salimans & Ho 2022, arXiv 2202.00512)
         flow:          eps = x + alpha f(x, t)              f = eps - x_0, alpha = 1 - sigma (arXiv 2210.02747)
+
+    On a variance exploding schedule, with y = x / alpha = x_0 + s eps:
+
+        epsilon:       eps = f(y, s)
+        sample:        eps = (y - f(y, s)) / s
+        score:         eps = -s/2 f((y + 1) / 2, s/2)       of pixels in [0, 1] (arXiv 2011.13456)
+        edm:           eps = (s y / r - c f(y / r, ln(s) / 4)) / r,   r^2 = s^2 + c^2,   c = sigma_data
+                       which is (y - D) / s of the denoiser D = c^2 y / r^2 + s c f / r (arXiv 2206.00364, table 1)
+        edm_v_prediction: the same with -f
 
     The state may be float64 (:func:`wide`): it is cast to the network's dtype on the way in and back on the way out.
 
@@ -88,13 +98,9 @@ class Denoiser:
 
     def __call__(self, x: Tensor, conditioning: float) -> Tensor:
         self.n_evaluations += x.shape[0]
-        inputs = x.to(self.dtype, memory_format=self.memory_format)
-        # Half precision cannot tell timesteps apart (bf16: 501 is 500); the network embeds them in float32 anyway.
-        times = torch.full(
-            (x.shape[0],), conditioning, dtype=torch.promote_types(self.dtype, torch.float32), device=x.device
-        )
-        labels = () if self.label is None else (torch.as_tensor(self.label, device=x.device).expand(len(x)),)
-        output = self.network(inputs, times, *labels).to(x.dtype)
+        if isinstance(self.schedule, VarianceExploding):
+            return self._of_exploding(self.schedule, x, conditioning)
+        output = self.output(x, conditioning)
         if self.prediction_type == "epsilon":
             return output
         alpha, sigma = self.schedule.scales(conditioning)
@@ -103,3 +109,22 @@ class Denoiser:
         if self.prediction_type == "flow":
             return x + alpha * output
         return alpha * output + sigma * x
+
+    def _of_exploding(self, schedule: VarianceExploding, x: Tensor, s: float) -> Tensor:
+        y = x / schedule.scales(s)[0]
+        if self.prediction_type == "epsilon":
+            return self.output(y, s)
+        if self.prediction_type == "sample":
+            return (y - self.output(y, s)) / s
+        if self.prediction_type == "score":
+            return -s / 2 * self.output((y + 1) / 2, s / 2)
+        r, sign = math.hypot(s, schedule.sigma_data), -1.0 if self.prediction_type == "edm_v_prediction" else 1.0
+        return (s / r * y - sign * schedule.sigma_data * self.output(y / r, math.log(s) / 4)) / r
+
+    def output(self, x: Tensor, told: float) -> Tensor:
+        """What the network itself says of inputs and time as it knows them, in x's dtype."""
+        inputs = x.to(self.dtype, memory_format=self.memory_format)
+        # Half precision cannot tell timesteps apart (bf16: 501 is 500); the network embeds them in float32 anyway.
+        times = torch.full((x.shape[0],), told, dtype=torch.promote_types(self.dtype, torch.float32), device=x.device)
+        labels = () if self.label is None else (torch.as_tensor(self.label, device=x.device).expand(len(x)),)
+        return self.network(inputs, times, *labels).to(x.dtype)

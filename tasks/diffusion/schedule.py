@@ -4,7 +4,8 @@ Every schedule here mixes the image with Gaussian noise,
 
     x_t = alpha_t x_0 + sigma_t eps,
     variance preserving:   alpha_t = sqrt(abar_t),   sigma_t = sqrt(1 - abar_t);
-    flow matching:         alpha_t = 1 - sigma_t.
+    flow matching:         alpha_t = 1 - sigma_t;
+    variance exploding:    alpha_t = 1 / sqrt(1 + s_t^2),  sigma_t = s_t alpha_t,   of x_0 + s_t eps.
 
 One explicit step of its probability-flow ODE, on either grid, is *affine* in the state and the predicted noise,
 
@@ -119,8 +120,7 @@ class DiscreteVP:
         return math.sqrt(abar), math.sqrt(1.0 - abar)
 
     def _alpha_cumprod(self, timestep: int) -> float:
-        if not 0 <= timestep <= self.last_timestep:
-            raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {self.last_timestep}")
+        _require_timestep(self, timestep)
         return self.alphas_cumprod[timestep]
 
 
@@ -151,8 +151,7 @@ class FlowMatching:
         return 1.0 - self.sigma(timestep)
 
     def sigma(self, timestep: int) -> float:
-        if not 0 <= timestep <= self.last_timestep:
-            raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {self.last_timestep}")
+        _require_timestep(self, timestep)
         return self.sigmas[timestep]
 
     def conditioning(self, timestep: int) -> float:
@@ -165,6 +164,52 @@ class FlowMatching:
         """(alpha, sigma) at a conditioning."""
         sigma = conditioning / self.n_timesteps
         return 1.0 - sigma, sigma
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    r"""Noise of growing strength, ``y_t = x_0 + s_t eps``: score models (NCSN++) and those of Karras et al. (EDM).
+
+    ``x_t = y_t / sqrt(1 + s_t^2)`` is a change of variables of the same probability flow, so its states are variance
+    preserving as all others here. DDIM's step of x is the Euler step of ``dy/ds = eps``. From t to t' an axis of x
+    grows by ``log(alpha' / alpha)`` more than one of y, the same for every image. The network is conditioned on
+    ``s_t``; :class:`latentprint.tasks.diffusion.denoiser.Denoiser` tells it what it was trained on.
+
+    Args:
+        levels: s_t, shape (T,), increasing, positive, in units of pixels in [-1, 1].
+        sigma_data: spread of the data that an EDM network is preconditioned for.
+
+    Sources: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364.
+    """
+
+    levels: tuple[float, ...]
+    sigma_data: float = 0.5
+
+    @property
+    def n_timesteps(self) -> int:
+        return len(self.levels)
+
+    @property
+    def last_timestep(self) -> int:
+        return self.n_timesteps - 1
+
+    def alpha(self, timestep: int) -> float:
+        return self.scales(self.conditioning(timestep))[0]
+
+    def sigma(self, timestep: int) -> float:
+        return self.scales(self.conditioning(timestep))[1]
+
+    def conditioning(self, timestep: int) -> float:
+        _require_timestep(self, timestep)
+        return self.levels[timestep]
+
+    def step(self, timestep: int, timestep_next: int) -> Step:
+        return _ddim_step(self, timestep, timestep_next)
+
+    def scales(self, conditioning: float) -> tuple[float, float]:
+        """(alpha, sigma) at a conditioning."""
+        alpha = 1.0 / math.hypot(1.0, conditioning)
+        return alpha, conditioning * alpha
 
 
 @dataclass(frozen=True)
@@ -214,7 +259,7 @@ class ContinuousVP:
         return Step(1.0 - drift, drift / self.sigma(timestep), self.conditioning(timestep))
 
 
-TrainedSchedule = DiscreteVP | FlowMatching
+TrainedSchedule = DiscreteVP | FlowMatching | VarianceExploding
 """What a checkpoint was trained with; it can tell (alpha, sigma) at any conditioning."""
 
 
@@ -223,6 +268,11 @@ def _ddim_step(schedule: Schedule, timestep: int, timestep_next: int) -> Step:
     _require_signal(schedule, timestep)
     a = schedule.alpha(timestep_next) / schedule.alpha(timestep)
     return Step(a, schedule.sigma(timestep_next) - a * schedule.sigma(timestep), schedule.conditioning(timestep))
+
+
+def _require_timestep(schedule: Schedule, timestep: int) -> None:
+    if not 0 <= timestep <= schedule.last_timestep:
+        raise ValueError(f"timestep {timestep} is not one of this schedule's 0 ... {schedule.last_timestep}")
 
 
 def _require_signal(schedule: Schedule, timestep: int) -> None:

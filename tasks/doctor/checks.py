@@ -14,17 +14,17 @@ from latentprint.tasks.datasets.holdouts import require_held_out
 from latentprint.tasks.datasets.sources import SourceError, open_source
 from latentprint.tasks.diffusion.checkpoint import (
     LoadedModel,
-    grid_of,
     image_shape,
     load_denoiser,
-    load_schedule,
     require_sane,
     state_shape,
 )
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.diffusion.membership import BASELINES, GAMMA, SHARE_THE_BASE_PASS
 from latentprint.tasks.diffusion.names import ESTIMATORS, BaselineName, Precision
 from latentprint.tasks.diffusion.schedule import Schedule, ascending_timesteps, last_with_signal, noise_spaced_timesteps
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.parameters import ExtractParameters, ScoreParameters, SideParameters
@@ -42,7 +42,7 @@ class ParametersError(UserError):
 PREPARE = "bring them to it as in training, with --size, --fit, --resample and --colour"
 
 
-def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
+def check_inputs(model: Source, sources: dict[str, str], fitting: Fitting = Fitting()) -> None:
     """Does the checkpoint load, with its weights, and does the first usable image of each source fit it?
 
     Args:
@@ -66,13 +66,13 @@ def check_inputs(model: Path, sources: dict[str, str], fitting: Fitting = Fittin
             )
 
 
-def require_loadable(model: Path) -> LoadedModel:
+def require_loadable(model: Source) -> LoadedModel:
     """The checkpoint on the CPU, once it has predicted something.
 
     Raises:
         CheckpointError: not a checkpoint, not loadable, or what it predicts is absurd.
     """
-    loaded = load_denoiser(str(model), "cpu")
+    loaded = load_denoiser(model, "cpu")
     try:
         require_sane(loaded)
     except CheckpointError as error:
@@ -80,7 +80,7 @@ def require_loadable(model: Path) -> LoadedModel:
     return loaded
 
 
-def check_parameters(model: Path, parameters: ScoreParameters) -> None:
+def check_parameters(model: Source, parameters: ScoreParameters) -> None:
     """Do the axes fit into the image, the steps into the schedule, and can the baselines be computed?
 
     Raises:
@@ -130,7 +130,7 @@ def _check_baseline(
         raise ParametersError(f"--baselines {name}: {reason}; leave it out with this model and precision") from error
 
 
-def check_sampler(model: Path, parameters: ExtractParameters | SideParameters) -> None:
+def check_sampler(model: Source, parameters: ExtractParameters | SideParameters) -> None:
     """Has the checkpoint's schedule as many timesteps as the sampler takes steps?
 
     Raises:
@@ -155,7 +155,7 @@ def _timesteps_in_words(schedule: Schedule) -> str:
     return f"the checkpoint's schedule has {schedule.n_timesteps} timesteps{of_these}"
 
 
-def check_manifest(manifest: Path, model: Path) -> None:
+def check_manifest(manifest: Path, model: Source) -> None:
     """Does every image of the manifest fit the checkpoint?
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from latentprint.tasks.compute.devices import DeviceError, cores, devices_for, t
 from latentprint.tasks.datasets.apart import require_apart
 from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.sources import SourceError
-from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, image_shape, resolve
+from latentprint.tasks.diffusion.checkpoint import image_shape
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import (
     ParametersError,
     check_parameters,
@@ -48,14 +48,14 @@ def examine(patient: Patient) -> Iterator[Check]:
     for check in _before_theprobe(patient):
         fatal |= check.status == "fail"
         yield check
-    if patient.folder and not fatal:
-        yield from probe_network(patient, patient.folder, patient.devices)
+    if patient.checkpoint and not fatal:
+        yield from probe_network(patient, patient.checkpoint, patient.devices)
 
 
 def _before_theprobe(patient: Patient) -> Iterator[Check]:
     yield _safely("checkpoint", _checkpoint, patient)
-    if patient.folder:
-        yield _safely("parameters", _parameters, patient, patient.folder)
+    if patient.checkpoint:
+        yield _safely("parameters", _parameters, patient, patient.checkpoint)
     yield _safely("device", _device, patient)
     for source, location in patient.sources.items():
         counted = _safely(f"{source} items", count_items, patient, source, location)
@@ -86,23 +86,28 @@ def _safely(name: str, look: Callable[..., Check], *arguments: Any) -> Check:
 
 def _checkpoint(patient: Patient) -> Check:
     try:
-        folder = resolve(patient.model)
-        takes = image_shape(folder)
-        model = require_loadable(folder)
+        checkpoint = resolve(patient.model, **patient.loading.model_dump())
+        takes = image_shape(checkpoint)
+        model = require_loadable(checkpoint)
     except CheckpointError as error:
-        return Check("checkpoint", "fail", str(error), "give a DDPMPipeline folder with safetensors weights")
-    patient.folder, patient.takes = folder, takes
+        return Check(
+            "checkpoint",
+            "fail",
+            str(error),
+            "give a diffusers pipeline, a checkpoint of a training, or a network and its --scheduler",
+        )
+    patient.checkpoint, patient.takes = checkpoint, takes
     kind = f"{model.schedule.n_timesteps} timesteps, safetensors, all weights finite"
-    finding = f"takes images of {shape_in_words(*takes)}, {kind}"
+    finding = ". ".join([f"takes images of {shape_in_words(*takes)}, {kind}", *checkpoint.choices()]).rstrip(".")
     return Check("checkpoint", "ok", finding, values=dict(zip(("channels", "height", "width"), takes, strict=True)))
 
 
-def _parameters(patient: Patient, folder: Path) -> Check:
+def _parameters(patient: Patient, checkpoint: Source) -> Check:
     scoring = patient.scoring
     try:
-        check_parameters(folder, scoring)
+        check_parameters(checkpoint, scoring)
         if patient.extraction:
-            check_sampler(folder, patient.extraction)
+            check_sampler(checkpoint, patient.extraction)
     except (ParametersError, CheckpointError) as error:
         return Check("parameters", "fail", str(error), "choose values within the model's schedule and dimension")
     steps = f"axes {scoring.axes}, steps {scoring.steps} from timestep {scoring.timestep}, {scoring.estimator}"
@@ -162,7 +167,7 @@ def _earlier_run(patient: Patient, option: str, run: RunDirectory) -> Check:
     known, wanted = run.read_record(), patient.scoring.model_dump(mode="json")
     if option == "reuse":
         scoring = {
-            "checkpoint_sha256": checkpoint_sha256(patient.folder) if patient.folder else "",
+            "checkpoint_sha256": patient.checkpoint.sha256() if patient.checkpoint else "",
             "parameters": wanted,
         }
         if known.get("scoring") == scoring:
@@ -187,9 +192,9 @@ def _identities(patient: Patient) -> dict[str, Any]:
             "fingerprints": {name: fingerprint(location) for name, location in patient.sources.items()},
             "parameters": patient.sharding.model_dump(mode="json"),
         }
-    if patient.folder:
+    if patient.checkpoint:
         parameters = patient.scoring.model_dump(mode="json")
-        identities["scoring"] = {"checkpoint_sha256": checkpoint_sha256(patient.folder), "parameters": parameters}
+        identities["scoring"] = {"checkpoint_sha256": patient.checkpoint.sha256(), "parameters": parameters}
     return identities
 
 

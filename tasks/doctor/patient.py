@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.diffusion.checkpoint import Shape
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
+    ModelParameters,
     ScoreParameters,
     ShardParameters,
     ValidityParameters,
@@ -59,7 +61,8 @@ class Patient:
     validity: ValidityParameters = field(default_factory=ValidityParameters)
     reuse: Path | None = None
     before: Path | None = None
-    folder: Path | None = None
+    loading: ModelParameters = field(default_factory=ModelParameters)
+    checkpoint: Source | None = None
     takes: Shape | None = None
     """Images that the checkpoint takes."""
     devices: list[str] = field(default_factory=list)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from latentprint.tasks.compute.devices import threads_for
 from latentprint.tasks.compute.progress import duration
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.doctor.extraction import extraction_seconds
 from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.errors import first_line
@@ -40,12 +40,12 @@ class _Cost(NamedTuple):
     n_images: int
 
 
-def probe_network(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
+def probe_network(patient: Patient, checkpoint: Source, devices: list[str]) -> list[Check]:
     """Are scores finite; memory a batch and time for all items, from a few timed evaluations on the first device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_for(patient.compute, devices))
     try:
-        return _evaluated(patient, folder, devices)
+        return _evaluated(patient, checkpoint, devices)
     except Exception as error:  # torch and diffusers raise by device and network; running out of memory is one
         finding = f"the network does not run on {devices[0]} ({first_line(error)})"
         return [Check("memory", "fail", finding, "choose another --device, or a smaller --batch-size")]
@@ -53,8 +53,8 @@ def probe_network(patient: Patient, folder: Path, devices: list[str]) -> list[Ch
         torch.set_num_threads(threads)
 
 
-def _evaluated(patient: Patient, folder: Path, devices: list[str]) -> list[Check]:
-    model = load_denoiser(str(folder), devices[0])
+def _evaluated(patient: Patient, checkpoint: Source, devices: list[str]) -> list[Check]:
+    model = load_denoiser(checkpoint, devices[0])
     max_batch = patient.compute.batch_size or auto_batch_size(model)
     model = model.of_class(0 if model.n_classes else None)
     a_batch = max(1, max_batch // (patient.scoring.axes + 1))

@@ -24,6 +24,7 @@ from latentprint.tasks.datasets.decoding import Picture, Rejected, channels_firs
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import sample_ancestral, sample_ddim, to_pixels
 from latentprint.tasks.parameters import ExtractParameters
@@ -39,7 +40,7 @@ class SampleJob:
     run: Path
     number: int
     """Of the tar, from 0."""
-    model: Path
+    model: Source
     checkpoint_sha256: str
     parameters: ExtractParameters
     batch_size: int
@@ -71,7 +72,7 @@ class SampleJob:
 
 
 def sample_jobs(
-    run: Path, model: Path, checksum: str, parameters: ExtractParameters, batch_size: int
+    run: Path, model: Source, checksum: str, parameters: ExtractParameters, batch_size: int
 ) -> list[SampleJob]:
     """The tars that hold ``parameters.samples`` images."""
     n_tars = -(-parameters.samples // parameters.samples_per_tar)

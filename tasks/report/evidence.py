@@ -98,7 +98,7 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
         pq.write_table(flag_table(rows, membership["reason"] if membership["is_void"] else ""), temporary)
     by_method = methods(images, evaluations(rows, record["scoring"]["parameters"]))
     warnings = preparation_warnings(record["data"]["parameters"], evidence["comparisons"]["train_vs_holdout"])
-    evidence["limits"] += [*sampling_limits(record["images"]), *warnings]
+    evidence["limits"] += [*record.get("model_choices", []), *sampling_limits(record["images"]), *warnings]
     for warning in warnings:
         logger.warning(warning)
     write_json(

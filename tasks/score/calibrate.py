@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from latentprint.tasks.compute.workers import Done, uncounted
-from latentprint.tasks.diffusion.checkpoint import LoadedModel, grid_of, load_schedule
+from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.denoiser import wide
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.schedule import Schedule
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from latentprint.tasks.evidence.calibration import COLUMNS, Calibration, TooFewImages, crossfit
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.features import calibration_images

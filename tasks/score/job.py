@@ -22,6 +22,7 @@ from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
+from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.evidence.calibration import FITTED, Calibration
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.features import read_calibration_images
@@ -40,7 +41,7 @@ class Scoring:
     """What the images of a run are scored with; plain values, so that it travels to any process."""
 
     run: Path
-    model: Path
+    model: Source
     checkpoint_sha256: str
     parameters: ScoreParameters
     batch_size: int

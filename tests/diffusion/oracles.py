@@ -14,7 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching, Schedule, steps_along
+from latentprint.tasks.diffusion.schedule import (
+    ContinuousVP,
+    DiscreteVP,
+    FlowMatching,
+    Schedule,
+    VarianceExploding,
+    steps_along,
+)
 
 
 class Oracle(Protocol):
@@ -133,7 +140,7 @@ def volume_growth(data: Oracle, x: Tensor, axes: Tensor, timesteps: Sequence[int
 
 def scales(schedule: Schedule, conditioning: float) -> tuple[float, float]:
     """(alpha, sigma) that a network conditioned on ``conditioning`` was meant for."""
-    if isinstance(schedule, FlowMatching):
+    if isinstance(schedule, FlowMatching | VarianceExploding):
         return schedule.scales(conditioning)
     timestep = round(conditioning)
     if isinstance(schedule, ContinuousVP):
@@ -150,6 +157,17 @@ def linear_ddpm(n_timesteps: int = 1000) -> DiscreteVP:
 def rectified_flow(n_timesteps: int = 1000) -> FlowMatching:
     """diffusers' FlowMatchEulerDiscreteScheduler: sigma = 1/T ... 1."""
     return FlowMatching(tuple((i + 1) / n_timesteps for i in range(n_timesteps)))
+
+
+def geometric(n_timesteps: int = 1000, least: float = 0.02, most: float = 100.0) -> VarianceExploding:
+    """One factor from each noise level to the next, as NCSN++ has them."""
+    return VarianceExploding(tuple(least * (most / least) ** (i / (n_timesteps - 1)) for i in range(n_timesteps)))
+
+
+def karras(n_timesteps: int = 1000, rho: float = 7.0) -> VarianceExploding:
+    """EDM's noise levels, from 0.002 to 80: equation 5 of arXiv 2206.00364."""
+    least, most = 0.002 ** (1 / rho), 80.0 ** (1 / rho)
+    return VarianceExploding(tuple((least + i / (n_timesteps - 1) * (most - least)) ** rho for i in range(n_timesteps)))
 
 
 def anisotropic_gaussian(schedule: Schedule, dimension: int) -> GaussianData:

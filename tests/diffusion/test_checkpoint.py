@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
     UNet2DModel,
@@ -26,14 +28,15 @@ from safetensors.torch import load_file, save_file
 from latentprint.tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
-    grid_of,
     image_shape,
     load_denoiser,
-    load_schedule,
+    require_sane,
     state_shape,
 )
 from latentprint.tasks.diffusion.growth import log_growth
+from latentprint.tasks.diffusion.layout import locate, resolve
 from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP
+from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
@@ -56,6 +59,14 @@ def save(folder: Path, **parts: Any) -> Path:
 
 def plain_unet(channels: int = 1, **options: Any) -> UNet2DModel:
     return UNet2DModel(in_channels=channels, out_channels=channels, **SMALL, **PLAIN, **options)
+
+
+def text_conditional() -> UNet2DConditionModel:
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D")
+    return UNet2DConditionModel(
+        in_channels=1, out_channels=1, cross_attention_dim=6, attention_head_dim=4, **SMALL, **blocks
+    )
 
 
 def autoencoder_of(kind: type[Any], **options: float) -> Any:
@@ -146,16 +157,8 @@ def test_the_label_reaches_a_class_conditional_network(tmp_path: Path) -> None:
 
 
 def test_a_conditional_network_takes_the_given_condition_and_is_refused_without_one(tmp_path: Path) -> None:
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-    blocks["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D")
-
-    def unet() -> UNet2DConditionModel:
-        return UNet2DConditionModel(
-            in_channels=1, out_channels=1, cross_attention_dim=6, attention_head_dim=4, **SMALL, **blocks
-        )
-
-    folder = save(tmp_path, unet=unet, scheduler=DDIMScheduler)
-    with pytest.raises(CheckpointError, match=r"condition\.npy: missing, .*: save encoder states .* \(tokens, 6\)"):
+    folder = save(tmp_path, unet=text_conditional, scheduler=DDIMScheduler)
+    with pytest.raises(CheckpointError, match=r"condition\.npy: missing, .* or save encoder states .* \(tokens, 6\)"):
         load_denoiser(str(folder), "cpu")
     x, given = draw(1, 2, 1, 8, 8), draw(3, 5, 6).float()
     eps, hashes = [], set()
@@ -172,6 +175,76 @@ def test_a_conditional_network_takes_the_given_condition_and_is_refused_without_
     np.save(folder / "condition.npy", given.numpy()[:, :4])
     with pytest.raises(CheckpointError, match=r"\(tokens, 6\) are needed"):
         load_denoiser(str(folder), "cpu")
+
+
+def test_of_a_network_that_learned_its_variance_the_mean_is_taken(tmp_path: Path) -> None:
+    def unet() -> UNet2DModel:
+        return UNet2DModel(in_channels=2, out_channels=4, **SMALL, **PLAIN)
+
+    folder = save(tmp_path, unet=unet, scheduler=lambda: diffusers.DDPMScheduler(variance_type="learned_range"))
+    model = load_denoiser(str(folder), "cpu", torch.float64)
+    x = draw(1, 3, 2, 8, 8)
+    with torch.inference_mode():
+        whole = model.denoiser.network.module(x, torch.tensor(20.0)).sample
+        eps = model.denoiser(x, 20.0)
+    assert (model.state_shape, whole.shape) == ((2, 8, 8), (3, 4, 8, 8))
+    torch.testing.assert_close(eps, whole[:, :2])
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    clean = scheduler.step(whole, 20, x).pred_original_sample  # diffusers splits the output itself
+    alpha, sigma = model.schedule.alpha(20), model.schedule.sigma(20)
+    torch.testing.assert_close((x - sigma * eps) / alpha, clean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("class_name", ["DiTTransformer2DModel", "Transformer2DModel"])
+def test_a_class_conditional_transformer_is_scored_in_its_latent_space(class_name: str, tmp_path: Path) -> None:
+    """As DiTPipeline is saved; the first such checkpoints name the class that DiT was a case of."""
+
+    def transformer() -> DiTTransformer2DModel:
+        sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "sample_size": 8}
+        return DiTTransformer2DModel(in_channels=2, out_channels=4, num_embeds_ada_norm=5, norm_num_groups=2, **sizes)
+
+    folder = save(tmp_path, transformer=transformer, scheduler=DDIMScheduler, vae=lambda: autoencoder_of(AutoencoderKL))
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    (folder / "transformer" / "config.json").write_text(json.dumps(config | {"_class_name": class_name}))
+    model = load_denoiser(str(folder), "cpu")
+    assert (state_shape(folder), image_shape(folder), model.n_classes) == ((2, 8, 8), (1, 16, 16), 5)
+    require_sane(model)
+    x = draw(1, 3, 2, 8, 8).float()
+    original = DiTTransformer2DModel.from_pretrained(folder / "transformer")
+    eps = []
+    with torch.inference_mode():
+        for label in (0, 4):
+            eps.append(model.of_class(label).denoiser(x, 20.0))
+            expected = original(x, torch.full((3,), 20.0), torch.full((3,), label)).sample[:, :2]
+            torch.testing.assert_close(eps[-1], expected, rtol=1e-4, atol=1e-5)
+    assert float((eps[0] - eps[1]).abs().max()) > 1e-3
+    growth = log_growth(model.of_class(1).denoiser, x, model.schedule, axes=draw(2, 3, 2, 2, 8, 8), start=20)
+    assert growth.log_growth.isfinite().all()
+
+
+def test_a_text_needs_an_encoder_the_package_and_a_network_that_takes_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states themselves are compared in ``tests/studies/text.py``, which installs the package."""
+    with pytest.raises(CheckpointError, match=r"its network takes no text: leave --prompt out"):
+        load_denoiser(resolve(str(checkpoint), prompt="a cat"), "cpu")
+    folder = save(tmp_path / "model", unet=text_conditional, scheduler=DDIMScheduler)
+    np.save(folder / "condition.npy", np.zeros((3, 6), np.float32))
+    with pytest.raises(CheckpointError, match=r"no text_encoder/ and tokenizer/ for --prompt"):
+        load_denoiser(resolve(str(folder), prompt="a cat"), "cpu")
+    encoder = folder / "text_encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"]}))
+    assert locate(folder).choices() == ["The model is told the states in condition.npy."]
+    load_denoiser(str(folder), "cpu")
+    (folder / "condition.npy").unlink()
+    assert locate(folder).choices() == ["The model is told the empty text; --prompt gives another."]
+    assert "a 'T5EncoderModel', only CLIPTextModel is read: save its states of the text as condition" in refusal(folder)
+    (encoder / "config.json").write_text(json.dumps({"architectures": ["CLIPTextModel"]}))
+    assert "/text_encoder: no .safetensors weights" in refusal(folder)
+    save_file({"a": torch.zeros(2)}, encoder / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "/text_encoder: texts need the package transformers: pip install transformers" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +318,13 @@ def refusal(folder: Path) -> str:
         (UNET, {"num_class_embeds": 3}, "weights are missing, 'class_embedding.weight' first"),
         (UNET, {"norm_num_groups": 3}, "not loadable"),
         (SCHEDULER, {"prediction_type": "guess"}, "prediction type 'guess'"),
-        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "alphas_cumprod"),
+        (SCHEDULER, {"_class_name": "VQDiffusionScheduler", "num_vec_classes": 3}, "alphas_cumprod"),
+        (SCHEDULER, {"_class_name": "CMStochasticIterativeScheduler"}, "a consistency model, which maps noise"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.0}, "are no range of noise"),
+        (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler", "sigma_max": "x"}, "are no range of noise"),
+        (SCHEDULER, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.0}, "sigma_data is 0"),
+        (SCHEDULER, {"_class_name": "EDMEulerScheduler", "sigma_min": -1.0}, "no noise schedule"),
+        (SCHEDULER, {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "sample"}, "not supported"),
         (SCHEDULER, {"_class_name": "DDPMPipeline"}, "'DDPMPipeline' is not a scheduler"),
         (SCHEDULER, {"_class_name": "utils"}, "'utils' is not a scheduler"),
         (SCHEDULER, {"_class_name": "logging\n"}, "is not a scheduler"),

@@ -13,7 +13,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from latentprint.tasks.diffusion.checkpoint import load_schedule
 from latentprint.tasks.diffusion.denoiser import Denoiser, PredictionType
 from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
 from latentprint.tasks.diffusion.sampling import ddim_path, from_pixels, sample_ancestral, sample_ddim, to_pixels
@@ -24,6 +23,7 @@ from latentprint.tasks.diffusion.schedule import (
     reverse_mean_step,
     spaced_timesteps,
 )
+from latentprint.tasks.diffusion.schedulers import load_schedule
 from tests.diffusion.oracles import FiniteData, draw
 
 SCHEDULER = DDPMScheduler(num_train_timesteps=50, beta_end=0.2, variance_type="fixed_small", clip_sample=True)

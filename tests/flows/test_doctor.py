@@ -212,7 +212,7 @@ def test_the_probe_times_the_real_network(doctor: Doctor) -> None:
         Ailment("holdout images", "images are 8 x 8 with 3 channels", inputs=(("holdout", "colour.npy"),)),
         Ailment("checkpoint", "not a checkpoint folder", inputs=(("model", "./nowhere"),)),
         Ailment("checkpoint", "holds NaN or infinite weights", inputs=(("model", "nan"),)),
-        Ailment("checkpoint", "no .safetensors weights", inputs=(("model", "pickled"),)),
+        Ailment("checkpoint", "its weights are pickled", inputs=(("model", "pickled"),)),
         Ailment("checkpoint", "in_channels is 'x'", inputs=(("model", "words"),)),
         Ailment("checkpoint", "maximum recursion depth", inputs=(("model", "nested"),)),
         Ailment("checkpoint", "'DDPMPipeline' is not a scheduler", inputs=(("model", "pipeline"),)),
