@@ -24,6 +24,7 @@ from latentprint.tasks.parameters import (
     ShardParameters,
     ValidityParameters,
 )
+from latentprint.tasks.score.classes import planned
 from latentprint.tasks.store.reuse import has_scores
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.software import software
@@ -36,12 +37,18 @@ def check_inputs_task(
     scoring: ScoreParameters,
     sharding: ShardParameters,
     extraction: ExtractParameters | None,
-) -> None:
-    """Fail within seconds if checkpoint, images and parameters cannot belong together."""
+    run: Path,
+) -> ScoreParameters:
+    """Fail within seconds if checkpoint, images and parameters cannot belong together.
+
+    Returns:
+        The parameters with the classes of the images' labels, for a class-conditional model.
+    """
     check_parameters(model, scoring)
     if extraction is not None:
         check_sampler(model, extraction)
     check_inputs(model, sources, sharding.fitting)
+    return planned(model, scoring, sources, RunDirectory(run))
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -68,8 +75,8 @@ def audit(
     begin = time.monotonic()
     sources = named_sources(train, holdout)
     folder = resolve(model)
+    scoring = check_inputs_task(folder, sources, scoring, sharding, extraction, run)
     identity = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
-    check_inputs_task(folder, sources, scoring, sharding, extraction)
     for other in filter(None, (reuse, before)):
         RunDirectory(other).read_record()
     with directory.lock():

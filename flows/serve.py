@@ -15,7 +15,9 @@ from latentprint.flows.audit import audit, check_inputs_task
 from latentprint.tasks.datasets.holdouts import named_sources
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256, resolve
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.classes import planned
 from latentprint.tasks.store.reuse import newest_scored
+from latentprint.tasks.store.run import RunDirectory
 
 
 @flow(name="scheduled-audit")
@@ -31,8 +33,9 @@ def scheduled_audit(
 ) -> dict[str, Any]:
     """Audit into ``runs``/<scheduled time, UTC>; returns the headline. Started again, the same run continues."""
     run = runs / f"{flow_run.scheduled_start_time:%Y-%m-%dT%H%M%SZ}"
-    parameters = scoring.model_dump(mode="json")
-    known = {"checkpoint_sha256": checkpoint_sha256(resolve(model)), "parameters": parameters}
+    folder = resolve(model)
+    scoring = planned(folder, scoring, named_sources(train, holdout), RunDirectory(run))
+    known = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
     reuse = newest_scored(runs, known, other_than=run)
     return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse)
 
@@ -55,7 +58,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
     sources = named_sources(train, holdout)
-    check_inputs_task.fn(resolve(model), sources, scoring, sharding, extraction)
+    check_inputs_task.fn(resolve(model), sources, scoring, sharding, extraction, runs)
     parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
     options = {"scoring": scoring, "compute": compute, "sharding": sharding, "extraction": extraction}
     scheduled_audit.serve(

@@ -5,9 +5,17 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Annotated, Literal, Self, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from latentprint.tasks.datasets.decoding import MAX_PIXELS
 from latentprint.tasks.datasets.fitting import Fit, Fitting, Mode, Resample
@@ -101,12 +109,29 @@ class ScoreParameters(Parameters):
         "0: the exact trace, one probe per dimension of what the model diffuses, for small images",
     )
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
+    labels: dict[str, int] | None = Field(
+        None,
+        description='of a class-conditional model: JSON file of each label\'s class, such as {"cat": 0, "dog": 1}; '
+        "without it labels are classes from 0 on, or names with ids in the data set, or names in sorted order",
+    )
 
     @field_validator("baselines", mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
         names = _split(value)
         return BASELINE_NAMES if names == ("all",) else names
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _from_file(cls, value: object) -> object:
+        from latentprint.tasks.datasets.labels import read_labels  # which loads pyarrow: only where there is a file
+
+        return read_labels(value) if isinstance(value, str | Path) else value
+
+    @model_serializer(mode="wrap")
+    def _without_absent_labels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs without them are those of versions that did not know them."""
+        return {name: value for name, value in serialize(self).items() if name != "labels" or value is not None}
 
     def at(self, timestep: int) -> Self:
         """The same from another timestep."""

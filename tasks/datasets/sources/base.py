@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 
 from latentprint.tasks.datasets.decoding import Picture, Rejected, decode, from_array
 from latentprint.tasks.datasets.sources.location import Location, locate
-from latentprint.tasks.datasets.sources.names import (
-    LONGEST_LABEL,
-    LONGEST_NAME,
-    as_text,
-    shortened,
-    shortened_name,
-    valid,
-)
+from latentprint.tasks.datasets.sources.names import LONGEST_NAME, as_label, as_text, shortened_name
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,7 @@ def named_item(
     if len(key) > LONGEST_NAME:
         content = Rejected(f"a name of {len(key)} characters: at most {LONGEST_NAME} are kept")
         key, uri = shortened_name(key), shortened_name(uri)
-    label = None if label is None else shortened(valid(label), LONGEST_LABEL)
-    return Item(as_text(key), as_text(uri), content, label, metadata)
+    return Item(as_text(key), as_text(uri), content, None if label is None else as_label(label), metadata)
 
 
 class Source(ABC):
@@ -80,6 +72,14 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Item]:
         """Items, in the same order every time."""
+
+    def labels(self) -> Iterator[tuple[str, str | None]]:
+        """(place, label) of the items that may be images; sources that can leave their contents unread."""
+        return ((item.uri, item.label) for item in self if not isinstance(item.content, Rejected))
+
+    def class_ids(self) -> dict[str, int]:
+        """Label -> class index, where the source says so of itself."""
+        return {}
 
 
 def names_apart(locations: Sequence[Location]) -> list[str]:

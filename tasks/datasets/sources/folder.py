@@ -8,7 +8,7 @@ from latentprint.tasks.datasets.decoding import Rejected
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item
 from latentprint.tasks.datasets.sources.location import Location
 from latentprint.tasks.datasets.sources.metadata import FolderMetadata
-from latentprint.tasks.datasets.sources.names import kind_of, parent_label
+from latentprint.tasks.datasets.sources.names import as_label, as_text, kind_of, parent_label
 
 
 class ImageFolder(Source):
@@ -32,6 +32,12 @@ class ImageFolder(Source):
                 yield named_item(name, str(file), content, parent_label(name), metadata.of(name))
             elif name in metadata.damage:
                 yield named_item(name, str(file), metadata.damage[name])
+
+    def labels(self) -> Iterator[tuple[str, str | None]]:
+        for name, file in self.path.files():
+            if kind_of(name) not in ("companion", "archive"):
+                label = parent_label(name)
+                yield as_text(str(file)), None if label is None else as_label(label)
 
 
 ARCHIVE_WITHIN = Rejected("an archive within the source: name it as the source, or unpack it")
