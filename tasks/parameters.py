@@ -111,8 +111,9 @@ class ScoreParameters(Parameters):
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
     labels: dict[str, int] | None = Field(
         None,
-        description='of a class-conditional model: JSON file of each label\'s class, such as {"cat": 0, "dog": 1}; '
-        "without it labels are classes from 0 on, or names with ids in the data set, or names in sorted order",
+        description="of a class-conditional model: JSON file with the class of each label, such as "
+        '{"cat": 0, "dog": 1}; '
+        "without it, in this order: ids that the data set has, labels that are numbers, names in sorted order",
     )
 
     @field_validator("baselines", mode="before")

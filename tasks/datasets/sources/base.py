@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +30,8 @@ class Item:
     label: str | None = None
     metadata: str | None = None
     """Further columns (see :func:`latentprint.tasks.datasets.sources.metadata.as_metadata`)."""
+    conversion: str = ""
+    """Of raw pixels, what was done to them to have uint8."""
 
     def picture(self) -> Picture:
         """Decode.
@@ -39,7 +41,10 @@ class Item:
         """
         if isinstance(self.content, Rejected):
             raise self.content
-        return decode(self.content) if isinstance(self.content, bytes) else from_array(self.content)
+        if isinstance(self.content, bytes):
+            return decode(self.content)
+        picture = from_array(self.content)
+        return replace(picture, conversion=self.conversion) if self.conversion else picture
 
 
 def named_item(
@@ -48,12 +53,13 @@ def named_item(
     content: bytes | NDArray[np.generic] | Rejected,
     label: str | None = None,
     metadata: str | None = None,
+    conversion: str = "",
 ) -> Item:
     """An item whose key and place hold names that others chose; one of too long a name is refused."""
     if len(key) > LONGEST_NAME:
         content = Rejected(f"a name of {len(key)} characters: at most {LONGEST_NAME} are kept")
         key, uri = shortened_name(key), shortened_name(uri)
-    return Item(as_text(key), as_text(uri), content, None if label is None else as_label(label), metadata)
+    return Item(as_text(key), as_text(uri), content, None if label is None else as_label(label), metadata, conversion)
 
 
 class Source(ABC):

@@ -47,7 +47,7 @@ class ImageTables(Source):
     Further columns of scalars become the image's metadata; a time as text, a class by its name.
     """
 
-    describes = "Parquet file, a brace pattern of them, or Hugging Face data set folder"
+    describes = "Parquet file, a pattern of them, or Hugging Face data set folder"
 
     @classmethod
     def accepts(cls, path: Location) -> bool:
@@ -151,7 +151,7 @@ def _tables_of_one_split(folder: Location) -> list[Location]:
     if len(splits) > 1:
         raise SourceError(
             f"{folder}: holds several splits ({', '.join(splits)}); name the files of one, "
-            f"for example {folder}/{next(iter(tables))}, or a brace pattern"
+            f"for example {folder}/{next(iter(tables))}, or a pattern"
         )
     return list(tables.values())
 

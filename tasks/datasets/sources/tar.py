@@ -54,7 +54,7 @@ _OURS = ("sample_id", "content_hash")
 
 
 class WebDatasetTar(Source):
-    """WebDataset tars, plain or gzipped: one, or a brace pattern such as ``train-{000000..000003}.tar``.
+    """WebDataset tars, plain or gzipped: one, or a pattern such as ``train-{000000..000003}.tar``.
 
     Members are streamed. Only images are looked at, and the ``.cls``, ``.json`` and ``.txt`` of the same sample, before
     or after the image, so a pickle in the archive stays a name. The ``.cls`` is the label, else the field ``label`` of
@@ -63,7 +63,7 @@ class WebDatasetTar(Source):
     else ``my.json`` for the first one. Members of unknown suffix count only if their sample has no image.
     """
 
-    describes = "WebDataset tar, or a brace pattern of tars"
+    describes = "WebDataset tar, or a pattern of tars"
 
     @classmethod
     def accepts(cls, path: Location) -> bool:
