@@ -334,6 +334,7 @@ class _StoreStream(io.RawIOBase):
 
 
 def _locate_on_hub(text: str) -> LocalLocation:
+    _require_no_secret(text)
     found = _ON_HUB.fullmatch(text)
     if found is None or ".." in found["path"].split("/"):
         raise SourceError(f"{text}: a data set on the hub is named hf://datasets/OWNER/NAME, or .../NAME@REVISION/PATH")
@@ -352,14 +353,18 @@ def _downloaded(name: str, revision: str | None, pattern: str) -> Path:
         raise SourceError(f"hf://datasets/{name}: not loadable from the hub ({first_line(error)})") from error
 
 
-def _locate_in_store(text: str) -> StoredLocation:
-    scheme, _, rest = text.partition("://")
-    key, _, options = rest.partition("?")
+def _require_no_secret(text: str) -> None:
     if has_secret(text):
         raise SourceError(
             f"{redacted(text)}: credentials belong into the environment, not into a location that is recorded; "
             f"options are {', '.join(sorted(STORE_OPTIONS))}"
         )
+
+
+def _locate_in_store(text: str) -> StoredLocation:
+    scheme, _, rest = text.partition("://")
+    key, _, options = rest.partition("?")
+    _require_no_secret(text)
     if scheme != "s3" or not key.partition("/")[0]:
         raise SourceError(
             f"{scheme}://...: stores are read as s3://BUCKET/PATH, the hub as hf://datasets/OWNER/NAME, and what lies "
