@@ -25,6 +25,7 @@ from latentprint.tasks.parameters import (
     ShardParameters,
     ValidityParameters,
 )
+from latentprint.tasks.score.classes import planned
 from latentprint.tasks.store.reuse import has_scores
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.software import software
@@ -37,12 +38,18 @@ def check_inputs_task(
     scoring: ScoreParameters,
     sharding: ShardParameters,
     extraction: ExtractParameters | None,
-) -> None:
-    """Fail within seconds if checkpoint, images and parameters cannot belong together."""
+    run: Path,
+) -> ScoreParameters:
+    """Fail within seconds if checkpoint, images and parameters cannot belong together.
+
+    Returns:
+        The parameters with the classes of the images' labels, for a class-conditional model.
+    """
     check_parameters(model, scoring)
     if extraction is not None:
         check_sampler(model, extraction)
     check_inputs(model, sources, sharding.fitting)
+    return planned(model, scoring, sources, RunDirectory(run))
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -70,8 +77,8 @@ def audit(
     begin = time.monotonic()
     sources = named_sources(train, holdout)
     checkpoint = resolve(model, **loading.model_dump())
+    scoring = check_inputs_task(checkpoint, sources, scoring, sharding, extraction, run)
     identity = {"checkpoint_sha256": checkpoint.sha256(), "parameters": scoring.model_dump(mode="json")}
-    check_inputs_task(checkpoint, sources, scoring, sharding, extraction)
     for other in filter(None, (reuse, before)):
         RunDirectory(other).read_record()
     with directory.lock():

@@ -19,6 +19,7 @@ from latentprint.tasks.doctor.checks import check_manifest, check_parameters
 from latentprint.tasks.parameters import ComputeParameters, ModelParameters, ScoreParameters, ValidityParameters
 from latentprint.tasks.score.again import n_scored_again, validity_jobs
 from latentprint.tasks.score.calibrate import adopt_calibration, calibrated, plan_calibration
+from latentprint.tasks.score.classes import planned_from_run
 from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import (
     ShardsFailed,
@@ -54,13 +55,15 @@ def score(
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
         CalibrationFailed: some shards could not be calibrated on, so that nothing is scored.
         WorkerDied: each that scores images again.
+        LabelError: labels of the images are no classes of a class-conditional model.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
     directory, checkpoint = RunDirectory(run), resolve(model, **loading.model_dump())
     check_parameters(checkpoint, parameters)
     checksum = checkpoint.sha256()
-    claimed = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
     with directory.lock():
+        parameters = planned_from_run(checkpoint, parameters, directory)
+        claimed = {"checkpoint_sha256": checksum, "parameters": parameters.model_dump(mode="json")}
         directory.claim("scoring", claimed)
         check_manifest(directory.manifest, checkpoint)
         record = directory.read_record()

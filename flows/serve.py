@@ -22,7 +22,9 @@ from latentprint.tasks.parameters import (
     ScoreParameters,
     ShardParameters,
 )
+from latentprint.tasks.score.classes import planned
 from latentprint.tasks.store.reuse import newest_scored
+from latentprint.tasks.store.run import RunDirectory
 
 
 @flow(name="scheduled-audit")
@@ -39,8 +41,9 @@ def scheduled_audit(
 ) -> dict[str, Any]:
     """Audit into ``runs``/<scheduled time, UTC>; returns the headline. Started again, the same run continues."""
     run = runs / f"{flow_run.scheduled_start_time:%Y-%m-%dT%H%M%SZ}"
-    parameters = scoring.model_dump(mode="json")
-    known = {"checkpoint_sha256": resolve(model, **loading.model_dump()).sha256(), "parameters": parameters}
+    checkpoint = resolve(model, **loading.model_dump())
+    scoring = planned(checkpoint, scoring, named_sources(train, holdout), RunDirectory(run))
+    known = {"checkpoint_sha256": checkpoint.sha256(), "parameters": scoring.model_dump(mode="json")}
     reuse = newest_scored(runs, known, other_than=run)
     return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse, loading=loading)
 
@@ -64,7 +67,8 @@ def serve(
     """
     warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited")  # Prefect's own, when it is stopped
     sources = named_sources(train, holdout)
-    check_inputs_task.fn(resolve(model, **loading.model_dump()), sources, scoring, sharding, extraction)
+    checkpoint = resolve(model, **loading.model_dump())
+    check_inputs_task.fn(checkpoint, sources, scoring, sharding, extraction, runs)
     parameters = {"model": model, "train": train, "holdout": holdout, "runs": str(runs.absolute())}
     options: dict[str, Parameters | None] = {
         "scoring": scoring,

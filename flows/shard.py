@@ -10,6 +10,7 @@ from prefect import flow
 from latentprint.tasks.datasets.apart import require_apart
 from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.holdouts import named_sources, require_held_out
+from latentprint.tasks.datasets.labels import class_ids_of
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.parameters import ShardParameters
 from latentprint.tasks.shard import compare_sources, join_manifest, shard_split, start_afresh
@@ -66,4 +67,5 @@ def shard(
             manifest_digest=manifest_digest(directory.manifest),
             images=count_images(directory.manifest),
             images_by_source=compare_sources(run, sources),
+            **({"class_ids": class_ids} if (class_ids := class_ids_of(sources)) else {}),
         )

@@ -15,6 +15,7 @@ from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.diffusion.schedulers import load_schedule
 from latentprint.tasks.doctor.checks import check_parameters
 from latentprint.tasks.parameters import ComputeParameters, SweepParameters
+from latentprint.tasks.score.classes import recorded_classes
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.manifest import sampled_rows
@@ -36,7 +37,9 @@ def sweep(
     """
     directory = RunDirectory(run)
     model, checksum = scored_model(directory)
-    settings = with_timesteps(parameters, load_schedule(model)[0]).settings()
+    classes = {"labels": recorded_classes(directory.read_record())}
+    swept = with_timesteps(parameters, load_schedule(model)[0]).settings()
+    settings = [setting.model_copy(update=classes) for setting in swept]
     for setting in settings:
         check_parameters(model, setting)
     scorings = [Scoring(run, model, checksum, setting, compute.batch_size) for setting in settings]

@@ -193,7 +193,7 @@ def audit(
 
     Args:
         model: a diffusers checkpoint: its folder, or its name on the Hugging Face hub.
-        train: the training images: folder, zip, tar(s), Parquet, ``.npy`` ...
+        train: the training images: folder, zip, tar(s), Parquet, list, ``.npy``, a pattern, ``hf://datasets/...`` ...
         out: the run directory, or its ``s3://`` URL.
         holdout: images like them that were never trained on. Without any, membership is inconclusive.
         scoring: what is computed for each image. This and the parameters below come from ``latentprint.parameters``.

@@ -44,7 +44,7 @@ from latentprint.tasks.doctor.checks import ParametersError, require_timesteps
 from latentprint.tasks.evidence.copies import RATIO_THRESHOLD
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.parameters import OddsParameters
-from latentprint.tasks.score.job import class_of
+from latentprint.tasks.score.classes import class_of, recorded_classes
 from latentprint.tasks.store.files import atomic_path
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.schemas import ODDS
@@ -131,7 +131,8 @@ def estimate(run: Path, parameters: OddsParameters, device: str) -> list[dict[st
     images = from_pixels(torch.from_numpy(np.stack(list(training.pixels()))))
     top = _asked_for(directory, parameters)
     _require_memory(images[0].numel(), parameters.prior)
-    labels = {image["content_hash"]: class_of(image, model) for image in top}
+    ids = recorded_classes(directory.read_record())
+    labels = {image["content_hash"]: class_of(image, model.n_classes, ids) for image in top}
     rows: list[dict[str, Any]] = []
     for label in dict.fromkeys(labels.values()):
         sampler = Sampler(model, parameters.steps, label)

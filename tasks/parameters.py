@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -139,6 +140,12 @@ class ScoreParameters(Parameters):
         "0: the exact trace, one probe per dimension of what the model diffuses, for small images",
     )
     seed: int = Field(0, ge=0, description="seed of the directions; each image mixes in its content hash")
+    labels: dict[str, int] | None = Field(
+        None,
+        description="of a class-conditional model: JSON file with the class of each label, such as "
+        '{"cat": 0, "dog": 1}; '
+        "without it, in this order: ids that the data set has, labels that are numbers, names in sorted order",
+    )
 
     @field_validator("baselines", mode="before")
     @classmethod
@@ -154,13 +161,18 @@ class ScoreParameters(Parameters):
             raise ValueError(f"--axis eps goes with --estimator {', '.join(ALONG_EPS)}, not {self.estimator}")
         return self
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _from_file(cls, value: object) -> object:
+        from latentprint.tasks.datasets.labels import read_labels  # which loads pyarrow: only where there is a file
+
+        return read_labels(value) if isinstance(value, str | Path) else value
+
     @model_serializer(mode="wrap")
-    def _without_default_axis(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A random axis goes unsaid, as in runs from before there was a choice: they stay the same runs."""
-        fields: dict[str, Any] = serialised(self)
-        if self.axis == "random":
-            fields.pop("axis", None)
-        return fields
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What earlier versions did not know goes unsaid where it is not used: their runs stay the same runs."""
+        unsaid = {"axis": "random", "labels": None}
+        return {name: value for name, value in serialize(self).items() if name not in unsaid or value != unsaid[name]}
 
     def at(self, timestep: int) -> Self:
         """The same from another timestep."""

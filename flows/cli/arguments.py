@@ -77,8 +77,9 @@ def _before_any_command(
 
 
 SOURCE_HELP = (
-    "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, .npz/.npy, "
-    "MNIST idx(.gz), or an s3:// URL of these."
+    "Training images: folder, zip, WebDataset tar(s), Hugging Face data set folder or Parquet, CSV or JSONL of paths, "
+    ".npz/.npy, MNIST idx(.gz), a quoted pattern such as 'photos/*.png', or an s3:// URL of these; "
+    "hf://datasets/OWNER/NAME. Floats need their range: 'x.npy?range=-1,1'."
 )
 Model = Annotated[
     str,

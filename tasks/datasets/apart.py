@@ -15,7 +15,7 @@ def require_apart(out: Path, location: str, url: str = "") -> None:
     """Refuse to write within the images of a source, or where the images lie within what is written.
 
     Args:
-        location: of the images: a path, a brace pattern, an s3:// URL of either. Links in a folder are followed.
+        location: of the images: a path, a pattern, an s3:// URL of either. Links in a folder are followed.
         url: where ``out`` is published, for a run in a store.
 
     Raises:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.datasets.sources.location import without_range
 from latentprint.tasks.store.splits import source_name
 
 LARGE_OVERLAP = 0.5
@@ -60,4 +61,5 @@ def overlap_sentence(n_overlap: int, n_holdout: int) -> str:
 
 
 def _place(location: str) -> str:
+    location, _ = without_range(location)
     return location.rstrip("/") if "://" in location else os.path.realpath(location)

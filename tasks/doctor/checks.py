@@ -16,6 +16,7 @@ from latentprint.tasks.diffusion.checkpoint import (
     LoadedModel,
     image_shape,
     load_denoiser,
+    n_classes,
     require_sane,
     state_shape,
 )
@@ -90,6 +91,8 @@ def check_parameters(model: Source, parameters: ScoreParameters) -> None:
         raise ParametersError(
             "--second-timestep auto: it is calibrated together with the first, so needs --timestep auto"
         )
+    if parameters.labels is not None and n_classes(model) is None:
+        raise ParametersError("--labels: this model has no classes, so leave it out")
     dimension = math.prod(state_shape(model))
     if parameters.axes > dimension:
         raise ParametersError(f"--axes {parameters.axes}: what the model diffuses has only {dimension} dimensions")

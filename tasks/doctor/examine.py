@@ -16,8 +16,9 @@ import torch
 from latentprint.tasks.compute.devices import DeviceError, cores, devices_for, threads_for
 from latentprint.tasks.datasets.apart import require_apart
 from latentprint.tasks.datasets.fingerprint import fingerprint
+from latentprint.tasks.datasets.labels import LabelError
 from latentprint.tasks.datasets.sources import SourceError
-from latentprint.tasks.diffusion.checkpoint import image_shape
+from latentprint.tasks.diffusion.checkpoint import image_shape, n_classes
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import (
@@ -31,6 +32,7 @@ from latentprint.tasks.doctor.images import count_items, look_at_holdout, look_a
 from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.doctor.probe import probe_network
 from latentprint.tasks.errors import first_line
+from latentprint.tasks.score.classes import classes_of_sources, in_words
 from latentprint.tasks.store.ownership import holder, require_ours
 from latentprint.tasks.store.run import RunDirectory, RunError, difference
 
@@ -61,6 +63,8 @@ def _before_theprobe(patient: Patient) -> Iterator[Check]:
         counted = _safely(f"{source} items", count_items, patient, source, location)
         yield _safely(f"{source} images", look_at_images, patient, source, location)
         yield counted
+    if patient.checkpoint and n_classes(patient.checkpoint) is not None:
+        yield _safely("labels", _labels, patient, patient.checkpoint)
     if "holdout" not in patient.sources:
         remedy = "give --holdout: images of the same source that were never trained on"
         yield Check("holdout", "warn", "none: only repeated training images can be compared with others", remedy)
@@ -112,6 +116,21 @@ def _parameters(patient: Patient, checkpoint: Source) -> Check:
         return Check("parameters", "fail", str(error), "choose values within the model's schedule and dimension")
     steps = f"axes {scoring.axes}, steps {scoring.steps} from timestep {scoring.timestep}, {scoring.estimator}"
     return Check("parameters", "ok", steps, values=scoring.model_dump(mode="json"))
+
+
+def _labels(patient: Patient, checkpoint: Source) -> Check:
+    """Has each label a class of the model? All sources are read for their labels, as an audit reads them."""
+    try:
+        classes = classes_of_sources(checkpoint, patient.scoring, patient.sources)
+    except LabelError as error:
+        finding, _, remedy = str(error).rpartition(": give ")
+        return Check(
+            "labels", "fail", finding or str(error), f"give {remedy}" if finding else "give each image a label"
+        )
+    except SourceError as error:
+        return Check("labels", "fail", str(error), "give a source that is there and can be read")
+    patient.scoring = patient.scoring.model_copy(update={"labels": classes.ids})
+    return Check("labels", "ok", in_words(classes), values={"rule": classes.rule, "ids": classes.ids})
 
 
 def _device(patient: Patient) -> Check:

@@ -24,6 +24,7 @@ from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.extract.references import TrainingImages
 from latentprint.tasks.pages.formats import visible
 from latentprint.tasks.report.evidence import MOST_IMAGES, sampled_pixels
+from latentprint.tasks.score.classes import recorded_classes
 from latentprint.tasks.store.files import finite, read_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.seal import FINDINGS, IMAGES, TABLES, reading, require_as_written
@@ -84,6 +85,7 @@ def _explained(run: RunDirectory, record: Row, sample_id: str) -> Explanation:
         "sample_id": sample_id,
         "split": standing["split"],
         "label": standing["label"],
+        **_class(record, standing["label"]),
         "scores": _scores(run, standing),
         "standing": _in_the_ranking(standing),
         "copies": _copies(standing, repeats),
@@ -307,5 +309,11 @@ def _provenance(record: Row, standing: Row) -> Row:
         "manifest_digest": record.get("manifest_digest"),
         "model": record.get("model"),
         "checkpoint_sha256": record["scoring"]["checkpoint_sha256"],
-        "parameters": record["scoring"]["parameters"],
+        "parameters": {name: value for name, value in record["scoring"]["parameters"].items() if name != "labels"},
     }
+
+
+def _class(record: Row, label: str | None) -> Row:
+    """The model's class that the label means, where run.json says so."""
+    classes = recorded_classes(record)
+    return {} if classes is None or label is None else {"class": classes.get(label)}

@@ -78,7 +78,9 @@ def sentence(facts: Mapping[str, Any]) -> str:
 def _itself(facts: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]]) -> Framed:
     name, copies = facts["sample_id"], facts["copies"]["in_its_split"]
     kind = "Training image" if facts["split"] == "train" else "Held-out image"
-    lines = (f"{number(copies)} {'copy' if copies == 1 else 'copies'}",)
+    lines: tuple[str, ...] = (f"{number(copies)} {'copy' if copies == 1 else 'copies'}",)
+    if "class" in facts:
+        lines = (*lines, f"label {visible(facts['label'])}, class {number(facts['class'])} of the model")
     return Framed(data_uri(pictures[name]), f"{kind} that is explained", visible(name), lines)
 
 

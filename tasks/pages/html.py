@@ -31,7 +31,14 @@ from latentprint.tasks.pages.queries import queries
 from latentprint.tasks.pages.ranking import ranking_table
 from latentprint.tasks.pages.redaction import redacted
 from latentprint.tasks.pages.relations import confounder_correlations, score_against_hits
-from latentprint.tasks.pages.tables import TableView, entries_table, mart_table, numbers_table, single_row_table
+from latentprint.tasks.pages.tables import (
+    TableView,
+    class_table,
+    entries_table,
+    mart_table,
+    numbers_table,
+    single_row_table,
+)
 from latentprint.tasks.pages.thumbnails import Album
 from latentprint.tasks.pages.trust import trust_tables
 
@@ -226,12 +233,15 @@ def _provenance(record: Mapping[str, Any]) -> list[TableView]:
     generating = (
         {"generated images": extraction.pop("samples"), **extraction} if "samples" in extraction else extraction
     )
+    parameters = dict(scoring.get("parameters") or {})
+    classes = parameters.pop("labels", None) or {}
     blocks = {
         "Identity": identity,
-        "Parameters": scoring.get("parameters"),
+        "Parameters": parameters,
         "Images generated": generating,
         "Software": record.get("software"),
         "Compute": record.get("compute"),
         "Timings, seconds": record.get("timings"),
     }
-    return [entries_table(caption, entries, "run") for caption, entries in blocks.items() if entries]
+    tables = [entries_table(caption, entries, "run") for caption, entries in blocks.items() if entries]
+    return [*tables, *([class_table(classes)] if classes else [])]

@@ -39,8 +39,12 @@ def redacted(inputs: ReportInputs) -> ReportInputs:
 
 
 def redacted_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``run.json`` without its sources, and of the model's place its name alone."""
-    kept = {key: value for key, value in record.items() if key != "data"}
+    """``run.json`` without its sources and labels, and of the model's place its name alone."""
+    kept = {key: value for key, value in record.items() if key not in ("data", "class_ids")}
+    scoring = dict(kept.get("scoring") or {})
+    if "labels" in (scoring.get("parameters") or {}):
+        parameters = {name: value for name, value in scoring["parameters"].items() if name != "labels"}
+        kept["scoring"] = {**scoring, "parameters": parameters}
     return kept | ({"model": PurePath(str(record["model"])).name} if record.get("model") else {})
 
 

@@ -12,6 +12,7 @@ from latentprint.tasks.pages.formats import number, percent, setting, visible
 from latentprint.tasks.pages.titles import title
 from latentprint.tasks.store.parts import n_rows
 
+MOST_CLASSES = 1_000
 MOST_ROWS = 25
 
 
@@ -78,6 +79,15 @@ def entries_table(caption: str, entries: Mapping[str, Any], source: str = "") ->
     """A mapping, nested or not, as names and values; what is None or empty is left out."""
     rows = tuple((visible(name), value) for name, value in flat(entries))
     return TableView(caption, (Column("name"), Column("value")), rows, source=source)
+
+
+def class_table(classes: Mapping[str, int]) -> TableView:
+    """Which class of the model each label means, by class."""
+    ordered = sorted(classes.items(), key=lambda item: (item[1], item[0]))
+    rows = tuple((visible(name), str(index)) for name, index in ordered)
+    note = f"The first {MOST_CLASSES:,} of {len(rows):,}." if len(rows) > MOST_CLASSES else ""
+    columns = (Column("label"), Column("class", is_number=True))
+    return TableView("Class of each label", columns, rows[:MOST_CLASSES], note, "run")
 
 
 def flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

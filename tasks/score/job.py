@@ -25,6 +25,7 @@ from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.evidence.calibration import FITTED, Calibration
 from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score.classes import class_of
 from latentprint.tasks.score.features import read_calibration_images
 from latentprint.tasks.score.measure import Columns, measure
 from latentprint.tasks.store.files import sha256
@@ -165,8 +166,12 @@ def measured_batches(
     model = loaded_model(scoring.model, scoring.checkpoint_sha256, device, scoring.parameters.precision)
     max_batch = scoring.batch_size or auto_batch_size(model)
     tar, n_images = scoring.directory.shard(shard), max(1, max_batch // (scoring.parameters.axes + 1))
-    for batch, pixels in _prefetched(_batches(tar, rows, model, n_images)):
-        of_class = model.of_class(class_of(batch[0], model))
+
+    def its_class(row: dict[str, Any]) -> int | None:
+        return class_of(row, model.n_classes, scoring.parameters.labels)
+
+    for batch, pixels in _prefetched(_batches(tar, rows, its_class, n_images)):
+        of_class = model.of_class(its_class(batch[0]))
         yield batch, measured(of_class, pixels, [row["content_hash"] for row in batch], max_batch)
 
 
@@ -207,12 +212,12 @@ def distinct_rows(manifest: Path, shard: str) -> list[dict[str, Any]]:
 
 
 def _batches(
-    tar: Path, rows: list[dict[str, Any]], model: LoadedModel, size: int
+    tar: Path, rows: list[dict[str, Any]], its_class: Callable[[dict[str, Any]], int | None], size: int
 ) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
-    """Batches of one label each, where the model is class-conditional."""
+    """Batches of one class each, where the model is class-conditional."""
     waiting: dict[int | None, list[tuple[dict[str, Any], NDArray[np.uint8]]]] = {}
     for row, pixels in _images(tar, rows):
-        batch = waiting.setdefault(class_of(row, model), [])
+        batch = waiting.setdefault(its_class(row), [])
         batch.append((row, channels_first(pixels)))
         if len(batch) == size:
             yield [row for row, _ in batch], np.stack([x for _, x in batch])
@@ -227,18 +232,6 @@ def _images(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, A
         yield wanted.pop(index), pixels
     if wanted:
         raise SourceError(f"{tar.name}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
-
-
-def class_of(row: dict[str, Any], model: LoadedModel) -> int | None:
-    """The image's class, for a class-conditional model."""
-    if model.n_classes is None:
-        return None
-    label = str(row["label"])
-    if not label.isdecimal() or int(label) >= model.n_classes:
-        raise SourceError(
-            f"{row['sample_id']}: label {label}; this class-conditional model needs 0 ... {model.n_classes - 1}"
-        )
-    return int(label)
 
 
 def _prefetched(items: Iterator[T]) -> Iterator[T]:

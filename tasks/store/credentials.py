@@ -22,6 +22,8 @@ STORE_OPTIONS = frozenset(
     }
 )
 """All that ``pyarrow.fs`` takes after the ``?`` of an s3:// URL; no secret is among them."""
+OUR_OPTIONS = frozenset({"range"})
+"""Options of ours beside them."""
 HIDDEN = "***"
 _URL = re.compile(r"([a-z][a-z0-9+.-]{0,31})://([^\s'\"<>]*)", re.IGNORECASE)
 """Of a bounded scheme: in a long name without any, each letter could else begin one, in quadratic time."""
@@ -53,7 +55,7 @@ def _shown(found: re.Match[str]) -> str:
 def _option(option: str, is_store: bool) -> str:
     name, equals, value = option.partition("=")
     if is_store:
-        is_harmless = option in "?#&;" or (name in STORE_OPTIONS and "@" not in unquote(value))
+        is_harmless = option in "?#&;" or (name in STORE_OPTIONS | OUR_OPTIONS and "@" not in unquote(value))
     else:
         is_harmless = not equals or not _SECRET.search(unquote(name))
     return option if is_harmless else f"{name if equals else ''}{equals}{HIDDEN}"

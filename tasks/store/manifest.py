@@ -118,6 +118,20 @@ def count_sources(manifest: Path, rejects: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
+def first_of_labels(manifest: Path) -> dict[str, list[tuple[str, str | None]]]:
+    """Source -> (place, label) of the first image of each label, None among them, in the order of the labels."""
+    query = """
+        SELECT split, holdout_source, min_by(source_uri, sample_id), label
+        FROM read_parquet($manifest) GROUP BY split, holdout_source, label
+        ORDER BY split DESC, holdout_source, label
+    """
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    with spilling(manifest.parent) as connection:
+        for split, number, uri, label in connection.execute(query, {"manifest": str(manifest)}).fetchall():
+            found.setdefault(source_name(split, number), []).append((uri, label))
+    return found
+
+
 def shard_names(manifest: Path) -> list[str]:
     """Every shard of the run, in order."""
     with spilling(manifest.parent) as connection:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from latentprint.tasks.datasets.shards import write_shards
 from latentprint.tasks.datasets.sources import open_source
 from tests.datasets.archives import FILES, HASHES, PNGS, Touched, add, bad, decoded, good, tarred, zipped
 
@@ -23,6 +24,45 @@ def test_a_label_may_lie_before_or_behind_its_image(tmp_path: Path, label_first:
     files = [("7.png", PNGS[0]), ("7.cls", b"3"), ("8.png", PNGS[1]), ("8.json", b'{"label": "owl"}')]
     items = list(open_source(tarred(tmp_path / "x.tar", sorted(files, reverse=label_first))))
     assert {item.key: item.label for item in items} == {"x.tar/7.png": "3", "x.tar/8.png": "owl"}
+
+
+def test_a_label_file_is_not_lost_beside_a_description_and_both_are_metadata(tmp_path: Path) -> None:
+    """In the order in which WebDataset's writer and ``tar --sort=name`` put a sample's members: cls, json, png, txt."""
+    described = json.dumps({"artist": "Monet", "year": 1889, "url": None, "size": [8, 8]}).encode()
+    files = [("7.cls", b"3\n"), ("7.json", described), ("7.png", PNGS[0]), ("7.txt", b"water lilies\n")]
+    files += [("8.cls", b"4"), ("8.json", b'{"label": "owl"}'), ("8.png", PNGS[1])]
+    files += [("9.json", b'{"label": "hen", "txt": "in JSON"}'), ("9.png", PNGS[2]), ("9.txt", b"beside it")]
+    files += [("a.b.json", b'{"of": "a.b"}'), ("a.b.png", PNGS[3]), ("a.cls", b"5"), ("a.json", b'{"of": "a"}')]
+    files += [("b.json", b"[1]"), ("b.png", PNGS[4]), ("b.txt", b"\xff")]
+    for name in ("sorted", "reversed"):
+        ordered = files if name == "sorted" else files[::-1]
+        source = open_source(tarred(tmp_path / f"{name}.tar", ordered))
+        items = {item.key.rpartition("/")[2][0]: item for item in source}
+        assert {key: item.label for key, item in items.items()} == {"7": "3", "8": "4", "9": "hen", "a": "5", "b": None}
+        metadata = {key: item.metadata and json.loads(item.metadata) for key, item in items.items()}
+        assert metadata == {
+            "7": {"artist": "Monet", "txt": "water lilies", "year": 1889},
+            "8": {"label": "owl"},
+            "9": {"txt": "beside it"},
+            "a": {"of": "a.b"},
+            "b": None,
+        }
+
+
+def test_metadata_goes_through_our_own_shards_unchanged(tmp_path: Path) -> None:
+    files = [("7.cls", b"3"), ("7.json", b'{"artist": "Monet"}'), ("7.png", PNGS[0])]
+    (first,) = open_source(tarred(tmp_path / "x.tar", files))
+    write_shards(
+        open_source(tmp_path / "x.tar"),
+        "train",
+        tmp_path,
+        tmp_path / "manifest",
+        tmp_path / "rejects",
+        shard_bytes=2**20,
+        max_bad_fraction=0.0,
+    )
+    (again,) = open_source(tmp_path / "train-000000.tar")
+    assert (again.label, again.metadata) == (first.label, first.metadata) == ("3", '{"artist": "Monet"}')
 
 
 def test_names_with_dots_and_folders_stay_apart_with_their_labels(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentprint.tasks.datasets.decoding import Rejected
+from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.sources import SourceError, locate, open_source
 from latentprint.tasks.datasets.sources.location import _count_names
 from tests.datasets.archives import (
@@ -84,7 +86,22 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | str]:
     table = pa.table({"image": structs(), "label": LABELS})
     with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
+    listed = folder(home / "listed", FILES)
+    rows = [{"path": name, "label": label} for (name, _), label in zip(FILES, LABELS, strict=True)]
+    (listed / "list.jsonl").write_text("".join(json.dumps({**row, "rating": 5}) + "\n" for row in rows))
+    (listed / "list.csv").write_text("file_name,label\n" + "".join(f"{row['path']},{row['label']}\n" for row in rows))
+    np.save(home / "zero-to-one.npy", (IMAGES / 255.0).astype(np.float32))
+    np.save(home / "fortran-floats.npy", np.asfortranarray(IMAGES / 127.5 - 1.0))
+    np.savez(home / "half.npz", images=(IMAGES / 255.0).astype(np.float16), labels=np.array(LABELS))
     return {
+        "images by *": str(home / "folder" / "*" / "[0-9].png"),
+        "tars by *": str(home / "part-*.tar"),
+        "parquets by *": str(home / "p-?.parquet"),
+        "csv": listed / "list.csv",
+        "jsonl": listed / "list.jsonl",
+        "floats 0 to 1": f"{home}/zero-to-one.npy?range=0,1",
+        "floats -1 to 1": f"{home}/fortran-floats.npy?range=-1,1",
+        "half floats": f"{home}/half.npz?range=0,1",
         "folder": folder(home / "folder", FILES),
         "zip": zipped(home / "x.zip", FILES),
         "zips": str(home / "z-{0..1}.zip"),
@@ -108,9 +125,10 @@ def _sample(png: bytes, label: str) -> list[tuple[str, bytes]]:
     return [("png", png), ("json", json.dumps({"label": label}).encode())]
 
 
-FILES_OF_IMAGES = ["folder", "zip", "zips", "tar", "tar.gz", "tars"]
-TABLES = ["parquet of structs", "parquet of bytes", "parquets", "hub folder", "saved data set"]
-ARRAYS = ["npy", "fortran", "npz", "idx", "idx.gz"]
+FILES_OF_IMAGES = ["folder", "images by *", "csv", "jsonl", "zip", "zips", "tar", "tar.gz", "tars", "tars by *"]
+TABLES = ["parquet of structs", "parquet of bytes", "parquets", "parquets by *", "hub folder", "saved data set"]
+ARRAYS = ["npy", "fortran", "npz", "idx", "idx.gz", "floats 0 to 1", "floats -1 to 1", "half floats"]
+UNLABELLED = ["npy", "fortran", "idx.gz", "floats 0 to 1", "floats -1 to 1"]
 
 
 @pytest.mark.parametrize("door", [*FILES_OF_IMAGES, *TABLES, *ARRAYS])
@@ -120,8 +138,9 @@ def test_the_same_picture_has_the_same_hash_and_label_through_every_door(
     items = list(open_source(doors[door]))
     assert [item.picture().content_hash for item in items] == HASHES
     assert len({item.key for item in items}) == 6
-    expected = {"npy": [None] * 6, "fortran": [None] * 6, "idx.gz": [None] * 6, "idx": list("012345")}
+    expected = {"idx": list("012345")} | {name: [None] * 6 for name in UNLABELLED}
     assert [item.label for item in items] == expected.get(door, LABELS)
+    assert list(open_source(doors[door]).labels()) == [(item.uri, item.label) for item in items]
 
 
 def test_sources_with_the_same_name_in_two_folders_keep_their_keys_apart(tmp_path: Path) -> None:
@@ -176,7 +195,7 @@ def test_links_in_a_folder_are_followed_but_never_in_a_circle(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.npy", np.zeros((2, 3, 3)), "uint8 images of shape .* got float64"),
+        ("x.npy", np.zeros((2, 3, 3), np.int16), "uint8 images of shape .* got int16"),
         ("x.npy", np.zeros((3, 3), np.uint8), r"got uint8 of shape \(3, 3\)"),
         ("x.npy", np.zeros((3, 0, 3), np.uint8), r"images of shape \(0, 3\)"),
         ("x.npy", np.array([None, 1]), "pickled objects, which are never loaded"),
@@ -216,6 +235,45 @@ def test_an_array_that_is_damaged_or_not_of_images_is_refused_in_one_line(
         list(open_source(path))
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
+
+
+def test_floats_without_a_range_and_values_beyond_it_are_refused_in_one_line(tmp_path: Path) -> None:
+    images = np.linspace(-1.0, 1.0, 3 * 4 * 4).reshape(3, 4, 4)
+    np.save(tmp_path / "x.npy", images)
+    with pytest.raises(
+        SourceError, match=r"x\.npy: holds floats, whose range must be said: write '.*x\.npy\?range=0,1'"
+    ):
+        list(open_source(tmp_path / "x.npy"))
+    with pytest.raises(SourceError, match=r"x\.npy: image 0 has the value -1, which is not within 0 \.\.\. 1"):
+        list(open_source(f"{tmp_path}/x.npy?range=0,1"))
+    for value, says in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1.01, "1.01")):
+        images[2, 0, 1] = value
+        np.save(tmp_path / "x.npy", images)
+        with pytest.raises(
+            SourceError, match=rf"x\.npy: image 2 has the value {says}, which is not within -1 \.\.\. 1"
+        ):
+            list(open_source(f"{tmp_path}/x.npy?range=-1,1"))
+    images[2, 0, 1] = 1.0 + 0.49 * 2.0 / 255.0  # within half a level: what rounding in another program may do
+    np.save(tmp_path / "x.npy", images)
+    picture = list(open_source(f"{tmp_path}/x.npy?range=-1,1"))[2].picture()
+    assert (picture.pixels[0, 1], picture.conversion) == (255, "float_to_8_bit")
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("x.npy?range=1,0", "range=1,0 is not two numbers: write"),
+        ("x.npy?range=0,inf", "range=0,inf is not two numbers"),
+        ("x.npy?range=0", "range=0 is not two numbers"),
+        ("x.npy?range=0,1", r"x\.npy: holds uint8, whose range is known: leave \?range= out"),
+        ("x.zip?range=0,1", "a range is of arrays of floats, and this is none"),
+    ],
+)
+def test_a_range_that_is_none_or_of_no_floats_is_refused(location: str, says: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", IMAGES)
+    zipped(tmp_path / "x.zip", FILES)
+    with pytest.raises(SourceError, match=says):
+        list(open_source(f"{tmp_path}/{location}"))
 
 
 def test_a_pickle_in_an_array_file_is_never_loaded(tmp_path: Path) -> None:
@@ -358,7 +416,8 @@ def test_a_damaged_arrow_stream_is_named(doors: dict[str, Path | str], how: str,
         ("{here}/nothing", "nothing: no such file or folder"),
         ("{here}/x-{{0..3}}.tar", "x-0.tar: no such file or folder"),
         ("{here}/x.doc", "not a source of images. Understood are: "),
-        *((f"{scheme}://host/x.tar", "read as s3://BUCKET/PATH") for scheme in ("ftp", "gs", "hf", "file")),
+        *((f"{scheme}://host/x.tar", "read as s3://BUCKET/PATH") for scheme in ("ftp", "gs", "file")),
+        ("hf://datasets/owner/name?token=secret", "credentials belong into the environment"),
         ("file:///x.tar", "what lies on this machine by its path alone"),
         ("s3:///x.tar", "read as s3://BUCKET/PATH"),
         ("gs://key:secret@bucket/x.tar", "credentials belong"),
@@ -414,3 +473,77 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
         tarred(tmp_path / f"{name}.tar", [("0.png", png)])
     (item,) = open_source(tmp_path / "x-{0..1}.tar")
     assert item.picture().content_hash == HASHES[0]
+
+
+# Patterns and lists
+
+
+def test_a_pattern_takes_files_as_the_shell_does(tmp_path: Path) -> None:
+    files = [("b/1.png", PNGS[0]), ("a/2.png", PNGS[1]), ("a/.3.png", PNGS[2]), ("a/notes.txt", b"x"), ("a/x.zip", b"")]
+    folder(tmp_path, [*files, ("a/deep/4.png", PNGS[3])])
+    assert [item.key for item in open_source(f"{tmp_path}/*/*.png")] == ["a/2.png", "b/1.png"]
+    assert [(item.key, item.label) for item in open_source(f"{tmp_path}/a/*.png")] == [("2.png", None)]
+    assert [item.key for item in open_source(f"{tmp_path}/{{b,a}}/[0-9]*")] == ["b/1.png", "a/2.png"]
+    everything = list(open_source(f"{tmp_path}/a/*"))
+    assert [item.key for item in good(everything)] == ["2.png"]
+    assert list(bad(everything)) == [f"{tmp_path}/a/x.zip"]
+    with pytest.raises(SourceError, match=r"/\*\.jpg: no such file or folder"):
+        open_source(f"{tmp_path}/*.jpg")
+    named = folder(tmp_path / "[a]", [("5.png", PNGS[4])])
+    assert [item.key for item in open_source(named)] == ["5.png"]  # a folder of that very name, not the folder a
+
+
+def test_a_file_more_or_another_name_changes_the_fingerprint_of_a_pattern_and_of_a_list(tmp_path: Path) -> None:
+    folder(tmp_path, [("1.png", PNGS[0]), ("list.csv", b"path\n1.png\n"), ("2.png", PNGS[1])])
+    locations = (f"{tmp_path}/*.png", f"{tmp_path}/list.csv")
+    before = [fingerprint(location) for location in locations]
+    (tmp_path / "2.png").rename(tmp_path / "3.png")
+    assert fingerprint(locations[0]) != before[0]
+    assert fingerprint(locations[1]) == before[1]
+    (tmp_path / "1.png").write_bytes(PNGS[2] + b" ")
+    assert fingerprint(locations[1]) != before[1]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_paths_of_a_list_stay_in_its_folder(suffix: str, tmp_path: Path) -> None:
+    inside = folder(tmp_path / "inside", [("a/1.png", PNGS[0]), ("2.png", PNGS[1]), ("not.png", b"<html>")])
+    folder(tmp_path, [("3.png", PNGS[2])])
+    (inside / "out.png").symlink_to(tmp_path / "3.png")
+    (inside / "way").symlink_to(tmp_path)
+    (inside / "in.png").symlink_to(inside / "2.png")
+    paths = ["a/1.png", "./2.png", "a/1.png", "in.png", "not.png"]
+    refused = ["../3.png", f"{tmp_path}/3.png", "a/../../3.png", "out.png", "way/3.png", "4.png", "", "a", "x" * 5000]
+    unread = ["s3://bucket/5.png", "\0", "\ud800"] if suffix == "jsonl" else ["s3://bucket/5.png"]
+    every = [*paths, *refused, *unread]
+    if suffix == "csv":
+        text = "file_name,label,artist\n" + "".join(f"{path},owl,Monet\n" for path in every)
+    else:
+        text = "".join(json.dumps({"path": path, "label": 3, "artist": "Monet"}) + "\n" for path in every)
+    (inside / f"list.{suffix}").write_text(text)
+    items = list(open_source(inside / f"list.{suffix}"))
+    assert len(items) == len(every)
+    assert decoded(items)[0] == ["a/1.png", "./2.png", "a/1.png#2", "in.png"]
+    assert {item.label for item in items} == {"owl" if suffix == "csv" else "3"}
+    assert {item.metadata for item in items} == {'{"artist": "Monet"}'}
+    reasons = [str(item.content) for item in items[len(paths) :]]
+    assert ["not followed" in reason for reason in reasons[:5]] == [True] * 5
+    assert all(isinstance(item.content, Rejected) for item in items[len(paths) :])
+    labelled = list(open_source(inside / f"list.{suffix}").labels())
+    assert [uri for uri, _ in labelled] == [
+        f"{inside}/{name}" for name in ("a/1.png", "2.png", "a/1.png", "in.png", "not.png")
+    ]
+
+
+def test_a_damaged_list_is_named_and_its_rows_before_are_read(tmp_path: Path) -> None:
+    folder(tmp_path, [("1.png", PNGS[0])])
+    (tmp_path / "x.jsonl").write_text('{"path": "1.png"}\n{"name": "1.png"}\n[1]\n{"path": "1.png"}\n')
+    items = list(open_source(tmp_path / "x.jsonl"))
+    assert [item.key for item in good(items)] == ["1.png"]
+    assert bad(items) == {
+        f"{tmp_path}/x.jsonl#1": "no path or file_name in this row",
+        f"{tmp_path}/x.jsonl": "damaged list (a line that is no JSON object): its rows from 2 on are not read",
+    }
+    (tmp_path / "x.csv").write_bytes(b"path,label\n\xff\xfe\n")
+    assert "damaged list" in bad(open_source(tmp_path / "x.csv"))[f"{tmp_path}/x.csv"]
+    (tmp_path / "empty.csv").write_bytes(b"")
+    assert list(open_source(tmp_path / "empty.csv")) == []

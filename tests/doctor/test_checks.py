@@ -115,5 +115,7 @@ def test_an_audit_refuses_a_hostile_checkpoint_before_any_work(
     folder = Path(shutil.copytree(checkpoint, tmp_path / "hostile"))
     damage(folder)
     with pytest.raises(CheckpointError, match=says) as refused:
-        check_inputs_task.fn(folder, {"train": str(digit_files[0])}, ScoreParameters(), ShardParameters(), None)
+        check_inputs_task.fn(
+            folder, {"train": str(digit_files[0])}, ScoreParameters(), ShardParameters(), None, tmp_path
+        )
     assert len(str(refused.value).splitlines()) == 1

@@ -18,7 +18,6 @@ from torch import Tensor
 from latentprint.flows.audit import audit
 from latentprint.flows.odds import odds
 from latentprint.tasks import odds as module
-from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, _Network, load_denoiser
 from latentprint.tasks.diffusion.denoiser import Denoiser
 from latentprint.tasks.diffusion.noise import generator_for
@@ -166,13 +165,6 @@ def test_odds_of_a_class_are_not_those_of_all_classes() -> None:
 
     assert probability(0) == pytest.approx(0.5, abs=0.1)
     assert probability(1) == 0.0
-
-
-def test_a_class_that_the_model_does_not_know_is_one_line(prefect: None, digits: np.ndarray, tmp_path: Path) -> None:
-    checkpoint = save(tmp_path / "model", unet=lambda: plain_unet(num_class_embeds=3), scheduler=DDIMScheduler)
-    model = load_denoiser(str(checkpoint), "cpu")
-    with pytest.raises(SourceError, match=r"train/7: label 3; this class-conditional model needs 0 \.\.\. 2"):
-        module.class_of({"sample_id": "train/7", "label": "3"}, model)
 
 
 def test_samples_of_a_latent_checkpoint_are_decoded_before_they_are_matched(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from latentprint.tasks.datasets.sources.arrays import IdxFile, NumpyFile
 from latentprint.tasks.datasets.sources.base import Item, Source
-from latentprint.tasks.datasets.sources.folder import ImageFolder
+from latentprint.tasks.datasets.sources.folder import ImageFiles, ImageFolder
+from latentprint.tasks.datasets.sources.listed import ImageList
 from latentprint.tasks.datasets.sources.location import Location, SourceError, locate
 from latentprint.tasks.datasets.sources.tables import ImageTables
 from latentprint.tasks.datasets.sources.tar import WebDatasetTar
@@ -22,7 +23,9 @@ from latentprint.tasks.datasets.sources.zip_archive import ZipArchive
 __all__ = [
     "SOURCES",
     "IdxFile",
+    "ImageFiles",
     "ImageFolder",
+    "ImageList",
     "ImageTables",
     "Item",
     "Location",
@@ -35,12 +38,21 @@ __all__ = [
     "open_source",
 ]
 
-SOURCES: list[type[Source]] = [ImageTables, ImageFolder, IdxFile, NumpyFile, ZipArchive, WebDatasetTar]
+SOURCES: list[type[Source]] = [
+    ImageTables,
+    ImageFolder,
+    IdxFile,
+    NumpyFile,
+    ZipArchive,
+    WebDatasetTar,
+    ImageList,
+    ImageFiles,
+]
 """In the order in which they are asked."""
 
 
 def open_source(location: str | Path) -> Source:
-    """The source for ``location``: a path, a brace pattern of paths, or a storage URL of either.
+    """The source for ``location``: a path, a pattern of paths, or a storage URL of either.
 
     Raises:
         SourceError: nothing is there, or nothing reads it.
@@ -48,6 +60,8 @@ def open_source(location: str | Path) -> Source:
     path = locate(location)
     for source in SOURCES:
         if source.accepts(path):
+            if path.value_range and source is not NumpyFile:
+                raise SourceError(f"{location}: a range is of arrays of floats, and this is none: leave ?range= out")
             return source(path)
     for part in path.expand():
         if not part.is_file() and not part.is_folder():

@@ -46,12 +46,16 @@ class IdxFile(Source):
 
 
 class NumpyFile(Source):
-    """A ``.npy`` array or ``.npz`` archive (``images``, or its only array) of uint8 images (N, H, W[, C]).
+    """A ``.npy`` array or ``.npz`` archive (``images``, or its only array) of images (N, H, W[, C]).
 
-    ``labels`` of an ``.npz`` become labels. Pickled objects are never loaded.
+    They are uint8, or floats whose range the location says: ``x.npy?range=-1,1``. Of a range a ... b a value x becomes
+    255 (x - a) / (b - a), rounded; one beyond the range, or not finite, is refused. ``labels`` of an ``.npz`` become
+    labels. Pickled objects are never loaded.
     """
 
-    describes = ".npy or .npz array of uint8 images, (N, H, W) or (N, H, W, C)"
+    describes = (
+        ".npy or .npz array of images, (N, H, W) or (N, H, W, C): uint8, or floats with ?range=0,1 or ?range=-1,1"
+    )
 
     @classmethod
     def accepts(cls, path: Location) -> bool:
@@ -84,6 +88,7 @@ class NumpyFile(Source):
 class _Array(NamedTuple):
     shape: Sequence[int]
     rows: Iterator[Pixels]
+    conversion: str = ""
 
 
 def _items(path: Location, images: _Array, labels: _Array | None) -> Iterator[Item]:
@@ -92,7 +97,7 @@ def _items(path: Location, images: _Array, labels: _Array | None) -> Iterator[It
         raise SourceError(f"{path}: {labels.shape[0]} labels for {images.shape[0]} images")
     for index, pixels in enumerate(images.rows):
         label = None if labels is None else _as_label(next(labels.rows).item())
-        yield named_item(f"{index:08d}", f"{path}#{index}", pixels, label)
+        yield named_item(f"{index:08d}", f"{path}#{index}", pixels, label, conversion=images.conversion)
     if labels is not None:
         next(labels.rows, None)  # also says whether more follow
 
@@ -123,12 +128,40 @@ def _header(path: Location, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, n
 
 def _npy_images(path: Location, stream: IO[bytes]) -> _Array:
     shape, is_fortran, dtype = _header(path, stream)
-    if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 0:
+    if dtype.kind == "f" and path.value_range is None:
+        raise SourceError(
+            f"{path}: holds floats, whose range must be said: write '{path}?range=0,1' or '{path}?range=-1,1'"
+        )
+    if (dtype.kind != "f" and dtype != np.uint8) or len(shape) not in (3, 4) or min(shape) < 0:
         raise SourceError(
             f"{path}: uint8 images of shape (N, H, W) or (N, H, W, C) are needed, "
             f"got {shortened(f'{dtype} of shape {shape}', LONGEST_LIST)}"
         )
-    return _Array(shape, _fortran_rows(path, stream, shape) if is_fortran else _read_rows(stream, shape, dtype))
+    rows = _fortran_rows(path, stream, shape, dtype) if is_fortran else _read_rows(stream, shape, dtype)
+    if dtype.kind != "f":
+        if path.value_range:
+            raise SourceError(f"{path}: holds uint8, whose range is known: leave ?range= out")
+        return _Array(shape, rows)
+    assert path.value_range is not None
+    return _Array(shape, _as_uint8(path, rows, *path.value_range), "float_to_8_bit")
+
+
+def _as_uint8(path: Location, rows: Iterator[Pixels], low: float, high: float) -> Iterator[Pixels]:
+    """Floats as the nearest of 256 levels from ``low`` to ``high``.
+
+    Raises:
+        SourceError: a value is not finite, or more than half a level beyond.
+    """
+    for index, row in enumerate(rows):
+        levels = np.rint((row.astype(np.float64) - low) * (255.0 / (high - low)))
+        outside = ~((levels >= 0.0) & (levels <= 255.0))  # NaN too
+        if outside.any():
+            value = float(row[outside][0])
+            raise SourceError(
+                f"{path}: image {index} has the value {value:g}, which is not within {low:g} ... {high:g}: "
+                "mend it, or give the range that the values have"
+            )
+        yield levels.astype(np.uint8)
 
 
 def _npy_labels(path: Location, stream: IO[bytes]) -> _Array:
@@ -140,15 +173,16 @@ def _npy_labels(path: Location, stream: IO[bytes]) -> _Array:
     return _Array(shape, _read_rows(stream, shape, dtype))
 
 
-def _fortran_rows(path: Location, stream: IO[bytes], shape: tuple[int, ...]) -> Iterator[Pixels]:
+def _fortran_rows(path: Location, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Pixels]:
     """An image of such an array lies scattered over all of it, so it is read whole, and bounded."""
-    if math.prod(shape) > MAX_BYTES:
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > MAX_BYTES:
         raise SourceError(
-            f"{path}: {math.prod(shape)} bytes in Fortran order, of which at most {MAX_BYTES} are read: "
+            f"{path}: {n_bytes} bytes in Fortran order, of which at most {MAX_BYTES} are read: "
             "save numpy.ascontiguousarray(images)"
         )
-    content = read_at_most(stream, math.prod(shape))
-    yield from np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(shape, order="F"))
+    content = read_at_most(stream, n_bytes)
+    yield from np.ascontiguousarray(np.frombuffer(content, dtype).reshape(shape, order="F"))
 
 
 def _read_rows(stream: IO[bytes], shape: Sequence[int], dtype: np.dtype[Any]) -> Iterator[Pixels]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 
 from latentprint.tasks.datasets.decoding import Picture, Rejected, decode, from_array
 from latentprint.tasks.datasets.sources.location import Location, locate
-from latentprint.tasks.datasets.sources.names import (
-    LONGEST_LABEL,
-    LONGEST_NAME,
-    as_text,
-    shortened,
-    shortened_name,
-    valid,
-)
+from latentprint.tasks.datasets.sources.names import LONGEST_NAME, as_label, as_text, shortened_name
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,8 @@ class Item:
     label: str | None = None
     metadata: str | None = None
     """Further columns (see :func:`latentprint.tasks.datasets.sources.metadata.as_metadata`)."""
+    conversion: str = ""
+    """Of raw pixels, what was done to them to have uint8."""
 
     def picture(self) -> Picture:
         """Decode.
@@ -46,7 +41,10 @@ class Item:
         """
         if isinstance(self.content, Rejected):
             raise self.content
-        return decode(self.content) if isinstance(self.content, bytes) else from_array(self.content)
+        if isinstance(self.content, bytes):
+            return decode(self.content)
+        picture = from_array(self.content)
+        return replace(picture, conversion=self.conversion) if self.conversion else picture
 
 
 def named_item(
@@ -55,13 +53,13 @@ def named_item(
     content: bytes | NDArray[np.generic] | Rejected,
     label: str | None = None,
     metadata: str | None = None,
+    conversion: str = "",
 ) -> Item:
     """An item whose key and place hold names that others chose; one of too long a name is refused."""
     if len(key) > LONGEST_NAME:
         content = Rejected(f"a name of {len(key)} characters: at most {LONGEST_NAME} are kept")
         key, uri = shortened_name(key), shortened_name(uri)
-    label = None if label is None else shortened(valid(label), LONGEST_LABEL)
-    return Item(as_text(key), as_text(uri), content, label, metadata)
+    return Item(as_text(key), as_text(uri), content, None if label is None else as_label(label), metadata, conversion)
 
 
 class Source(ABC):
@@ -80,6 +78,14 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Item]:
         """Items, in the same order every time."""
+
+    def labels(self) -> Iterator[tuple[str, str | None]]:
+        """(place, label) of the items that may be images; sources that can leave their contents unread."""
+        return ((item.uri, item.label) for item in self if not isinstance(item.content, Rejected))
+
+    def class_ids(self) -> dict[str, int]:
+        """Label -> class index, where the source says so of itself."""
+        return {}
 
 
 def names_apart(locations: Sequence[Location]) -> list[str]:

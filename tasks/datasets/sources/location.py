@@ -1,10 +1,16 @@
 """Where files lie: on this machine or in an object store, behind one small interface.
 
-    /data/images            train-{000000..000003}.tar            s3://bucket/images
+    /data/images       train-{000000..000003}.tar       photos/*.png       s3://bucket/images
+
+``?range=-1,1`` behind an array of floats says which values are black and white; see :func:`without_range`.
+A pattern has braces, as above, or ``*``, ``?`` and ``[...]`` as the shell has them; its files are taken in the order of
+their names.
 
 Stores are reached through ``pyarrow.fs``, which takes credentials and region from the environment
 (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...) and options after a ``?``, such as
 ``s3://bucket/x.tar?endpoint_override=localhost:9000&scheme=http``.
+A data set on the Hugging Face hub, ``hf://datasets/OWNER/NAME@REVISION/PATH`` (the last two may be left out), is
+downloaded to the hub's cache, which is then read; without a network what is in the cache by then.
 What cannot be read from a folder of this machine is that file's own fault and becomes a reject; a store that fails to
 answer is nobody's fault, so it ends the run, which can be resumed.
 """
@@ -12,6 +18,8 @@ answer is nobody's fault, so it ends the run, which can be resumed.
 from __future__ import annotations
 
 import errno
+import fnmatch
+import glob
 import io
 import math
 import os
@@ -22,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -40,6 +49,8 @@ READ_AHEAD = 8 * 2**20
 MOST_NAMES = 2**18
 """Files that one brace pattern may stand for: what is asked of each before any is read takes seconds for so many."""
 
+_VALUE_RANGE = re.compile(r"([^?]*)\?((?:[^?&]*&)*)range=([^&?]*)((?:&[^?&]*)*)", re.DOTALL)
+_ON_HUB = re.compile(r"hf://datasets/(?P<name>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^/@\s]+))?/?(?P<path>.*)", re.DOTALL)
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?")
 
@@ -50,6 +61,9 @@ class SourceError(UserError):
 
 class Location(ABC):
     """A file or folder that may or may not exist; ``str()`` is how its user would write it."""
+
+    value_range: tuple[float, float] | None
+    """Black and white of an array of floats, where its user said so."""
 
     @property
     def name(self) -> str:
@@ -63,7 +77,7 @@ class Location(ABC):
 
     @abstractmethod
     def expand(self) -> list[Location]:
-        """The locations that a brace pattern stands for, each once; itself, if it is none.
+        """The locations that a pattern stands for, each once; itself, if it is none, or no file has such a name.
 
         Raises:
             SourceError: they are more than ``MOST_NAMES``.
@@ -71,7 +85,7 @@ class Location(ABC):
 
     @abstractmethod
     def sibling(self, name: str) -> Location:
-        """Another file of the same folder."""
+        """Another file of the same folder, or by its path from there on."""
 
     @abstractmethod
     def is_file(self) -> bool:
@@ -110,12 +124,38 @@ def locate(where: str | Path | Location) -> Location:
     """
     if isinstance(where, Location):
         return where
-    text = str(where)
+    text, value_range = without_range(str(where)) if isinstance(where, str) else (str(where), None)
     if text.startswith("pipe:"):
         raise SourceError(f"{text}: commands are never run; name the files that it would read")
+    if text.startswith("hf://"):
+        return replace(_locate_on_hub(text), value_range=value_range)
     if isinstance(where, str) and "://" in text:
-        return _locate_in_store(text)
-    return LocalLocation(Path(where))
+        return replace(_locate_in_store(text), value_range=value_range)
+    return LocalLocation(Path(text), value_range)
+
+
+def without_range(text: str) -> tuple[str, tuple[float, float] | None]:
+    """A location and the option ``range`` behind its ``?``; a file of just that name has none.
+
+    >>> without_range("data.npy?range=-1,1")
+    ('data.npy', (-1.0, 1.0))
+    >>> without_range("s3://bucket/data.npy?region=eu-west-1&range=0,1")
+    ('s3://bucket/data.npy?region=eu-west-1', (0.0, 1.0))
+
+    Raises:
+        SourceError: it is not two numbers, the lower one first.
+    """
+    found = _VALUE_RANGE.fullmatch(text)
+    if found is None or os.path.lexists(text):
+        return text, None
+    try:
+        low, high = map(float, found[3].split(","))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError
+    except ValueError:
+        raise SourceError(f"{text}: range={found[3]} is not two numbers: write ?range=0,1 or ?range=-1,1") from None
+    rest = "&".join(filter(None, (found[2].strip("&"), found[4].strip("&"))))
+    return f"{found[1]}{'?' * bool(rest)}{rest}", (low, high)
 
 
 @dataclass(frozen=True)
@@ -123,16 +163,19 @@ class LocalLocation(Location):
     """A path on this machine. Links are followed, except where a folder would be entered from within itself."""
 
     path: Path
+    value_range: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return str(self.path)
 
     def expand(self) -> list[Location]:
-        is_there = os.path.exists(self.path)  # no error where a pattern is longer than a name may be
-        return [self] if is_there else [LocalLocation(Path(text)) for text in _expand(str(self.path))]
+        if os.path.exists(self.path):  # no error where a pattern is longer than a name may be
+            return [self]
+        texts = [name for text in _expand(str(self.path)) for name in _matching(text)]
+        return [LocalLocation(Path(text)) for text in dict.fromkeys(texts)]
 
     def sibling(self, name: str) -> Location:
-        return LocalLocation(self.path.with_name(name))
+        return LocalLocation(self.path.parent / name)
 
     def is_file(self) -> bool:
         status = _status(self.path)
@@ -185,12 +228,30 @@ class StoredLocation(Location):
     """With the bucket: ``bucket/images/a.png``."""
     size: int | None = None
     modified_ns: int | None = None
+    value_range: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
 
     def expand(self) -> list[Location]:
-        return [replace(self, key=key) for key in _expand(self.key)]
+        found: dict[str, Location] = {}
+        for key in _expand(self.key):
+            for location in self._matching(key):
+                found.setdefault(str(location), location)
+        return list(found.values())
+
+    def _matching(self, key: str) -> list[StoredLocation]:
+        """The files whose keys match a pattern, part by part; the key itself, if it is none."""
+        itself = replace(self, key=key)
+        if not glob.has_magic(key) or itself._type() != pafs.FileType.NotFound:
+            return [itself]
+        parts = key.split("/")
+        n_fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        folder = replace(self, key="/".join(parts[:n_fixed]))
+        if not n_fixed or not folder.is_folder():
+            return [itself]
+        found = (file for name, file in folder.files() if _matches(name.split("/"), parts[n_fixed:]))
+        return [file for file in found if isinstance(file, StoredLocation)] or [itself]
 
     def sibling(self, name: str) -> Location:
         return replace(self, key=f"{self.key.rpartition('/')[0]}/{name}")
@@ -272,17 +333,42 @@ class _StoreStream(io.RawIOBase):
         super().close()
 
 
-def _locate_in_store(text: str) -> Location:
-    scheme, _, rest = text.partition("://")
-    key, _, options = rest.partition("?")
+def _locate_on_hub(text: str) -> LocalLocation:
+    _require_no_secret(text)
+    found = _ON_HUB.fullmatch(text)
+    if found is None or ".." in found["path"].split("/"):
+        raise SourceError(f"{text}: a data set on the hub is named hf://datasets/OWNER/NAME, or .../NAME@REVISION/PATH")
+    return LocalLocation(_downloaded(found["name"], found["revision"], found["path"]) / found["path"])
+
+
+@lru_cache(maxsize=8)
+def _downloaded(name: str, revision: str | None, pattern: str) -> Path:
+    """The folder of a data set's files, of those that match the pattern; asked of the hub once."""
+    from huggingface_hub import snapshot_download  # takes a while to import
+
+    wanted = [part for path in filter(None, _expand(pattern)) for part in (path, f"{path}/*")]
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted or None))
+    except Exception as error:  # offline, missing, gated ...: the hub client raises its own and its transport's types
+        raise SourceError(f"hf://datasets/{name}: not loadable from the hub ({first_line(error)})") from error
+
+
+def _require_no_secret(text: str) -> None:
     if has_secret(text):
         raise SourceError(
             f"{redacted(text)}: credentials belong into the environment, not into a location that is recorded; "
             f"options are {', '.join(sorted(STORE_OPTIONS))}"
         )
+
+
+def _locate_in_store(text: str) -> StoredLocation:
+    scheme, _, rest = text.partition("://")
+    key, _, options = rest.partition("?")
+    _require_no_secret(text)
     if scheme != "s3" or not key.partition("/")[0]:
         raise SourceError(
-            f"{scheme}://...: stores are read as s3://BUCKET/PATH, and what lies on this machine by its path alone"
+            f"{scheme}://...: stores are read as s3://BUCKET/PATH, the hub as hf://datasets/OWNER/NAME, and what lies "
+            "on this machine by its path alone"
         )
     try:
         filesystem, _ = _connect(scheme, key.partition("/")[0], options)
@@ -303,6 +389,24 @@ def _expand(text: str) -> list[str]:
         return list(dict.fromkeys(braceexpand(text)))
     except (ValueError, RecursionError):  # unbalanced, or no pattern that anyone meant: a name with a brace in it
         return [text]
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files whose paths match, in the order of the paths' parts; the pattern itself, if it is none."""
+    if not glob.has_magic(pattern):
+        return [pattern]
+    found = list(islice(filter(os.path.isfile, glob.iglob(pattern)), MOST_NAMES + 1))
+    if len(found) > MOST_NAMES:
+        raise SourceError(f"{pattern}: a pattern of more than {MOST_NAMES} files; name their folder")
+    return sorted(found, key=lambda path: path.split("/")) or [pattern]
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    """Part by part; as in the shell, what is hidden matches only a pattern that begins with a dot."""
+    return len(parts) == len(patterns) and all(
+        fnmatch.fnmatchcase(part, pattern) and (pattern.startswith(".") or not part.startswith("."))
+        for part, pattern in zip(parts, patterns, strict=True)
+    )
 
 
 def _count_names(pattern: str) -> int:

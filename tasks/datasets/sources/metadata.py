@@ -80,7 +80,7 @@ class FolderMetadata:
         rows = self._rows.setdefault(posixpath.dirname(name), {})
         try:
             with file.open() as stream:
-                for row in (_csv_rows if name.endswith(".csv") else _json_rows)(_lines(stream)):
+                for row in (csv_rows if name.endswith(".csv") else json_rows)(text_lines(stream)):
                     if isinstance(file_name := row.pop("file_name", None), str):
                         rows[posixpath.normpath(file_name)] = as_metadata(row)
                         self._n_rows += 1
@@ -92,7 +92,7 @@ class FolderMetadata:
             self.damage[name] = Rejected(f"damaged metadata ({in_words(error)})", type(error).__name__)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
+def text_lines(stream: IO[bytes]) -> Iterator[str]:
     """Lines of bounded length: a single one may fill the memory else."""
     n_signs, text = 0, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     while line := text.readline(LONGEST_LINE + 1):
@@ -102,12 +102,14 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
         yield line
 
 
-def _csv_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def csv_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Rows by the names in the first line, without empty cells. Raises csv.Error."""
     for row in csv.DictReader(lines):
         yield {name: value for name, value in row.items() if value != ""}
 
 
-def _json_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def json_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """A row per line. Raises ValueError, RecursionError."""
     for line in filter(str.strip, lines):
         row = json.loads(line)
         if not isinstance(row, dict):

@@ -61,6 +61,11 @@ def valid(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def as_label(text: str) -> str:
+    """A label as it is kept."""
+    return shortened(valid(text), LONGEST_LABEL)
+
+
 def parent_label(name: str) -> str | None:
     """The name of the folder that directly holds the file, None at the top: its class, by convention."""
     parts = name.split("/")

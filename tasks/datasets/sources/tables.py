@@ -6,8 +6,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.location import Location, SourceError
 from latentprint.tasks.datasets.sources.metadata import as_metadata
-from latentprint.tasks.datasets.sources.names import kind_of
+from latentprint.tasks.datasets.sources.names import as_label, kind_of
 from latentprint.tasks.datasets.sources.pages import LARGEST_FOOTER, held_by, require_uncompressed
 
 ROWS_AT_A_TIME = 16
@@ -45,7 +47,7 @@ class ImageTables(Source):
     Further columns of scalars become the image's metadata; a time as text, a class by its name.
     """
 
-    describes = "Parquet file, a brace pattern of them, or Hugging Face data set folder"
+    describes = "Parquet file, a pattern of them, or Hugging Face data set folder"
 
     @classmethod
     def accepts(cls, path: Location) -> bool:
@@ -54,13 +56,12 @@ class ImageTables(Source):
         return all(file.suffix in _SUFFIXES and file.is_file() for file in path.expand())
 
     def __iter__(self) -> Iterator[Item]:
-        files = _tables_of_one_split(self.path) if self.path.is_folder() else self.path.expand()
+        files = self._files()
         for name, file in zip(names_apart(files), files, strict=True):
             n_read = 0
             try:
                 with file.open() as stream:
-                    most = max(MOST_ROWS, stream.seek(0, os.SEEK_END))
-                    stream.seek(0)
+                    most = _most_rows(stream)
                     for content, label, metadata in _rows(file, stream):
                         if n_read == most:
                             raise Oversized(f"more than {most} rows in so few bytes")
@@ -71,6 +72,62 @@ class ImageTables(Source):
             except Exception as error:  # by damage: ArrowInvalid, ArrowNotImplementedError, OSError, ValueError, ...
                 reason = f"damaged table ({in_words(error)}): its rows from {n_read} on are not read"
                 yield named_item(name, str(file), Rejected(reason, type(error).__name__))
+
+    def labels(self) -> Iterator[tuple[str, str | None]]:
+        """Of Parquet files, whose other columns stay unread; of others with their images."""
+        for file in self._files():
+            if file.suffix != ".parquet":
+                yield from ((item.uri, item.label) for item in ImageTables(file) if isinstance(item.content, bytes))
+                continue
+            with suppress(Exception), file.open() as stream:  # what is damaged is an item of its own, by its reason
+                most = _most_rows(stream)
+                yield from ((f"{file}#{row}", label) for row, label in enumerate(islice(_labels(file, stream), most)))
+
+    def class_ids(self) -> dict[str, int]:
+        """By the metadata of its files.
+
+        Raises:
+            SourceError: two files give a label different ids.
+        """
+        found: dict[str, int] = {}
+        for file in self._files():
+            for name, index in _class_ids(file).items():
+                if found.setdefault(name, index) != index:
+                    raise SourceError(f"{file}: label {name} is class {index} here and {found[name]} in another file")
+        return found
+
+    def _files(self) -> list[Location]:
+        return _tables_of_one_split(self.path) if self.path.is_folder() else self.path.expand()
+
+
+def _most_rows(stream: IO[bytes]) -> int:
+    most = max(MOST_ROWS, stream.seek(0, os.SEEK_END))
+    stream.seek(0)
+    return most
+
+
+def _class_ids(file: Location) -> dict[str, int]:
+    """Of its label column, where that is of classes with names; empty where it cannot be read."""
+    try:
+        with file.open() as stream:
+            columns, _ = _reader(file)(file, stream)
+    except SourceError:
+        raise
+    except Exception:  # by damage; its items say so
+        return {}
+    names = list(map(as_label, columns.class_names.get(columns.label or "", [])))
+    return {name: index for index, name in enumerate(names)} if len(set(names)) == len(names) else {}
+
+
+def _labels(file: Location, stream: IO[bytes]) -> Iterator[str | None]:
+    table = _parquet(stream)
+    columns = _columns(file, table.schema_arrow)
+    if columns.label is None:
+        yield None
+        return
+    names = columns.class_names.get(columns.label)
+    for batch in _bounded_batches(table, stream, [columns.label]):
+        yield from (None if label is None else as_label(str(label)) for label in _values(batch[0], names))
 
 
 def _is_data_set(folder: Location) -> bool:
@@ -94,7 +151,7 @@ def _tables_of_one_split(folder: Location) -> list[Location]:
     if len(splits) > 1:
         raise SourceError(
             f"{folder}: holds several splits ({', '.join(splits)}); name the files of one, "
-            f"for example {folder}/{next(iter(tables))}, or a brace pattern"
+            f"for example {folder}/{next(iter(tables))}, or a pattern"
         )
     return list(tables.values())
 
@@ -113,7 +170,7 @@ class _Columns:
 
 def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected, str | None, str | None]]:
     """(encoded image, label, metadata) of each row."""
-    columns, batches = (_read_parquet if file.suffix == ".parquet" else _read_arrow)(file, stream)
+    columns, batches = _reader(file)(file, stream)
     for batch in (whole.slice(i, ROWS_AT_A_TIME) for whole in batches for i in range(0, len(whole), ROWS_AT_A_TIME)):
         values = {name: _values(batch[name], columns.class_names.get(name)) for name in columns.names[1:]}
         images = batch[columns.image]
@@ -124,8 +181,20 @@ def _rows(file: Location, stream: IO[bytes]) -> Iterator[tuple[bytes | Rejected,
             yield _content(image.as_py()), None if label is None else str(label), as_metadata(row)
 
 
+def _reader(file: Location) -> Callable[[Location, IO[bytes]], tuple[_Columns, Iterator[pa.RecordBatch]]]:
+    return _read_parquet if file.suffix == ".parquet" else _read_arrow
+
+
 def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator[pa.RecordBatch]]:
-    table = pq.ParquetFile(
+    table = _parquet(stream)
+    columns = _columns(file, table.schema_arrow)
+    is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
+    parts = [f"{columns.image}.{name}" for name in ("bytes", "path")] if is_struct else [columns.image]
+    return columns, _bounded_batches(table, stream, [*parts, *columns.names[1:]])
+
+
+def _parquet(stream: IO[bytes]) -> pq.ParquetFile:
+    return pq.ParquetFile(
         stream,
         page_checksum_verification=True,
         pre_buffer=False,
@@ -133,15 +202,10 @@ def _read_parquet(file: Location, stream: IO[bytes]) -> tuple[_Columns, Iterator
         thrift_string_size_limit=LARGEST_FOOTER,
         thrift_container_size_limit=MOST_IN_LIST,
     )
-    columns = _columns(file, table.schema_arrow)
-    return columns, _bounded_batches(table, stream, columns)
 
 
-def _bounded_batches(table: pq.ParquetFile, stream: IO[bytes], columns: _Columns) -> Iterator[pa.RecordBatch]:
+def _bounded_batches(table: pq.ParquetFile, stream: IO[bytes], leaves: list[str]) -> Iterator[pa.RecordBatch]:
     """Fewer rows at a time where one could be large: a dictionary gives any number of rows the same huge value."""
-    is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
-    parts = [f"{columns.image}.{name}" for name in ("bytes", "path")] if is_struct else [columns.image]
-    leaves = [*parts, *columns.names[1:]]
     for group, held in enumerate(held_by(table, stream, leaves)):
         n_rows = max(1, min(ROWS_AT_A_TIME, BATCH_BYTES // max(1, held)))
         yield from table.iter_batches(n_rows, [group], leaves, use_threads=False)

@@ -7,13 +7,14 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from latentprint.tasks.bounded import read_at_most
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.folder import ARCHIVE_WITHIN
 from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.metadata import LONGEST_TEXT, as_metadata
 from latentprint.tasks.datasets.sources.names import (
     LONGEST_LABEL,
     LONGEST_NAME,
@@ -25,16 +26,16 @@ from latentprint.tasks.datasets.sources.names import (
 from latentprint.tasks.datasets.sources.unpacking import decompressed
 
 LARGEST_SAMPLE = 16
-"""Images of one sample that wait for a label behind them; a bound on memory."""
+"""Images of one sample that wait for a description behind them; a bound on memory."""
 
 MOST_WAITING = 2**26
 """Their bytes, of all but the last."""
 
-LARGEST_LABEL = 2**20
-"""Bytes; a larger label file is ignored."""
+LARGEST_DESCRIPTION = 2**20
+"""Bytes; a larger description is ignored."""
 
-MOST_LABELS = 1024
-"""Label files of one sample; further ones are ignored."""
+MOST_DESCRIPTIONS = 1024
+"""Descriptions of one sample; further ones are ignored."""
 
 LARGEST_HEADER = 2**16
 """Bytes of a long name or of extended attributes."""
@@ -47,19 +48,22 @@ _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _DIGITS = re.compile(rb"[0-9]{32}")
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_LABELS = (".json", ".cls")
+_DESCRIPTIONS = (".json", ".cls", ".txt")
+_OURS = ("sample_id", "content_hash")
+"""What the description of an image in a shard of ours begins with; they are no metadata."""
 
 
 class WebDatasetTar(Source):
-    """WebDataset tars, plain or gzipped: one, or a brace pattern such as ``train-{000000..000003}.tar``.
+    """WebDataset tars, plain or gzipped: one, or a pattern such as ``train-{000000..000003}.tar``.
 
-    Members are streamed. Only images are looked at, and the ``.json`` (its field ``label``) or ``.cls`` of the same
-    sample, before or after the image, so a pickle in the archive stays a name. A name is not cut at its first dot:
-    ``my.photo.v2.jpg`` and ``my.photo.v3.jpg`` are two images, with ``my.photo.v2.json``, else ``my.photo.json``, else
-    ``my.json`` as the first one's label. Members of unknown suffix count only if their sample has no image.
+    Members are streamed. Only images are looked at, and the ``.cls``, ``.json`` and ``.txt`` of the same sample, before
+    or after the image, so a pickle in the archive stays a name. The ``.cls`` is the label, else the field ``label`` of
+    the ``.json``; its other fields are metadata, and the ``.txt`` is ``txt`` among them. A name is not cut at its first
+    dot: ``my.photo.v2.jpg`` and ``my.photo.v3.jpg`` are two images, with ``my.photo.v2.json``, else ``my.photo.json``,
+    else ``my.json`` for the first one. Members of unknown suffix count only if their sample has no image.
     """
 
-    describes = "WebDataset tar, or a brace pattern of tars"
+    describes = "WebDataset tar, or a pattern of tars"
 
     @classmethod
     def accepts(cls, path: Location) -> bool:
@@ -69,9 +73,9 @@ class WebDatasetTar(Source):
         files = self.path.expand()
         for name, file in zip(names_apart(files), files, strict=True):
             unique = UniqueNames()
-            for member, content, label in _labelled(_members(file)):
+            for member, content, label, metadata in _described(_members(file)):
                 key = unique(f"{name}/{member}" if member else name)
-                yield named_item(key, f"{file}/{member}" if member else str(file), content, label)
+                yield named_item(key, f"{file}/{member}" if member else str(file), content, label, metadata)
 
 
 def read_tar(stream: IO[bytes], wanted: Callable[[str], bool | Rejected]) -> Iterator[tuple[str, bytes | Rejected]]:
@@ -190,7 +194,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Rejec
         return Rejected("a link or device, not a file: not followed")
     if member.issparse():
         return Rejected("a sparse file, which is not read")
-    limit = LARGEST_LABEL if member.name.endswith(_LABELS) else MAX_BYTES
+    limit = LARGEST_DESCRIPTION if member.name.endswith(_DESCRIPTIONS) else MAX_BYTES
     if member.size > limit:
         return Rejected(f"{member.size} bytes: at most {limit} are read")
     stream = archive.extractfile(member)
@@ -199,7 +203,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Rejec
 
 
 def _members(file: Location) -> Iterator[tuple[str, bytes | Rejected]]:
-    """The members that matter: all but companions, and labels."""
+    """The members that matter: all but companions, and descriptions."""
     try:
         with decompressed(file) as stream:
             is_gzip = file.suffix == ".tar" and stream.read(2) == b"\x1f\x8b"
@@ -214,46 +218,67 @@ def _members(file: Location) -> Iterator[tuple[str, bytes | Rejected]]:
 
 def _wanted(name: str) -> bool | Rejected:
     kind = kind_of(name)
-    return ARCHIVE_WITHIN if kind == "archive" else kind != "companion" or name.endswith(_LABELS)
+    return ARCHIVE_WITHIN if kind == "archive" else kind != "companion" or name.endswith(_DESCRIPTIONS)
 
 
-def _labelled(members: Iterable[tuple[str, bytes | Rejected]]) -> Iterator[tuple[str, bytes | Rejected, str | None]]:
-    """Items with their labels, sample by sample: neighbours whose names agree up to the first dot."""
-    labels: dict[str, str | None] = {}
+class _Description(NamedTuple):
+    """What a companion of an image says of it."""
+
+    cls: str | None = None
+    label: str | None = None
+    metadata: str | None = None
+    txt: str | None = None
+
+
+def _described(
+    members: Iterable[tuple[str, bytes | Rejected]],
+) -> Iterator[tuple[str, bytes | Rejected, str | None, str | None]]:
+    """Items with labels and metadata, sample by sample: neighbours whose names agree up to the first dot."""
+    descriptions: dict[str, _Description] = {}
     items: list[tuple[str, bytes | Rejected]] = []
     sample, n_waiting = "", 0
     for name, content in members:
         n_bytes = len(content) if isinstance(content, bytes) else 0
         if _sample(name) != sample:
-            yield from _sample_items(items, labels)
-            sample, items, labels, n_waiting = _sample(name), [], {}, 0
+            yield from _sample_items(items, descriptions)
+            sample, items, descriptions, n_waiting = _sample(name), [], {}, 0
         elif len(items) >= LARGEST_SAMPLE or (items and n_waiting + n_bytes > MOST_WAITING):
-            yield from _sample_items(items, labels)
+            yield from _sample_items(items, descriptions)
             items, n_waiting = [], 0
         if kind_of(name) == "companion":
-            if len(labels) < MOST_LABELS:
-                labels[os.path.splitext(name)[0]] = _label(name, content)
+            stem = os.path.splitext(name)[0]
+            if len(descriptions) < MOST_DESCRIPTIONS or stem in descriptions:
+                known = descriptions.get(stem, _Description())
+                descriptions[stem] = known._replace(**_description(name, content))
         else:
             items.append((name, content))
             n_waiting += n_bytes
-    yield from _sample_items(items, labels)
+    yield from _sample_items(items, descriptions)
 
 
 def _sample_items(
-    items: list[tuple[str, bytes | Rejected]], labels: dict[str, str | None]
-) -> Iterator[tuple[str, bytes | Rejected, str | None]]:
+    items: list[tuple[str, bytes | Rejected]], descriptions: dict[str, _Description]
+) -> Iterator[tuple[str, bytes | Rejected, str | None, str | None]]:
     has_image = any(kind_of(name) == "image" for name, _ in items)
     for name, content in items:
         if not (has_image and kind_of(name) == "unknown") or isinstance(content, Rejected):
-            yield name, content, _label_of(name, labels)
+            yield name, content, *_label_and_metadata(name, descriptions)
 
 
-def _label_of(name: str, labels: dict[str, str | None]) -> str | None:
-    """From the label file whose name agrees longest: for ``a.b.png`` that is ``a.b.json``, else ``a.json``."""
+def _label_and_metadata(name: str, descriptions: dict[str, _Description]) -> tuple[str | None, str | None]:
+    """Each from the companion that has it and whose name agrees longest: for ``a.b.png`` ``a.b.json``, else ``a.json``.
+
+    A ``.cls`` goes before a ``label`` of JSON, which is metadata then.
+    """
     stem = os.path.splitext(name)[0]
-    while stem not in labels and "." in os.path.basename(stem):
+    found = [descriptions.get(stem, _Description())]
+    while "." in os.path.basename(stem):
         stem = os.path.splitext(stem)[0]
-    return labels.get(stem)
+        found += [descriptions[stem]] if stem in descriptions else []
+    cls, label, metadata, txt = (next(filter(None, values), None) for values in zip(*found, strict=True))
+    columns = json.loads(metadata) if metadata else {}
+    beside = {"label": label if cls is not None else None, "txt": txt}
+    return cls or label, as_metadata(columns | {key: value for key, value in beside.items() if value is not None})
 
 
 def _sample(name: str) -> str:
@@ -261,13 +286,21 @@ def _sample(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _label(name: str, content: bytes | Rejected) -> str | None:
-    if isinstance(content, Rejected) or len(content) > LARGEST_LABEL:
-        return None
+def _description(name: str, content: bytes | Rejected) -> dict[str, str | None]:
+    """The fields of :class:`_Description` that a companion gives."""
+    if isinstance(content, Rejected) or len(content) > LARGEST_DESCRIPTION:
+        return {}
     try:
         if name.endswith(".cls"):
-            return shortened(content.decode().strip(), LONGEST_LABEL)
-        label = json.loads(content).get("label")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return None if label is None else shortened(str(label), LONGEST_LABEL)
+            return {"cls": shortened(content.decode().strip(), LONGEST_LABEL)}
+        if name.endswith(".txt"):
+            return {"txt": content.decode().strip()[: LONGEST_TEXT + 1]}
+        columns = json.loads(content)
+        label, ours = columns.pop("label", None), all(field in columns for field in _OURS)
+        if ours:
+            columns = {name: value for name, value in columns.items() if name not in _OURS}
+            columns |= json.loads(columns.pop("metadata", "{}"))
+        metadata = as_metadata(columns)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {"label": None if label is None else shortened(str(label), LONGEST_LABEL), "metadata": metadata}

@@ -25,9 +25,9 @@ _COUNT_IS_ELSEWHERE = 2**16 - 1
 
 
 class ZipArchive(Source):
-    """Zips, read member by member like a folder and never unpacked to disk; one, or a brace pattern."""
+    """Zips, read member by member like a folder and never unpacked to disk; one, or a pattern."""
 
-    describes = "zip of images, or a brace pattern of zips"
+    describes = "zip of images, or a pattern of zips"
 
     @classmethod
     def accepts(cls, path: Location) -> bool:

@@ -1,0 +1,97 @@
+"""Which class of a class-conditional model each label means: planned from sources or manifest, then looked up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentprint.tasks.datasets.labels import Classes, Ids, Labels, class_ids_of, in_order, labels_of, settle
+from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.diffusion.checkpoint import n_classes
+from latentprint.tasks.diffusion.layout import Source
+from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.store.checksums import is_sharded
+from latentprint.tasks.store.manifest import first_of_labels
+from latentprint.tasks.store.run import RunDirectory
+
+MOST_SHOWN = 10
+logger = logging.getLogger("latentprint")
+
+
+def planned(
+    model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory
+) -> ScoreParameters:
+    model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory
+) -> ScoreParameters:
+    """The same parameters with the classes of the labels, before anything is written.
+
+    Args:
+        sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`. They are read for their labels
+            unless the run has a manifest of them by now.
+
+    Raises:
+        LabelError: the labels are no classes of the model.
+        SourceError: a source cannot be read.
+    """
+    if n_classes(model) is None:
+        return parameters
+    if is_sharded(run):
+        return planned_from_run(model, parameters, run)
+    classes = classes_of_sources(model, parameters, sources)
+    logger.info("%s", in_words(classes))
+    return parameters.model_copy(update={"labels": classes.ids})
+
+
+def classes_of_sources(model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str]) -> Classes:
+    """What the labels of the sources mean to a class-conditional model. Raises as :func:`planned`."""
+    count = n_classes(model)
+    assert count is not None
+    labels = {name: labels_of(open_source(location).labels()) for name, location in sources.items()}
+    return settle(count, labels, class_ids_of(sources), parameters.labels)
+
+
+def planned_from_run(model: Path | Source, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:
+    """The same parameters with the classes of the labels in the manifest; those that the run was begun with stay.
+
+    Raises:
+        LabelError: the labels are no classes of the model.
+    """
+    count = n_classes(model)
+    if count is None:
+        return parameters
+    record = run.read_record()
+    labels: dict[str, Labels] = {name: labels_of(pairs) for name, pairs in first_of_labels(run.manifest).items()}
+    given = parameters.labels if parameters.labels is not None else recorded_classes(record)
+    return parameters.model_copy(update={"labels": settle(count, labels, record.get("class_ids") or {}, given).ids})
+
+
+def recorded_classes(record: Mapping[str, Any]) -> Ids | None:
+    """Label -> class, as ``run.json`` has it; None where labels are the classes, or the model has none."""
+    return ((record.get("scoring") or {}).get("parameters") or {}).get("labels")
+
+
+def class_of(row: Mapping[str, Any], count: int | None, ids: Ids | None) -> int | None:
+    """The image's class, for a model of ``count`` classes; None where it has none.
+
+    Raises:
+        SourceError: the image's label has no class, which planning would have said.
+    """
+    if count is None:
+        return None
+    label = row["label"]
+    if ids is not None and label in ids:
+        return ids[label]
+    if ids is None and label is not None and str(label).isdecimal() and int(label) < count:
+        return int(label)
+    raise SourceError(f"{row['sample_id']}: label {label}; this class-conditional model needs 0 ... {count - 1}")
+
+
+def in_words(classes: Classes) -> str:
+    """The mapping in a line, the first ``MOST_SHOWN`` classes of it."""
+    if classes.ids is None:
+        return f"classes of the labels: {classes.rule}"
+    pairs = [f"{label} = {index}" for label, index in in_order(classes.ids)]
+    more = f", ... ({len(pairs)} in all)" if len(pairs) > MOST_SHOWN else ""
+    return f"classes of the labels, {classes.rule}: {', '.join(pairs[:MOST_SHOWN])}{more}"
