@@ -23,8 +23,6 @@ logger = logging.getLogger("latentprint")
 def planned(
     model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory
 ) -> ScoreParameters:
-    model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory
-) -> ScoreParameters:
     """The same parameters with the classes of the labels, before anything is written.
 
     Args:
