@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentprint.tasks.store import reuse
+from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.manifest import (
     count_images,
@@ -22,7 +24,15 @@ from latentprint.tasks.store.manifest import (
     shard_names,
 )
 from latentprint.tasks.store.parts import is_valid_part, n_rows, read_ends, read_provenance, write_part
-from latentprint.tasks.store.reuse import joined, newest_scored, reusable_scores, write_reusable
+from latentprint.tasks.store.reuse import (
+    has_scores,
+    joined,
+    newest_scored,
+    require_same_scoring,
+    reusable_scores,
+    share_shards,
+    write_reusable,
+)
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
 from tests.store.runs import Image, score_row, write_run
@@ -186,8 +196,46 @@ def test_nothing_is_left_to_reuse_of_parts_made_from_something_else(tmp_path: Pa
     assert write_reusable(new, old, SCORING, {**SCORING, "shard": "part-train-000000.parquet"}) == 10
     assert write_reusable(new, old, SCORING, {**SCORING, "calibration": "other"}) == 0
     assert not new.reusable.exists()
+    assert write_reusable(new, old, SCORING, {**SCORING, "calibration": "other"}) == 0
     with pytest.raises(RunError, match="its scores are of axes: 1 there, 2 now"):
         write_reusable(new, old, {**SCORING, "parameters": {"axes": 2}}, SCORING)
+
+
+def test_another_scoring_is_said_and_its_scores_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="latentprint")
+    run = scored(tmp_path / "old", IMAGES[:2])
+    assert has_scores(run.path, SCORING) is True
+    assert not caplog.messages
+    assert has_scores(run.path, {**SCORING, "checkpoint_sha256": "d"}) is False
+    write_json(run.record, {})
+    assert has_scores(run.path, SCORING) is False
+    begin = f"--reuse {run.path}: its scores are of "
+    assert caplog.messages == [
+        f"{begin}checkpoint_sha256: c there, d now; all images are scored",
+        f"{begin}checkpoint_sha256: None there, c now; all images are scored",
+    ]
+    with pytest.raises(RunError, match="its scores are of checkpoint_sha256: None there, c now"):
+        require_same_scoring(run, SCORING)
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_bytes(b"added"), lambda path: path.mkdir()])
+def test_shards_are_shared_only_if_all_are_those_that_were_written(plant: Any, tmp_path: Path) -> None:
+    old, new = (RunDirectory(tmp_path / name) for name in ("old", "new"))
+    for run in (old, new):
+        write_json(run.record, {"data": {"sources": {}}})
+    old.shards.mkdir()
+    files = (old.manifest, old.rejects, old.shards / "train-000000.tar")
+    for file in files:
+        file.write_text(file.name)
+    assert not share_shards(new, old)
+    add_checksums(old, files)
+    plant(old.shards / "train-000001.tar")
+    assert not share_shards(new, old)
+    assert [path.name for path in new.path.iterdir()] == ["run.json"]
+    other = old.shards / "train-000001.tar"
+    other.rmdir() if other.is_dir() else other.unlink()
+    assert share_shards(new, old)
+    assert [(new.path / file.relative_to(old.path)).read_text() for file in files] == [file.name for file in files]
 
 
 def test_columns_are_joined_in_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a command is about to read is what the run's stages wrote, or one line says which file is not, and the remedy."""
+"""What a command is about to read is what the run's stages wrote, or one line says which file is not."""
 
 from __future__ import annotations
 
@@ -64,11 +64,13 @@ def test_a_run_as_written_has_no_fault_and_what_no_command_reads_is_none(run: Ru
     assert said(run, *EVERYTHING) == {}
     assert said(run, "odds.parquet", "flags.parquet", "cleaned.json", "false-copies/") == {}
     seal.require_unchanged(run, *EVERYTHING)
-    assert seal.finished(run, "manifest.parquet", "cleaned.json", "shards/", "scores/") == [
-        run.path / name
-        for name in ("manifest.parquet", "shards/train-000000.tar", "shards/train-000001.tar")
-        + ("scores/part-train-000000.parquet",)
-    ]
+    names = (
+        "manifest.parquet",
+        "shards/train-000000.tar",
+        "shards/train-000001.tar",
+        "scores/part-train-000000.parquet",
+    )
+    assert seal.finished(run, "manifest.parquet", "cleaned.json", "shards/", "scores/") == [run.path / n for n in names]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_a_file_that_cannot_be_read_is_told(run: RunDirectory, monkeypatch: pyte
 
 def test_what_was_added_is_told_but_not_of_a_stage_that_goes_on_where_it_stopped(run: RunDirectory) -> None:
     added = ("scores/part-b.parquet", "scores/deep/part-c.parquet", "matches/part-b.parquet", "flags.parquet")
-    unfinished = ("sweep/part-b.parquet", "side/part-b.parquet", "samples/samples-000000.tar", "reproductions/a.parquet")
+    unfinished = ("sweep/part-b.parquet", "side/part-b.parquet", "samples/s.tar", "reproductions/part-a.parquet")
     for name in (*added, *unfinished):
         write(run, name)
     found = said(run, *EVERYTHING)
@@ -129,7 +131,7 @@ def test_what_was_added_is_told_but_not_of_a_stage_that_goes_on_where_it_stopped
     says = rf"^{run.path}: flags.parquet: not in SHA256SUMS .* again; 3 more files differ$"
     with pytest.raises(RunError, match=says):
         seal.require_unchanged(run, "flags.parquet", "scores/", "matches/")
-    with pytest.raises(RunError, match="'latentprint extract' again$"):
+    with pytest.raises(RunError, match=r"'latentprint extract' again$"):
         seal.require_unchanged(run, "matches/")
 
 
@@ -194,7 +196,7 @@ def test_evidence_of_another_record_is_refused(run: RunDirectory) -> None:
     with pytest.raises(RunError, match=rf"no evidence.json; {make}"):
         seal.read_evidence(run)
     add_checksums(run, [])
-    with pytest.raises(RunError, match="evidence.json: missing"):
+    with pytest.raises(RunError, match=r"evidence\.json: missing"):
         seal.require_as_written(run, "evidence.json")
 
 

@@ -72,18 +72,20 @@ EXTRACTION = (
     "test_generate or double_loop or (beside_near and not bundled) or left_out or other_groups or its_number or too_few"
 )
 """Of the tests of that flow: those of the rooms behind it."""
+NO_FLOW = "not (through_the_flow or shares_their_shards)"
+"""Of the tests of reuse: those that run in this process."""
 TESTS: dict[str, tuple[str, ...]] = {
     "tasks/evidence/logistic.py": ("tests/evidence/test_calibration.py",),
     "tasks/diffusion/names.py": ("tests/diffusion/test_growth.py",),
     "tasks/diffusion/noise.py": ("tests/diffusion/test_sampling.py", "tests/diffusion/test_growth.py"),
     "tasks/diffusion/growth.py": ("tests/diffusion/test_growth.py", "tests/diffusion/test_growth_batches.py"),
-    "tasks/store/run.py": ("tests/store/test_run.py", "tests/store/test_reuse.py"),
+    "tasks/store/run.py": ("tests/store/test_run.py", "tests/store/test_seal.py"),
     "tasks/store/checksums.py": ("tests/store/test_run.py",),
     "tasks/store/files.py": ("tests/store/test_run.py",),
     "tasks/store/splits.py": ("tests/store/test_run.py",),
     "tasks/store/spill.py": ("tests/store/test_run.py",),
     "tasks/store/software.py": ("tests/store/test_run.py",),
-    "tasks/store/reuse.py": ("tests/store/test_manifest.py", "tests/store/test_reuse.py"),
+    "tasks/store/reuse.py": ("tests/store/test_manifest.py", "tests/store/test_reuse.py", "-k", NO_FLOW),
     "tasks/store/parts.py": ("tests/store/test_manifest.py",),
     "tasks/warehouse/dictionary.py": ("tests/warehouse/test_warehouse.py",),
     "tasks/warehouse/subset.py": ("tests/warehouse/test_marts.py",),
