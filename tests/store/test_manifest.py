@@ -16,6 +16,7 @@ from latentprint.tasks.store import reuse
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.manifest import (
+    _characters,
     count_images,
     count_sources,
     manifest_digest,
@@ -68,6 +69,15 @@ def test_the_digest_is_of_names_and_contents_in_order_however_they_are_stored(ma
     assert manifest_digest(tmp_path / "other.parquet") == manifest_digest(manifest)
     pq.write_table(pq.read_table(manifest)[::-1], tmp_path / "other.parquet")
     assert manifest_digest(tmp_path / "other.parquet") != manifest_digest(manifest)
+
+
+@pytest.mark.parametrize("begin", range(5))
+@pytest.mark.parametrize("end", range(5))
+def test_the_characters_of_a_part_of_a_column_are_its_own(begin: int, end: int) -> None:
+    values = ["ab", "", "é", "c"]
+    part = pa.array(values, pa.large_string())[begin:end]
+    assert bytes(_characters(part)) == "".join(values[begin:end]).encode()
+    assert bytes(_characters(pa.array([""] * end, pa.large_string()))) == b""
 
 
 def test_an_earlier_manifest_is_refused(manifest: Path, tmp_path: Path) -> None:
@@ -135,6 +145,7 @@ def test_a_part_is_valid_for_its_provenance_and_number_of_rows_alone(tmp_path: P
     assert not is_valid_part(part, {"a": [2], "b": 1}, 3)
     assert not is_valid_part(tmp_path / "none.parquet", {}, 0)
     assert read_provenance(part) == {"a": [2], "b": 1}
+    assert (pq.read_schema(part).metadata or {})[b"latentprint.provenance"] == b'{"a":[2],"b":1}'
     table = pq.read_table(part)
     assert table.column_names == [*SCORES.names, "loss"]
     assert table["loss"].to_pylist() == [0.5, 1.5]

@@ -68,10 +68,6 @@ SQL_TESTS = {
 }
 DECLARATIONS = ("tasks/store/schemas.py",)
 """Files that state what columns are and compute nothing."""
-EXTRACTION = (
-    "test_generate or double_loop or (beside_near and not bundled) or left_out or other_groups or its_number or too_few"
-)
-"""Of the tests of that flow: those of the rooms behind it."""
 NO_FLOW = "not (through_the_flow or shares_their_shards)"
 """Of the tests of reuse: those that run in this process."""
 TESTS: dict[str, tuple[str, ...]] = {
@@ -90,10 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tasks/warehouse/dictionary.py": ("tests/warehouse/test_warehouse.py",),
     "tasks/warehouse/subset.py": ("tests/warehouse/test_marts.py",),
     "tasks/warehouse/views.py": ("tests/warehouse/test_warehouse.py", "tests/warehouse/test_sql_confinement.py"),
-    **dict.fromkeys(
-        (f"tasks/extract/{name}.py" for name in ("false_copies", "generate", "match", "references", "tasks")),
-        ("tests/extract/test_generate.py", "tests/flows/test_extract.py", "-k", EXTRACTION),
-    ),
+    "tasks/extract": ("tests/extract",),
 }
 """Of a module; of any other: the test that mirrors it."""
 
