@@ -110,9 +110,9 @@ def test_what_failed_is_said_a_changed_checkpoint_first(monkeypatch: pytest.Monk
     futures = [future(None), future(None)]
     finish(futures)
     assert waited == [futures]
-    with pytest.raises(ExtractionFailed, match="^generating: no memory; finished tars are kept, run again$"):
+    with pytest.raises(ExtractionFailed, match=r"^generating: no memory; finished tars are kept, run again$"):
         finish([future(None), future(MemoryError("no memory")), future(ValueError("later"))])
-    with pytest.raises(CheckpointError, match="^changed$"):
+    with pytest.raises(CheckpointError, match=r"^changed$"):
         finish([future(MemoryError("no memory")), future(CheckpointError("changed")), future(None)])
 
 
