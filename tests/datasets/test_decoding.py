@@ -480,5 +480,5 @@ def test_each_mode_becomes_grey_or_colour_in_one_way(mode: str, colour: object, 
 
 
 def test_a_mode_without_a_conversion_is_refused() -> None:
-    with pytest.raises(Rejected, match="^mode F: no documented conversion$"):
+    with pytest.raises(Rejected, match=r"^mode F: no documented conversion$"):
         decoding._to_l_or_rgb(Image.new("F", (1, 1)))

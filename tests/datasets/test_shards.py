@@ -162,10 +162,9 @@ def test_what_came_of_a_source_is_counted_and_a_refusal_names_the_first_bad_item
     folder(tmp_path / "holdout", bad)
     with pytest.raises(SourceError, match=r"holdout: none of 2 items can be read as an image; the first is .*a\.png"):
         write("holdout", 1.0)
-    (tmp_path / "empty.npy").write_bytes(b"")
     np.save(tmp_path / "empty.npy", digits[:0])
-    with pytest.raises(SourceError, match=r"empty.npy: no images found"):
-        paths = run.split_manifest("holdout2"), run.split_rejects("holdout2")
+    paths = run.split_manifest("holdout2"), run.split_rejects("holdout2")
+    with pytest.raises(SourceError, match=r"empty\.npy: no images found"):
         write_shards(open_source(tmp_path / "empty.npy"), "holdout2", run.shards, *paths, **LIMITS)
 
 
