@@ -131,6 +131,8 @@ def test_what_was_added_is_told_but_not_of_a_stage_that_goes_on_where_it_stopped
     says = rf"^{run.path}: flags.parquet: not in SHA256SUMS .* again; 3 more files differ$"
     with pytest.raises(RunError, match=says):
         seal.require_unchanged(run, "flags.parquet", "scores/", "matches/")
+    with pytest.raises(RunError, match=r"; 1 more files differ$"):
+        seal.require_unchanged(run, "flags.parquet", "matches/")
     with pytest.raises(RunError, match=r"'latentprint extract' again$"):
         seal.require_unchanged(run, "matches/")
 

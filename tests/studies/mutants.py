@@ -49,13 +49,13 @@ AREAS: dict[str, tuple[str, float, float]] = {
     "sql/staging": ("sql/staging/*.sql", 0.0, 1.0),
     "sql/history": ("sql/history/*.sql", 0.0, 1.0),
     "sql/checks": ("sql/checks/*.sql", 0.0, 1.0),
-    "evidence": ("tasks/evidence/*.py", 0.9, 1.0),
-    "diffusion": ("tasks/diffusion/*.py", 0.9, 1.0),
+    "evidence": ("tasks/evidence/*.py", 0.9, 0.94),
+    "diffusion": ("tasks/diffusion/*.py", 0.9, 0.96),
     "shards": ("tasks/datasets/shards.py", 0.5, 1.0),
-    "decoding": ("tasks/datasets/decoding.py", 0.5, 1.0),
+    "decoding": ("tasks/datasets/decoding.py", 0.5, 0.85),
     "store": ("tasks/store/*.py", 0.5, 1.0),
-    "warehouse": ("tasks/warehouse/*.py", 0.5, 1.0),
-    "extract": ("tasks/extract/*.py", 0.5, 1.0),
+    "warehouse": ("tasks/warehouse/*.py", 0.5, 0.75),
+    "extract": ("tasks/extract/*.py", 0.5, 0.8),
 }
 """Area -> its files, and which of its faults are tried: those whose names hash into this part of 0 to 1.
 
@@ -80,12 +80,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tasks/store/files.py": ("tests/store/test_run.py",),
     "tasks/store/splits.py": ("tests/store/test_run.py",),
     "tasks/store/spill.py": ("tests/store/test_run.py",),
-    "tasks/store/software.py": ("tests/store/test_run.py",),
     "tasks/store/reuse.py": ("tests/store/test_manifest.py", "tests/store/test_reuse.py", "-k", NO_FLOW),
     "tasks/store/parts.py": ("tests/store/test_manifest.py",),
-    "tasks/warehouse/dictionary.py": ("tests/warehouse/test_warehouse.py",),
     "tasks/warehouse/subset.py": ("tests/warehouse/test_marts.py",),
-    "tasks/warehouse/views.py": ("tests/warehouse/test_warehouse.py", "tests/warehouse/test_sql_confinement.py"),
+    "tasks/warehouse/queries.py": ("tests/warehouse/test_query_process.py", "tests/warehouse/test_queries.py"),
+    "tasks/warehouse/views.py": ("tests/warehouse/test_warehouse.py",),
     "tasks/extract": ("tests/extract",),
 }
 """Of a module; of any other: the test that mirrors it."""
