@@ -91,6 +91,7 @@ def test_spacing_is_over_one_image_of_each_other_group(run: RunDirectory) -> Non
 
 
 def test_chunks_hold_so_many_values_and_one_query_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(chunks(np.zeros((1, 784)), 20_000)) == [slice(0, 2**24 // 784)]  # type: ignore[arg-type]
     features = np.zeros((7, 8))
     monkeypatch.setattr(references, "QUERY_VALUES", 23)
     assert list(chunks(features, 5)) == [slice(0, 2), slice(2, 4), slice(4, 6)]  # type: ignore[arg-type]
