@@ -69,10 +69,10 @@ def generated(run: Path) -> np.ndarray:
     return np.stack([pixels for tar in tars for _, _, pixels in read_generated(tar)])
 
 
-def planted(run: Path, digits: np.ndarray) -> list[SampleJob]:
+def planted(run: Path, digits: np.ndarray, samples_per_tar: int = 16) -> list[SampleJob]:
     """Tars of 40 samples in the model's place: noisy copies of training digits 0, 3, 3, 3, 7 ... and digits unseen."""
     generator = np.random.default_rng(0)
-    parameters = ExtractParameters(samples=40, samples_per_tar=16)
+    parameters = ExtractParameters(samples=40, samples_per_tar=samples_per_tar)
     jobs = sample_jobs(run, Path("nowhere"), "0" * 64, parameters, 0)
     copied = digits[[0, *[3] * 6, 7, 7, 59, *range(20, 30)]]
     noise = generator.normal(0, np.repeat([2, 20, 60], [10, 5, 5])[:, None, None], copied.shape)

@@ -126,7 +126,7 @@ def test_matching_ends_with_a_summary_and_is_followed(
     asked: int, taken: int | None, digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = sharded(tmp_path / "run", digits[:5], digits[100:103])
-    jobs, followed, limits = planted(run.path, digits), [], []
+    jobs, followed, limits = planted(run.path, digits, samples_per_tar=40), [], []
 
     class Followed(Told):
         def __init__(self, *about: Any) -> None:

@@ -49,12 +49,12 @@ AREAS: dict[str, tuple[str, float, float]] = {
     "sql/staging": ("sql/staging/*.sql", 0.0, 1.0),
     "sql/history": ("sql/history/*.sql", 0.0, 1.0),
     "sql/checks": ("sql/checks/*.sql", 0.0, 1.0),
-    "evidence": ("tasks/evidence/*.py", 0.9, 0.94),
-    "diffusion": ("tasks/diffusion/*.py", 0.9, 0.96),
+    "evidence": ("tasks/evidence/*.py", 0.9, 0.93),
+    "diffusion": ("tasks/diffusion/*.py", 0.9, 0.945),
     "shards": ("tasks/datasets/shards.py", 0.5, 1.0),
     "decoding": ("tasks/datasets/decoding.py", 0.5, 0.85),
     "store": ("tasks/store/*.py", 0.5, 1.0),
-    "warehouse": ("tasks/warehouse/*.py", 0.5, 0.75),
+    "warehouse": ("tasks/warehouse/*.py", 0.5, 0.68),
     "extract": ("tasks/extract/*.py", 0.5, 0.8),
 }
 """Area -> its files, and which of its faults are tried: those whose names hash into this part of 0 to 1.
