@@ -108,5 +108,5 @@ def test_a_network_has_its_blocks_and_halves_the_image_between_them(size: int, b
 
 
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(ValueError, match="^image size 10 is not divisible by 4: use fewer blocks$"):
+    with pytest.raises(ValueError, match=r"^image size 10 is not divisible by 4: use fewer blocks$"):
         build_unet(1, 10, (8, 8, 8))
