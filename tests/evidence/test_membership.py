@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentprint.tasks.evidence.blind import BlindBaseline
 from latentprint.tasks.evidence import membership
+from latentprint.tasks.evidence.blind import BlindBaseline
 from latentprint.tasks.evidence.membership import (
     FIRM_CONFIDENCE,
     Grounds,
@@ -187,7 +187,7 @@ def test_an_answer_carries_what_it_rests_on() -> None:
     assert (found.auc, found.above_blind) == (CLEAR.auc, CLEAR.above_blind)
     assert found.blind_auc == blind().auc
     assert answer(replace(CLEAR, n_groups=(40, 50), blind=None)).n_holdout == 50
-    assert FIRM_CONFIDENCE == pytest.approx(1 - 0.05 / 24)
+    assert pytest.approx(1 - 0.05 / 24) == FIRM_CONFIDENCE
 
 
 @pytest.mark.parametrize(
