@@ -276,8 +276,11 @@ def test_libtiff_and_pillow_say_nothing_over_the_progress_bar() -> None:
                 print("not refused", decode(hostile.tiff({**size, **other}, bytes(range(64)))).size)
             except Rejected:
                 pass
+        import warnings
+        warnings.warn("of another module")
     """)
-    assert (answer.stdout, answer.stderr) == ("", "")
+    assert answer.stdout == ""
+    assert re.fullmatch(r"\S+ UserWarning: of another module\n", answer.stderr)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (1, 5, 4), (5, 4, 3), (3, 5, 4)])
@@ -354,7 +357,10 @@ def test_scans_are_counted_in_jpegs_alone() -> None:
 def test_a_file_is_read_whole_or_as_far_as_asked() -> None:
     assert decoding._Pieces(b"abcdef").read() == b"abcdef"
     assert decoding._Pieces(b"abcdef").read(None) == b"abcdef"
-    assert decoding._Pieces(b"abcdef").read(2) == b"ab"
+    pieces = decoding._Pieces(b"abcdef")
+    assert [pieces.read(2) for _ in range(3)] == [b"ab", b"cd", b"ef"]
+    assert pieces.n_reads == 3
+    assert 100_000 < decoding.MOST_READS < 10**7, "what 64 million pixels take, and some seconds of work"
 
 
 def test_a_png_is_compressed_as_it_always_was() -> None:

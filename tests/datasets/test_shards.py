@@ -309,6 +309,9 @@ def test_verification_names_what_is_missing_exchanged_or_other(shard: tuple[Path
     rewritten(path, [(whole[0][0], whole[0][1].replace(b"null", b'"owl"')), *whole[1:]])
     ((_, sample_id, reason),) = verify_shard(path, rows)
     assert (sample_id, "owl" in reason) == (names[0], True)
+    rewritten(path, whole)
+    twice = [rows[0], {**rows[1], "shard_index": 0}, *rows[2:]]
+    assert verify_shard(path, twice) == [Difference(path.name, names[1], "out of order")]
     path.unlink()
     assert [str(difference) for difference in verify_shard(path, [])] == ["train-000000.tar: No such file or directory"]
 

@@ -101,9 +101,14 @@ def test_chunks_hold_so_many_values_and_one_query_at_least(monkeypatch: pytest.M
     assert list(chunks(features[:0], 9)) == [slice(0, 7), slice(7, 14)]  # type: ignore[arg-type]
 
 
-def test_an_array_on_disk_leaves_no_file(tmp_path: Path) -> None:
-    images = np.arange(24, dtype=np.uint8).reshape(3, 1, 2, 4)
+def test_an_array_on_disk_lies_on_that_of_the_run_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, places = np.arange(24, dtype=np.uint8).reshape(3, 1, 2, 4), []
+    real = references.TemporaryFile
+    monkeypatch.setattr(references, "TemporaryFile", lambda **options: places.append(options) or real(**options))
     array = on_disk(RunDirectory(tmp_path), iter(images), 3)
+    assert places == [{"dir": tmp_path}]
     assert isinstance(array, np.memmap)
     assert np.array_equal(array, images)
     assert list(tmp_path.iterdir()) == []

@@ -188,6 +188,13 @@ def test_a_kernel_that_does_not_take_the_rules_is_an_error(kernel: Kernel, tmp_p
 
 
 @linux
+def test_what_the_kernel_refuses_has_its_reason() -> None:
+    result = confinement._libc().close(-1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        confinement._checked(result)
+
+
+@linux
 @pytest.mark.parametrize(("answer", "version"), [(5, 5), (0, 0), (-1, 0)])
 def test_the_version_of_landlock_is_asked_for(answer: int, version: int, kernel: Kernel) -> None:
     kernel.answers["syscall"] = [answer]

@@ -11,6 +11,13 @@ from latentprint.tasks.warehouse import dictionary
 from latentprint.tasks.warehouse.dictionary import RAW, describe_columns, describe_relation, saved_queries
 
 
+def test_the_queries_lie_beside_the_code() -> None:
+    assert {folder.name for folder in dictionary.SQL.iterdir() if folder.is_dir()} >= {
+        *dictionary.LAYERS[1:],
+        "queries",
+    }
+
+
 def test_raw_tables_are_described_by_their_schemas() -> None:
     for name, names in (
         ("manifest", MANIFEST.names),
