@@ -72,8 +72,6 @@ NO_FLOW = "not (through_the_flow or shares_their_shards)"
 """Of the tests of reuse: those that run in this process."""
 TESTS: dict[str, tuple[str, ...]] = {
     "tasks/evidence/logistic.py": ("tests/evidence/test_calibration.py",),
-    "tasks/diffusion/names.py": ("tests/diffusion/test_growth.py",),
-    "tasks/diffusion/noise.py": ("tests/diffusion/test_sampling.py", "tests/diffusion/test_growth.py"),
     "tasks/diffusion/growth.py": ("tests/diffusion/test_growth.py", "tests/diffusion/test_growth_batches.py"),
     "tasks/store/run.py": ("tests/store/test_run.py", "tests/store/test_seal.py"),
     "tasks/store/checksums.py": ("tests/store/test_run.py",),
