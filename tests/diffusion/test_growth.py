@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentprint.tasks.diffusion import growth as module
 from latentprint.tasks.diffusion.growth import log_growth, orthonormalise, reverse_mean_growth
 from latentprint.tasks.diffusion.names import EstimatorName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for, rademacher
@@ -472,16 +471,3 @@ def test_an_axis_counts_as_independent_down_to_the_rounding_of_a_rank(height: fl
             grow()
     else:
         assert torch.isfinite(grow()).all()
-
-
-@pytest.mark.parametrize(("height", "is_independent"), [(5.0, True), (0.1, False)])
-def test_an_axis_is_independent_down_to_the_tolerance_of_a_rank(height: float, is_independent: bool) -> None:
-    """In d = 64 dimensions: d times the rounding of a float64, relative to the axis."""
-    axes = torch.zeros(1, 2, 64, dtype=torch.float64)
-    axes[0, 0, 3], axes[0, 1, 3] = 1.0, 7.0
-    axes[0, 1, 5] = 7.0 * height * 64 * torch.finfo(torch.float64).eps
-    if is_independent:
-        assert module._Parallelepiped(axes, by_edges=False).directions.shape == (1, 2, 64)
-    else:
-        with pytest.raises(ValueError, match="an axis lies within the span of others"):
-            module._Parallelepiped(axes, by_edges=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
+from latentprint.tasks.warehouse import reading
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.reading import READ_ONLY, require_reading
 from tests.warehouse.test_sql_confinement import COPY, WRITES
@@ -93,3 +94,10 @@ def test_a_query_that_is_nested_too_deeply_is_told_how_to_be_written(connection:
     deep = f"SELECT {' + '.join(['1'] * 900)}"
     with pytest.raises(QueryError, match=r"^the query is nested too deeply: write it in steps \(WITH \.\.\. AS\)$"):
         require_reading(connection, deep)
+
+
+def test_a_function_is_known_by_each_of_its_names() -> None:
+    assert reading._function_names({"function_name": "A", "qualified_name": {"path": ["main", "B"]}}) == {"a", "b"}
+    for nothing in ({}, {"qualified_name": None}, {"qualified_name": {"path": []}}):
+        assert reading._function_names({"function_name": "A", **nothing}) == {"a"}
+    assert reading._function_names({"type": "CONSTANT"}) == set()
