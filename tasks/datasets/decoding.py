@@ -276,6 +276,6 @@ def _to_l_or_rgb(image: Image.Image) -> tuple[Image.Image, str]:
 
 def _sixteen_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+    if values.min() < 0 or values.max() > 0xFFFF:
         raise Rejected(f"grey values {values.min()} ... {values.max()}: 16 bits are the most that can be kept")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

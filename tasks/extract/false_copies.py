@@ -100,9 +100,8 @@ def drawn(content_hashes: Sequence[str], groups: NDArray[np.int64]) -> NDArray[n
 def _controls(jobs: list[SampleJob], training: TrainingImages) -> Iterator[_Control]:
     """Those that can be measured: two groups of references must be left for every query."""
     held_out = HeldOutImages(training.directory, training.embedding)
-    none = np.empty((0, 0), dtype=np.int64)
     if held_out.rows.num_rows:
-        yield _of_images(CONTROLS[0], held_out, training, none)
+        yield _of_images(CONTROLS[0], held_out, training, _nothing(held_out.rows.num_rows))
     if training.n_groups > FEWEST:
         yield _of_images(CONTROLS[1], training, training, training.groups[:, None])
     if held_out.n_groups >= FEWEST:
@@ -118,8 +117,13 @@ def _controls(jobs: list[SampleJob], training: TrainingImages) -> Iterator[_Cont
             held_out,
             jobs,
             rows,
-            np.empty((len(rows), 0), dtype=np.int64),
+            _nothing(len(rows)),
         )
+
+
+def _nothing(n: int) -> NDArray[np.int64]:
+    """To leave out no group, (n, 0)."""
+    return np.empty((n, 0), dtype=np.int64)
 
 
 def _of_images(name: str, images: DistinctImages, references: DistinctImages, left_out: NDArray[np.int64]) -> _Control:
@@ -132,7 +136,7 @@ def _of_images(name: str, images: DistinctImages, references: DistinctImages, le
         references,
         images,
         rows,
-        left_out[rows] if len(left_out) else np.empty((len(rows), 0), dtype=np.int64),
+        left_out[rows],
     )
 
 

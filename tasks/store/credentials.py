@@ -44,7 +44,7 @@ def has_secret(url: str) -> bool:
 
 def _shown(found: re.Match[str]) -> str:
     scheme, is_store = found[1], found[1].lower() == "s3"
-    path, *options = re.split(r"([?#])", found[2], maxsplit=1)
+    path, *options = re.split(r"([?#])", found[2])
     host, slash, key = path.partition("/")
     if not (_BUCKET if is_store else _HOST).fullmatch(host):  # a secret may hold a slash: what follows may be of it
         host, slash, key = HIDDEN + "@" * ("@" in path) + path.rpartition("@")[2] * ("@" in path), "", ""

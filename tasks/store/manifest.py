@@ -44,7 +44,7 @@ def manifest_digest(manifest: Path) -> str:
         for batch in file.iter_batches(columns=columns):
             for name, (lengths, characters) in parts.items():
                 texts: Any = batch[name].cast(pa.large_string())
-                lengths.update(pc.binary_length(texts).fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8"))
+                lengths.update(pc.binary_length(texts).fill_null(-1).to_numpy().astype("<i8"))
                 characters.update(_characters(texts.fill_null("")))
     digests = (f"{name} {n.hexdigest()} {text.hexdigest()}\n" for name, (n, text) in parts.items())
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()

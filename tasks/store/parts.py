@@ -29,7 +29,7 @@ def write_part(
     optional = (field for field in OPTIONAL_SCORES if field.name in columns and field.name not in table_schema.names)
     fields = [*table_schema, *optional]
     schema = pa.schema(fields, metadata={PROVENANCE: _canonical(provenance)})
-    nulls = [None] * max(map(len, columns.values()))
+    nulls = [None] * len(next(iter(columns.values())))
     table = pa.table({name: columns.get(name, nulls) for name in schema.names}, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

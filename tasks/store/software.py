@@ -37,5 +37,6 @@ def _git_commit(project: Path) -> str | None:
     git = shutil.which("git")
     if git is None or not (project / ".git").exists():
         return None
-    answer = subprocess.run([git, "-C", str(project), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = [git, "-C", str(project), "rev-parse", "--verify", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

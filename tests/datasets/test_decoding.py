@@ -276,8 +276,11 @@ def test_libtiff_and_pillow_say_nothing_over_the_progress_bar() -> None:
                 print("not refused", decode(hostile.tiff({**size, **other}, bytes(range(64)))).size)
             except Rejected:
                 pass
+        import warnings
+        warnings.warn("of another module")
     """)
-    assert (answer.stdout, answer.stderr) == ("", "")
+    assert answer.stdout == ""
+    assert re.fullmatch(r"\S+ UserWarning: of another module\n", answer.stderr)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (1, 5, 4), (5, 4, 3), (3, 5, 4)])
@@ -323,3 +326,165 @@ def test_a_large_photo_is_within_the_limits_and_pillow_refuses_at_ours() -> None
     assert len(png) > 6 * 2**20
     assert (decode(png).pixels == noise).all()
     assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == decoding.MAX_PIXELS  # Pillow raises at twice its own limit
+
+
+def test_the_limits_of_pixels_bytes_scans_and_reads_are_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = encoded(COLOUR, "JPEG")
+    n_scans, pieces = photo.count(b"\xff\xda"), decoding._Pieces(photo)
+    with Image.open(pieces, formats=["JPEG"]) as image:
+        image.load()
+    for name, least, says in (
+        ("MAX_PIXELS", 64, "8 x 8 pixels: between 1 and 63 are allowed"),
+        ("MAX_BYTES", len(photo), f"{len(photo)} bytes: at most {len(photo) - 1} are read"),
+        ("MOST_SCANS", n_scans, f"{n_scans} scans: at most {n_scans - 1} are decoded"),
+        ("MOST_READS", pieces.n_reads, f"more than {pieces.n_reads - 1} pieces: too many to decode"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(decoding, name, least)
+            assert decode(photo).size == (8, 8)
+            patched.setattr(decoding, name, least - 1)
+            with pytest.raises(Rejected, match=f"^{says}$"):
+                decode(photo)
+
+
+def test_scans_are_counted_in_jpegs_alone() -> None:
+    markers = b"\xff\xda" * 100
+    assert decode(encoded(COLOUR) + markers).size == (8, 8)
+    with pytest.raises(Rejected, match="101 scans: at most 100 are decoded"):
+        decode(encoded(COLOUR, "JPEG") + markers)
+
+
+def test_a_file_is_read_whole_or_as_far_as_asked() -> None:
+    assert decoding._Pieces(b"abcdef").read() == b"abcdef"
+    assert decoding._Pieces(b"abcdef").read(None) == b"abcdef"
+    pieces = decoding._Pieces(b"abcdef")
+    assert [pieces.read(2) for _ in range(3)] == [b"ab", b"cd", b"ef"]
+    assert pieces.n_reads == 3
+    assert 100_000 < decoding.MOST_READS < 10**7, "what 64 million pixels take, and some seconds of work"
+
+
+def test_a_png_is_compressed_as_it_always_was() -> None:
+    gradient = np.add.outer(np.arange(64), np.arange(64) ** 2 // 7).astype(np.uint8)
+    picture = Picture(gradient)
+    levels = {level: encoded(gradient, "PNG", optimize=False, compress_level=level) for level in (5, 6, 7, 9)}
+    assert picture.png() == levels[6]
+    assert len(set(levels.values())) > 1
+    assert picture.png() != encoded(gradient, "PNG", optimize=True)
+
+
+def test_a_reason_is_one_short_line_without_addresses() -> None:
+    assert decoding.in_words(ValueError("<a object at 0x7f00>\nmore")) == "<a object>"
+    assert len(decoding.in_words(ValueError("x" * 900))) == 500
+
+
+def test_pillow_is_quiet() -> None:
+    import logging
+
+    assert not logging.getLogger("PIL").propagate
+
+
+FIRST_OR_LAST = [
+    ((5, 4), "hw"),
+    ((5, 4, 1), "hwc"),
+    ((1, 5, 4), "chw"),
+    ((5, 4, 3), "hwc"),
+    ((3, 5, 4), "chw"),
+    ((3, 5, 3), "hwc"),
+    ((3, 3, 3), "hwc"),
+    ((1, 4, 3), "hwc"),
+    ((1, 1, 1), "hwc"),
+    ((3, 5, 1), "hwc"),
+    ((3, 1, 5), "chw"),
+    ((1, 3, 2), "chw"),
+    ((3, 3, 2), "chw"),
+]
+
+
+@pytest.mark.parametrize(("shape", "order"), FIRST_OR_LAST)
+def test_raw_pixels_keep_their_values(shape: tuple[int, ...], order: str) -> None:
+    given_ = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    by_name = dict(zip(order, shape, strict=True))
+    kept = from_array(given_).pixels
+    assert kept.flags["C_CONTIGUOUS"]
+    n_channels = by_name.get("c", 1)
+    assert kept.shape == (by_name["h"], by_name["w"]) + ((3,) if n_channels == 3 else ())
+    for row in range(by_name["h"]):
+        for column in range(by_name["w"]):
+            at = {"hw": (row, column), "hwc": (row, column, slice(None)), "chw": (slice(None), row, column)}[order]
+            assert np.ravel(kept[row, column]).tolist() == np.ravel(given_[at]).tolist()
+    assert np.array_equal(decoding.channels_first(kept).transpose(1, 2, 0).reshape(kept.shape), kept)
+    assert decoding.channels_first(kept).shape == (n_channels, by_name["h"], by_name["w"])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (np.zeros((4, 4), np.float32), "dtype float32: uint8 pixels are needed"),
+        (np.zeros(4, np.uint8), "shape (4,): (H, W), (H, W, 1) or (H, W, 3) is needed"),
+        (np.zeros((5, 4, 2), np.uint8), "shape (5, 4, 2): (H, W), (H, W, 1) or (H, W, 3) is needed"),
+        (np.zeros((2, 5, 4), np.uint8), "shape (2, 5, 4): (H, W), (H, W, 1) or (H, W, 3) is needed"),
+        (np.zeros((4, 5, 4), np.uint8), "shape (4, 5, 4): (H, W), (H, W, 1) or (H, W, 3) is needed"),
+        (np.zeros((1, 5, 4, 3), np.uint8), "shape (1, 5, 4, 3): (H, W), (H, W, 1) or (H, W, 3) is needed"),
+        (np.zeros((4, 0), np.uint8), f"0 x 4 pixels: between 1 and {decoding.MAX_PIXELS} are allowed"),
+        (np.zeros((0, 4, 3), np.uint8), f"4 x 0 pixels: between 1 and {decoding.MAX_PIXELS} are allowed"),
+    ],
+)
+def test_other_raw_pixels_are_refused_in_these_words(pixels: np.ndarray, says: str) -> None:
+    with pytest.raises(Rejected, match=f"^{re.escape(says)}$"):
+        from_array(pixels)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [([0, 255, 256, 511, 512], [0, 0, 1, 1, 2]), ([65535, 65280, 65279], [255, 255, 254])],
+)
+def test_grey_values_of_16_bits_lose_their_low_byte(values: list[int], kept: list[int]) -> None:
+    for dtype in (np.int32, np.uint16):
+        picture = decode(encoded(np.array([values], dtype), "TIFF"))
+        assert (picture.pixels.tolist(), picture.conversion) == ([kept], "16_bit_to_l")
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536]])
+def test_grey_values_beyond_16_bits_are_refused(values: list[int]) -> None:
+    says = rf"^grey values {values[0]} \.\.\. {values[1]}: 16 bits are the most that can be kept$"
+    with pytest.raises(Rejected, match=says):
+        decode(encoded(np.array([values], np.int32), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = decode(encoded(PAIR, exif=exif))
+    assert (picture.pixels.tolist(), picture.conversion) == (PAIR.tolist(), "")
+
+
+def test_an_icon_of_one_size_had_no_choice() -> None:
+    icon = encoded(Image.fromarray(COLOUR).convert("RGB"), "ICO", sizes=[(8, 8)])
+    assert decode(icon).conversion == ""
+    two = encoded(Image.fromarray(COLOUR).convert("RGB"), "ICO", sizes=[(8, 8), (4, 4)])
+    assert (decode(two).conversion, decode(two).size) == ("ico_largest", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "kept", "conversion"),
+    [
+        ("LA", (10, 0), 255, "alpha_on_white"),
+        ("RGBA", (10, 20, 30, 0), [255, 255, 255], "alpha_on_white"),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30], "alpha_on_white"),
+        ("CMYK", (0, 0, 0, 0), [255, 255, 255], "cmyk_to_rgb"),
+        ("L", 10, 10, ""),
+        ("RGB", (1, 2, 3), [1, 2, 3], ""),
+        ("1", 1, 255, "bilevel_to_l"),
+        ("HSV", (0, 255, 255), [255, 0, 0], "hsv_to_rgb"),
+        ("YCbCr", (0, 128, 128), [0, 0, 0], "ycbcr_to_rgb"),
+    ],
+)
+def test_each_mode_becomes_grey_or_colour_in_one_way(mode: str, colour: object, kept: object, conversion: str) -> None:
+    image, name = decoding._to_l_or_rgb(Image.new(mode, (1, 1), colour))  # type: ignore[arg-type]
+    assert (np.asarray(image).tolist(), name) == ([[kept]], conversion)
+
+
+def test_a_mode_without_a_conversion_is_refused() -> None:
+    with pytest.raises(Rejected, match=r"^mode F: no documented conversion$"):
+        decoding._to_l_or_rgb(Image.new("F", (1, 1)))

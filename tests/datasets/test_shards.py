@@ -73,6 +73,101 @@ def test_a_tar_takes_images_up_to_its_last_byte_and_numbers_them_through(digits:
         assert keys == [f"{i:09d}" for i in range(6)]
 
 
+class Sized(Picture):
+    """A picture whose PNG has as many bytes as its first pixel says, and 400."""
+
+    def png(self) -> bytes:
+        return bytes(400 + int(self.pixels.flat[0]))
+
+
+@pytest.mark.parametrize("n_bytes", [511, 512, 513, 600])
+def test_a_sample_takes_two_headers_and_its_contents_in_blocks_of_512(n_bytes: int, tmp_path: Path) -> None:
+    picture = Sized(np.full((2, 3), n_bytes - 400, dtype=np.uint8))
+    description = {"sample_id": "train/a", "content_hash": picture.content_hash, "label": None}
+    of_json = len(json.dumps(description).encode())
+    size = 2 * 512 + -(-of_json // 512) * 512 + -(-n_bytes // 512) * 512
+    for spare, expected in ((0, [0, 1, 2, 0]), (-1, [0, 1, 0, 1])):
+        writer = shards._ShardWriter(tmp_path, "train", 3 * size + spare)
+        rows = [writer.write(picture, "train/a", named_item("a", "a", picture.pixels)) for _ in range(4)]
+        assert [row["shard_index"] for row in rows] == expected
+        assert writer.n_shards == 1
+
+
+def test_a_row_says_what_is_in_the_shard(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture, item = Picture(pixels, "palette_to_rgb"), Item("a", "file:///a", pixels, "Stühle", '{"x": 1}')
+    writer = shards._ShardWriter(tmp_path, "holdout3", 2**20)
+    row = writer.write(picture, "holdout3/a", item)
+    looks = shards.signature(pixels)
+    assert looks is not None
+    assert row == {
+        "sample_id": "holdout3/a",
+        "content_hash": picture.content_hash,
+        "split": "holdout",
+        "holdout_source": 2,
+        "source_uri": "file:///a",
+        "shard": "holdout3-000000.tar",
+        "shard_index": 0,
+        "width": 30,
+        "height": 20,
+        "mode": "RGB",
+        "conversion": "palette_to_rgb",
+        "bytes": len(picture.png()),
+        "copies": 1,
+        "occurrence": 0,
+        "near_duplicate_group": None,
+        "label": "Stühle",
+        "metadata": '{"x": 1}',
+        "signature": looks,
+        "signs": shards.signs(looks),
+    }
+    flat = writer.write(Picture(np.zeros((20, 30), np.uint8)), "holdout3/b", named_item("b", "b", pixels))
+    assert (flat["signature"], flat["signs"], flat["shard_index"]) == (None, None, 1)
+    writer.close()
+    writer.close()
+    assert writer.n_shards == 1
+    with tarfile.open(tmp_path / "holdout3-000000.tar") as archive:
+        assert archive.getnames() == [f"00000000{i}.{kind}" for i in (0, 1) for kind in ("json", "png")]
+        assert {(m.uname, m.gname, m.mtime) for m in archive} == {("root", "root", 0)}
+        described = archive.extractfile("000000000.json")
+        assert described is not None
+        assert "Stühle".encode() in (content := described.read())
+        assert json.loads(content) == {
+            "sample_id": "holdout3/a",
+            "content_hash": picture.content_hash,
+            "label": "Stühle",
+            "metadata": '{"x": 1}',
+        }
+
+
+def test_what_came_of_a_source_is_counted_and_a_refusal_names_the_first_bad_item(
+    digits: np.ndarray, tmp_path: Path
+) -> None:
+    good = [(f"{i}.png", Picture(digits[i]).png()) for i in range(6)]
+    bad = [("a.png", b""), ("b.png", b"<html>")]
+    run = RunDirectory(tmp_path / "run")
+
+    def write(name: str, max_bad_fraction: float) -> shards.ShardingResult:
+        paths = run.split_manifest(name), run.split_rejects(name)
+        limits = {"shard_bytes": 2 * 2560, "max_bad_fraction": max_bad_fraction}
+        return write_shards(open_source(tmp_path / name), name, run.shards, *paths, **limits)
+
+    folder(tmp_path / "train", good + bad)
+    assert write("train", 0.25) == (6, 2, 3)
+    says = (
+        r"train: 2 of 8 items can't be used, more than --max-bad-fraction 0\.24 allows; the first is .*a\.png \(empty"
+    )
+    with pytest.raises(SourceError, match=says):
+        write("train", 0.24)
+    folder(tmp_path / "holdout", bad)
+    with pytest.raises(SourceError, match=r"holdout: none of 2 items can be read as an image; the first is .*a\.png"):
+        write("holdout", 1.0)
+    np.save(tmp_path / "empty.npy", digits[:0])
+    paths = run.split_manifest("holdout2"), run.split_rejects("holdout2")
+    with pytest.raises(SourceError, match=r"empty\.npy: no images found"):
+        write_shards(open_source(tmp_path / "empty.npy"), "holdout2", run.shards, *paths, **LIMITS)
+
+
 def test_pictures_of_a_shard_are_png_and_nothing_else(digits: np.ndarray) -> None:
     assert (pixels_of(Picture(digits[0]).png()) == digits[0]).all()
     other = io.BytesIO()
@@ -214,6 +309,9 @@ def test_verification_names_what_is_missing_exchanged_or_other(shard: tuple[Path
     rewritten(path, [(whole[0][0], whole[0][1].replace(b"null", b'"owl"')), *whole[1:]])
     ((_, sample_id, reason),) = verify_shard(path, rows)
     assert (sample_id, "owl" in reason) == (names[0], True)
+    rewritten(path, whole)
+    twice = [rows[0], {**rows[1], "shard_index": 0}, *rows[2:]]
+    assert verify_shard(path, twice) == [Difference(path.name, names[1], "out of order")]
     path.unlink()
     assert [str(difference) for difference in verify_shard(path, [])] == ["train-000000.tar: No such file or directory"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
+from latentprint.tasks.diffusion import checkpoint as checkpoint_module
+from latentprint.tasks.diffusion import layout
 from latentprint.tasks.diffusion.checkpoint import (
     CheckpointError,
     checkpoint_sha256,
@@ -33,10 +37,12 @@ from latentprint.tasks.diffusion.checkpoint import (
     require_sane,
     state_shape,
 )
+from latentprint.tasks.diffusion.conditions import condition_of
+from latentprint.tasks.diffusion.denoiser import Denoiser
 from latentprint.tasks.diffusion.growth import log_growth
 from latentprint.tasks.diffusion.layout import locate, resolve
-from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP
-from latentprint.tasks.diffusion.schedulers import grid_of, load_schedule
+from latentprint.tasks.diffusion.schedule import ContinuousVP, DiscreteVP, FlowMatching
+from latentprint.tasks.diffusion.schedulers import _check_signal, grid_of, load_schedule
 from tests.diffusion.oracles import draw
 
 SMALL = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
@@ -416,3 +422,191 @@ def test_what_diffusers_prints_about_unknown_settings_is_not_shown(
     for number, part in enumerate((UNET, SCHEDULER)):
         load_denoiser(str(edited(checkpoint, tmp_path / str(number), part, {"colour_of_money": 3})), "cpu")
     assert capfd.readouterr() == ("", "")
+
+
+# configs alone, to the last value
+
+
+def configured(folder: Path, part: str = "unet", **settings: Any) -> Path:
+    """A checkpoint folder with one config; no weights."""
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "shape"),
+    [(8, 3, (3, 8, 8)), ([8, 16], 1, (1, 8, 16)), (100_000, 1, None), ([2**14, 2**14], 1, (1, 2**14, 2**14)),
+     ([2**14, 2**14 + 1], 1, None), (1, 100_000, (100_000, 1, 1)), ([1], 1, None), ("8", 1, None), (1.0, 1, None)],
+)  # fmt: skip
+def test_what_a_network_diffuses_is_read_from_its_config(
+    size: Any, channels: int, shape: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    configured(tmp_path, _class_name="UNet2DModel", sample_size=size, in_channels=channels)
+    if shape is None:
+        with pytest.raises(CheckpointError, match=r"unet/config\.json: .*sample_size"):
+            state_shape(tmp_path)
+    else:
+        assert state_shape(tmp_path) == image_shape(tmp_path) == shape
+
+
+@pytest.mark.parametrize(
+    ("levels", "factor"),
+    [([8], 1), ([8, 8, 8], 4), ([8] * 8, 128), ([8] * 9, None), ([], None), (4, None), (None, None)],
+)
+def test_an_autoencoder_halves_the_image_between_its_levels(levels: Any, factor: int | None, tmp_path: Path) -> None:
+    configured(tmp_path, _class_name="UNet2DModel", sample_size=[4, 6], in_channels=5)
+    configured(tmp_path, "vae", _class_name="AutoencoderKL", in_channels=3, block_out_channels=levels)
+    assert state_shape(tmp_path) == (5, 4, 6)
+    if factor is None:
+        with pytest.raises(
+            CheckpointError, match=r"vae/config\.json: block_out_channels is .*; a list of 1 to 8 numbers"
+        ):
+            image_shape(tmp_path)
+    else:
+        assert image_shape(tmp_path) == (3, 4 * factor, 6 * factor)
+    configured(tmp_path, "vae", _class_name="VQModel")
+    with pytest.raises(CheckpointError, match="vae: a 'VQModel'; AutoencoderKL is needed"):
+        image_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "n"), [(None, None), (1, 1), (100_000, 100_000), (0, None), (True, None), ("1", None)]
+)
+def test_classes_are_a_positive_number_or_none(classes: Any, n: int | None, tmp_path: Path) -> None:
+    configured(tmp_path, num_class_embeds=classes)
+    if n is None and classes is not None:
+        says = rf"unet/config\.json: num_class_embeds is {classes!r}; an integer from 1 to 100000 is needed"
+        with pytest.raises(CheckpointError, match=says):
+            checkpoint_module.n_classes(tmp_path)
+    else:
+        assert checkpoint_module.n_classes(tmp_path) == n
+
+
+@pytest.mark.parametrize(
+    ("signal", "is_schedule"),
+    [
+        ([0.9, 0.5, 0.1], True), ([1.0, 1.0, 0.5], True), ([0.5, 0.0], True), ([0.5], True), ([0.0], True),
+        ([1.0], False), ([1.0, 1.0], False), ([0.5, 0.6, 0.1], False), ([0.9, 0.5, 0.6], False), ([1.1, 0.5], False),
+        ([0.5, 0.0, 0.0], False), ([0.5, -0.1], False), ([], False), ([0.5, math.nan], False), ([math.nan], False),
+    ],
+)  # fmt: skip
+def test_the_signal_falls_from_at_most_one_to_less(signal: list[float], is_schedule: bool, tmp_path: Path) -> None:
+    if is_schedule:
+        _check_signal(tmp_path, signal)
+    else:
+        with pytest.raises(
+            CheckpointError, match="no noise schedule: the signal left must fall from at most 1 towards"
+        ):
+            _check_signal(tmp_path, signal)
+
+
+def test_the_files_of_a_model_are_its_parts_configs_and_weights_its_condition_and_its_index(tmp_path: Path) -> None:
+    for name in (
+        *("unet/config.json", "unet/b.safetensors", "unet/a.bin", "unet/a.json.txt", "vae/config.json"),
+        *("scheduler/scheduler_config.json", "other/config.json", "condition.npy", "model_index.json", "README.md"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    read = ["unet/b.safetensors", "unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"]
+    assert set(locate(tmp_path).files()) == {*read, "condition.npy", "model_index.json"}
+    (tmp_path / "condition.npy").unlink()
+    (tmp_path / "condition.npy").symlink_to("nowhere")
+    assert "condition.npy" in locate(tmp_path).files()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("{folder}/file", "file: not a checkpoint folder (a diffusers pipeline with unet/ and scheduler/)"),
+        ("./a/b", "./a/b: not a checkpoint folder"),
+        ("~/b", "~/b: not a checkpoint folder"),
+        ("nothing", "nothing: not a checkpoint folder"),
+        ("a/b/c", "a/b/c: not a checkpoint folder"),
+        ("some/model", "some/model: no such folder, and not loadable from the hub (no network)"),
+    ],
+)
+def test_a_model_is_a_folder_or_a_name_on_the_hub(
+    model: str, says: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, allow_patterns: list[str] | None = None) -> str:
+        asked.append((name, allow_patterns))
+        if len(asked) > 1:
+            return str(checkpoint)
+        raise OSError("no network")
+
+    monkeypatch.setattr(layout, "snapshot_download", download)
+    (tmp_path / "file").touch()
+    assert resolve(str(checkpoint)) == locate(checkpoint)
+    with pytest.raises(CheckpointError, match=re.escape(says)):
+        resolve(model.replace("{folder}", str(tmp_path)))
+    if model == "some/model":
+        assert resolve(model) == locate(checkpoint)
+        assert asked == [("some/model", ["*.json", "*.safetensors", "*/merges.txt", "condition.npy"])] * 2
+    else:
+        assert asked == []
+
+
+def test_a_network_without_cross_attention_needs_no_condition(tmp_path: Path) -> None:
+    model = locate(configured(tmp_path, _class_name="UNet2DModel"))
+    assert condition_of(model, {"_class_name": "UNet2DModel", "cross_attention_dim": 6}) is None
+    assert condition_of(model, {"_class_name": "UNet2DConditionModel"}) is None
+    with pytest.raises(CheckpointError, match=r"condition\.npy: missing"):
+        condition_of(model, {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 6})
+
+
+@pytest.mark.parametrize(
+    ("size", "n_classes", "says"),
+    [(1000.0, None, ""), (1000.0, 3, ""), (1001.0, None, "1e\\+03, beyond 1000"), (math.nan, None, "nan, beyond 1000")],
+)
+def test_what_a_network_predicts_of_noise_is_of_bounded_size(size: float, n_classes: int | None, says: str) -> None:
+    seen: list[Any] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+        seen.append((x.clone(), t.tolist(), [label.tolist() for label in labels]))
+        return torch.full((1, 2, 4, 4), size)
+
+    schedule = DiscreteVP(tuple(np.linspace(0.99, 0.01, 50).tolist()))
+    denoiser = Denoiser(network, schedule, "epsilon")
+    model = checkpoint_module.LoadedModel(denoiser, schedule, (2, 4, 4), n_classes, torch.device("cpu"))
+    if says:
+        with pytest.raises(CheckpointError, match=f"has root mean square {says}: its weights are damaged"):
+            checkpoint_module.require_sane(model)
+    else:
+        checkpoint_module.require_sane(model)
+    ((x, t, labels),) = seen
+    assert torch.equal(x, torch.randn((1, 2, 4, 4), generator=torch.Generator().manual_seed(0)))
+    assert (t, labels) == ([49.0], [[0]] if n_classes else [])
+
+
+def test_a_grid_is_checked_in_both_directions_and_in_number() -> None:
+    def scaled(factor: float) -> DiscreteVP:
+        grid = ContinuousVP()
+        return DiscreteVP(tuple(1.0 - min(1.0 - 1e-9, (factor * grid.sigma(t)) ** 2) for t in range(1000)))
+
+    assert grid_of(scaled(1.0), "continuous") == ContinuousVP()
+    assert grid_of(scaled(0.985), "continuous") == ContinuousVP()
+    for other in (scaled(0.97), scaled(1.03), DiscreteVP(scaled(1.0).alphas_cumprod[:999])):
+        with pytest.raises(CheckpointError, match="trained on another schedule"):
+            grid_of(other, "continuous")
+    with pytest.raises(CheckpointError, match="this is a flow matching model, which has no variance preserving grid"):
+        grid_of(FlowMatching((0.1, 0.9)), "continuous")
+
+
+def test_a_weight_of_a_million_is_the_largest(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    weights = load_file(folder / WEIGHTS)
+    name = min(weights)
+    for value, says in ((-1e6, ""), (-1.01e6, f"{name} holds a weight of 1.01e+06, beyond 1e+06: damaged?"),
+                        (math.inf, f"{name} holds NaN or infinite weights"), (math.nan, "holds NaN")):  # fmt: skip
+        weights[name].flatten()[0] = value
+        save_file(weights, folder / WEIGHTS)
+        if says:
+            assert says in refusal(folder)
+        else:
+            model = load_denoiser(str(folder), "cpu")
+            assert not model.denoiser.network.module.training
+            assert not any(p.requires_grad for p in model.denoiser.network.module.parameters())

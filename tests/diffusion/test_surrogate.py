@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from scipy.stats import norm
-from torch import Tensor
+from torch import Tensor, nn
 
+from latentprint.tasks.diffusion.noise import generator_for
 from latentprint.tasks.diffusion.sampling import sample_ddim
 from latentprint.tasks.diffusion.schedule import TrainedSchedule
 from latentprint.tasks.diffusion.surrogate import Classifier, Guided, Training, distil, fit_labels
@@ -153,3 +157,101 @@ def test_gradients_are_counted_an_image_each() -> None:
 @pytest.mark.parametrize(("side", "n_halvings"), [(4, 1), (8, 1), (9, 2), (16, 2), (17, 3), (32, 3)])
 def test_the_classifier_halves_until_no_side_is_longer_than_four_and_once_at_least(side: int, n_halvings: int) -> None:
     assert len(Classifier((1, side, 3), 2).convolutions) == n_halvings
+
+
+# the network and its training, written out
+
+
+@pytest.mark.parametrize(
+    ("shape", "widths", "features"),
+    [
+        ((1, 2, 2), [32], 1),
+        ((3, 4, 4), [32], 4),
+        ((1, 8, 8), [32], 16),
+        ((1, 9, 5), [32, 64], 6),
+        ((2, 16, 12), [32, 64], 12),
+        ((1, 28, 28), [32, 64, 128], 16),
+        ((1, 65, 64), [32, 64, 128, 128, 128], 6),
+    ],
+)
+def test_a_classifier_halves_the_image_until_no_side_is_longer_than_four(
+    shape: tuple[int, int, int], widths: list[int], features: int
+) -> None:
+    network = Classifier(shape, 3)
+    assert [(c.in_channels, c.out_channels) for c in network.convolutions] == [*pairwise([shape[0], *widths])]
+    assert {(c.kernel_size, c.stride, c.padding) for c in network.convolutions} == {((3, 3), (2, 2), (1, 1))}
+    assert [(n.num_groups, n.num_channels, n.affine) for n in network.norms] == [(8, width, False) for width in widths]
+    assert network.head.in_features == widths[-1] * features
+    assert network(torch.zeros(2, *shape), torch.zeros(2)).shape == (2, 3)
+
+
+def test_a_classifier_is_convolution_norm_scale_and_shift_by_time_and_silu() -> None:
+    torch.manual_seed(0)
+    network = Classifier((1, 8, 5), 3)
+    x, t = draw(0, 4, 1, 8, 5).float(), torch.tensor([0.0, 3.0, 500.0, 999.0])
+    time = network.time(get_timestep_embedding(t, 64))
+    y = x
+    for i, width in enumerate((32,)):
+        y = network.convolutions[i](y)
+        groups = y.reshape(4, 8, -1)
+        groups = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
+        y = groups.reshape(y.shape)
+        change = network.modulations[i](time)
+        y = y * (1 + change[:, :width, None, None]) + change[:, width:, None, None]
+        y = y * torch.sigmoid(y)
+    expected = network.head(y.reshape(4, -1))
+    torch.testing.assert_close(network(x, t), expected, rtol=1e-4, atol=1e-5)
+    posterior = network.log_posterior(x.double(), 500.0)
+    assert posterior.dtype == torch.float64
+    torch.testing.assert_close(posterior[2], expected[2].log_softmax(0).double(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(network(x, t)[1:2], network(x[1:2], torch.zeros(1)))
+
+
+def three_steps(what: str, loss: Callable[[nn.Module, Tensor, torch.Generator], Tensor], seed: int) -> nn.Module:
+    """Three steps by hand, from the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, f"{what}, weights").initial_seed())
+        network = Classifier((1, 4, 4), 2).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=3)
+    for step in range(3):
+        generator = generator_for(seed, f"{what}, step {step}")
+        chosen = torch.randint(70, (64,), generator=generator)
+        optimizer.zero_grad()
+        loss(network, chosen, generator).backward()
+        optimizer.step()
+        rates.step()
+    return network
+
+
+def test_fitting_and_distilling_are_those_of_loops_written_out() -> None:
+    images, labels, schedule, told = draw(1, 70, 1, 4, 4).float(), torch.arange(70) % 2, linear_ddpm(), [0]
+    before = torch.random.get_rng_state()
+    training = Training(3, seed=5, advance=lambda: told.__setitem__(0, told[0] + 1))
+    teacher = fit_labels(images, labels, 2, training)
+    assert told == [3]
+    by_hand = three_steps(
+        "labels",
+        lambda network, chosen, _: torch.nn.functional.cross_entropy(
+            network(images[chosen], torch.zeros(64)), labels[chosen]
+        ),
+        5,
+    )
+    soft = teacher.log_posterior(images, 0.0)
+    student = distil(teacher, images, schedule, training)
+
+    def divergence(network: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        t = torch.randint(1000, (64,), generator=generator)
+        noise = torch.randn(64, 1, 4, 4, generator=generator)
+        scale = [torch.tensor([f(int(i)) for i in t])[:, None, None, None] for f in (schedule.alpha, schedule.sigma)]
+        found = network((scale[0] * images[chosen] + scale[1] * noise).float(), t.float()).log_softmax(1)
+        return (soft[chosen].exp() * (soft[chosen] - found)).sum(1).mean()
+
+    for network, expected in ((teacher, by_hand), (student, three_steps("distillation", divergence, 5))):
+        assert not network.training
+        for a, b in zip(network.parameters(), expected.parameters(), strict=True):
+            assert not a.requires_grad
+            torch.testing.assert_close(a, b.detach(), rtol=1e-2, atol=2e-4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert Training(1).seed == 0
+    assert Training(1).learning_rate == 2e-3

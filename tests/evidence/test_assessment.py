@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from latentprint.tasks.evidence import assessment, comparison, refits, statistics
 from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
 from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
 from latentprint.tasks.evidence.calibration import TooFewImages
+from latentprint.tasks.evidence.flags import flag
+from latentprint.tasks.evidence.membership import HeldOut
+from latentprint.tasks.evidence.statistics import auc
 from tests.studies.coverage import run
 
 
@@ -159,3 +164,185 @@ def test_the_evidence_counts_the_timesteps_that_growth_was_the_best_of() -> None
         widths.append(high - low)
     assert widths[0] > 1.2 * widths[1]
     assert "best of 8" in assess(images, None)["comparisons"]["train_vs_holdout"]["log_growth"]["auc"]["method"]
+
+
+# the parts, on few images
+
+
+def some(n_train: int, n_control: int, seed: int = 0, **changes: Any) -> ImageScores:
+    generator = np.random.default_rng(seed)
+    n = n_train + n_control
+    is_train = np.arange(n) < n_train
+    images = ImageScores(
+        is_train=is_train,
+        is_control=~is_train,
+        copies=np.ones(n, dtype=np.int64),
+        scores={"log_growth": generator.normal(size=n) + is_train, "eps_norm": generator.normal(size=n)},
+        groups=np.arange(n),
+        names=np.array([f"image {i}" for i in range(n)], dtype=object),
+    )
+    return replace(images, **changes)
+
+
+def test_what_is_compared_repeated_and_labelled() -> None:
+    images = some(4, 2, copies=np.array([2, 1, 1, 1, 3, 1]), groups=np.array([0, 1, 1, 2, 2, 3]))
+    assert images.is_repeated.tolist() == [True, True, True, False, False, False]
+    assert replace(images, groups=None).is_repeated.tolist() == [True, *[False] * 5]
+    assert images.compared.all()
+    only = replace(images, is_compared=np.array([1, 0, 1, 1, 0, 1], bool), is_control=np.zeros(6, bool))
+    assert only.compared.tolist() == [True, False, True, True, False, False]
+    assert images.labels(np.array([1, 4])).tolist() == [1, 2]
+    assert replace(images, groups=None).labels(images.is_train).tolist() == [0, 1, 2, 3]
+    assert (images.verdict_score, images.is_fitted) == ("log_growth", False)
+    both = replace(images, scores={"fused": np.ones(6), "fused_norms": np.zeros(6), **images.scores})
+    assert (both.verdict_score, both.is_fitted) == ("fused_norms", True)
+    assert images.ease("log_growth") is images.scores["log_growth"]
+    assert (images.ease("eps_norm") == -images.scores["eps_norm"]).all()
+
+
+@pytest.mark.parametrize(("n", "is_there"), [(19, False), (20, True), (21, True)])
+def test_halves_of_the_controls_need_ten_groups_each(n: int, is_there: bool) -> None:
+    images = some(5, n)
+    found = assessment._controls(images)["negative"]
+    assert (found["auc"] is not None) == is_there
+    assert found["status"] == ("ok" if is_there else "not computable")
+    assert found["reason"] == ("" if is_there else "fewer than 20 distinct held-out images")
+    assert (found["score"], found["expected"]) == ("log_growth", 0.5)
+    if is_there:
+        is_first = np.random.default_rng(0).permutation(n) % 2 == 0
+        scores = images.scores["log_growth"][5:]
+        assert found["auc"]["value"] == pytest.approx(auc(scores[is_first], scores[~is_first]))
+        assert found["auc"]["interval_95"] == pytest.approx(
+            list(auc_interval(scores[is_first], scores[~is_first])[1:3])
+        )
+    in_pairs = replace(images, groups=np.concatenate([np.arange(5), 5 + np.arange(n) // 2]))
+    assert assessment._controls(in_pairs)["negative"]["auc"] is None
+    assert assessment._halves(some(5, 0), "log_growth", 0.95) is None
+
+
+def test_an_area_needs_two_groups_a_side_and_some_spread() -> None:
+    images = some(3, 3)
+    scores, train = images.scores["log_growth"], images.is_train
+    found = assessment._area(images, "log_growth", 1.3, confidence=0.9)
+    assert found is not None
+    labels = np.arange(3), np.arange(3, 6)
+    assert found[:3] == pytest.approx(
+        auc_interval(scores[train], scores[~train], labels, inflation=1.3, confidence=0.9)[:3]
+    )
+    assert assessment._area(replace(images, scores={"log_growth": np.ones(6)}), "log_growth") is None
+    assert assessment._area(replace(images, groups=np.array([0, 1, 2, 3, 3, 3])), "log_growth") is None
+    assert assessment._area(replace(images, groups=np.array([0, 0, 0, 3, 4, 5])), "log_growth") is None
+    assert assessment._area(replace(images, groups=np.array([0, 0, 1, 3, 4, 4])), "log_growth") is not None
+    with_nan = scores.copy()
+    with_nan[0] = np.nan
+    left = assessment._area(replace(images, scores={"log_growth": with_nan}), "log_growth")
+    assert left is not None
+    assert left.value == pytest.approx(auc(scores[1:3], scores[3:]))
+    lower = assessment._area(images, "eps_norm")
+    assert lower is not None
+    norms = images.scores["eps_norm"]
+    assert lower.value == pytest.approx(auc(-norms[train], -norms[~train]))
+
+
+def test_pairs_of_held_out_sources_share_one_error() -> None:
+    source = np.array([-1] * 4 + [0, 1, 2] * 5)
+    images = some(4, 15, source=source)
+    pairs = assessment._between_holdouts(images, "log_growth")
+    assert [(pair["first"], pair["second"], pair["n"]) for pair in pairs] == [
+        (0, 1, [5, 5]), (0, 2, [5, 5]), (1, 2, [5, 5])
+    ]  # fmt: skip
+    scores = images.scores["log_growth"]
+    for pair in pairs:
+        first, second = (scores[4:][source[4:] == pair[key]] for key in ("first", "second"))
+        expected = auc_interval(first, second, confidence=1 - 0.05 / 3)
+        assert pair["auc"]["value"] == pytest.approx(expected.value)
+        assert pair["auc"]["interval_95"] == pytest.approx([expected.low, expected.high])
+    assert assessment._between_holdouts(some(4, 15), "log_growth") == []
+    few = replace(images, source=np.array([-1] * 4 + [0] * 14 + [1]))
+    assert assessment._between_holdouts(few, "log_growth") == []
+    two = replace(images, source=np.array([-1] * 4 + [0] * 13 + [1] * 2))
+    assert len(assessment._between_holdouts(two, "log_growth")) == 1
+    assert assessment._differing_holdouts(images, "log_growth") is None
+    far = replace(images, scores={"log_growth": scores + 99.0 * (source == 2)})
+    assert assessment._differing_holdouts(far, "log_growth") is None, "of five each nothing is told apart so surely"
+    many = some(4, 60, source=np.array([-1] * 4 + [0, 1] * 30))
+    shifted = many.scores["log_growth"] + 9.0 * (many.source == 1)
+    assert assessment._differing_holdouts(replace(many, scores={"log_growth": shifted}), "log_growth") == (0, 1)
+
+
+def test_flags_are_of_one_control_a_group_and_of_those_that_were_calibrated() -> None:
+    images = some(5, 40, groups=np.concatenate([np.arange(5), 5 + np.arange(40) // 2]))
+    scores = images.scores["log_growth"]
+    found = flag_trained(images)
+    expected = flag(scores[:5], scores[5::2], score="log_growth")
+    assert found.p_values.tolist() == expected.p_values.tolist()
+    assert (found.n_controls, found.score) == (20, "log_growth")
+    assert flag_trained(images, "why").status == "void"
+
+
+def test_the_inflation_is_of_the_share_that_was_calibrated() -> None:
+    images, _ = run(64, np.random.default_rng(0))
+    assert images.calibration is not None
+    n = len(images.calibration.is_train)
+    refit = refits.RefitTest(
+        p_fused=0.1, p_growth=0.1, p_holm=0.2, p_holm_growth=0.2, inflation=1.5, n_images=n, n_permutations=9
+    )
+    share = n / int(images.compared.sum())
+    assert share == 1.0
+    assert assessment._inflation(images, refit) == pytest.approx(1.5)
+    half = replace(images, is_compared=np.arange(n) % 2 == 0)
+    assert assessment._inflation(half, refit) == pytest.approx(1.5)
+    more = np.append(images.is_train, np.zeros(n, bool))
+    twice = replace(images, is_train=more, is_control=~more)
+    assert assessment._inflation(twice, refit) == pytest.approx(np.sqrt(1 + 0.5 * 1.25))
+    assert assessment._inflation(images, None) == assessment._inflation(replace(images, calibration=None), refit) == 1.0
+    assert assessment._uncalibrated(images, refit) == ""
+    assert assessment._uncalibrated(images, None) == "too few images are calibrated"
+    assert assessment._uncalibrated(some(4, 4), None) == "the run was scored without calibration"
+
+
+def test_the_training_loss_is_ranked_at_each_timestep_and_averaged() -> None:
+    images, _ = run(64, np.random.default_rng(0))
+    assert images.calibration is not None
+    generator, n = np.random.default_rng(1), len(images.calibration.is_train)
+    losses = {t: generator.normal(size=n) for t in (100, 500)}
+    losses[100][3] = np.nan
+    known = replace(images.calibration, losses=losses)
+    found = assessment._training_loss(replace(images, calibration=known), 0.9)
+    kept = np.arange(n) != 3
+    ranks = (stats.rankdata(losses[100], nan_policy="omit") + stats.rankdata(losses[500])) / 2
+    train, control = kept & known.is_train, kept & ~known.is_train
+    groups = known.groups[train], known.groups[control]
+    assert found is not None
+    assert found[:3] == pytest.approx(auc_interval(-ranks[train], -ranks[control], groups, confidence=0.9)[:3])
+    controls = assessment._controls(replace(images, calibration=known))["positive"]
+    assert (controls["timesteps"], controls["status"]) == ([100, 500], "ok")
+    none = assessment._controls(replace(images, calibration=replace(known, losses={})))["positive"]
+    assert (none["auc"], none["reason"], none["timesteps"]) == (None, "the loss was not measured", [])
+
+
+def test_what_is_asked_of_whom_is_in_the_evidence() -> None:
+    images = some(12, 12)
+    evidence = assess(images, None)
+    assert evidence["refit_test"] is None
+    assert evidence["blind_baseline"] is None
+    assert (evidence["confounders"], evidence["why_high"]) == (None, None)
+    membership = evidence["verdict"]["membership"]
+    assert (membership["n_train"], membership["n_holdout"], membership["level"]) == (12, 12, "inconclusive")
+    assert "There are too few images" in membership["reason"]
+    assert evidence["conformal"]["status"] == "not estimable"
+    assert assess(some(12, 25), None)["conformal"]["status"] == "void"
+    compared = evidence["comparisons"]["train_vs_holdout"]
+    scores, train = images.scores["log_growth"], images.is_train
+    assert compared["log_growth"]["auc"]["value"] == pytest.approx(auc(scores[train], scores[~train]))
+    assert "best of" not in compared["log_growth"]["auc"]["method"]
+    assert (compared["log_growth"]["n_positive"], compared["log_growth"]["n_negative"]) == (12, 12)
+    single = evidence["comparisons"]["repeated_vs_single"]["log_growth"]
+    assert (single["n_positive"], single["n_negative"], single["status"]) == (0, 12, "not computable")
+    repeated = replace(images, copies=np.array([2] * 5 + [1] * 19))
+    single = assess(repeated, None)["comparisons"]["repeated_vs_single"]["log_growth"]
+    assert (single["n_positive"], single["n_negative"]) == (5, 7)
+    assert evidence["verdict"]["sentence"].endswith("was not asked: no images were generated.")
+    held_out = HeldOut(40, 30)
+    overlap = assess(images, None, held_out=held_out)["verdict"]["membership"]["reason"]
+    assert overlap.startswith("30 of 40 held-out images are training images")

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from latentprint.tasks.evidence.calibration import FEATURES, NORMS, Calibration, TooFewImages, calibrate, dime, matrix
+from latentprint.tasks.evidence.calibration import (
+    FEATURES,
+    NORMS,
+    Calibration,
+    Design,
+    TooFewImages,
+    calibrate,
+    crossfit,
+    dime,
+    matrix,
+    refit,
+)
 from latentprint.tasks.evidence.logistic import REGULARISATION, LogOdds
-from latentprint.tasks.evidence.statistics import Array, auc
+from latentprint.tasks.evidence.statistics import Array, auc, standardised_difference
 
 N = 2_000
 IS_TRAIN = np.arange(N) < N // 2
@@ -200,3 +211,104 @@ def test_a_calibration_survives_json() -> None:
     again, fresh = Calibration.model_validate_json(calibration.model_dump_json()), at_both(drawn(3), drawn(4))
     for name in ("fused", "fused_norms"):
         np.testing.assert_array_equal(again.scores(fresh)[name], calibration.scores(fresh)[name])
+
+
+# the parts, written out
+
+
+def test_choices_are_areas_and_standardised_differences_of_each_timestep() -> None:
+    generator = np.random.default_rng(0)
+    is_train = np.arange(50) < 22
+    growths = generator.normal(size=(3, 50)).round(1) + np.array([[0.0], [0.5], [1.0]]) * is_train
+    by_timestep = {t: {**few(50, t), "log_growth": growth} for t, growth in zip((0, 20, 50), growths, strict=True)}
+    found = calibrate(by_timestep, is_train)
+    for choice, growth in zip(found.choices, growths, strict=True):
+        assert choice.auc == pytest.approx(auc(growth[is_train], growth[~is_train]))
+        assert choice.d_a == pytest.approx(standardised_difference(growth[is_train], growth[~is_train]))
+    assert found.timestep == max(found.choices, key=lambda choice: choice.auc).timestep
+    assert (found.n_train, found.n_control) == (22, 28)
+
+
+def few(n: int, seed: int) -> dict[str, Array]:
+    generator = np.random.default_rng(seed)
+    names = ("log_growth", "tangent_cosine", "crowding")
+    positive = ("eps_norm", "sima", "tangent_norm", "neighbour_eps_norm")
+    return {**{name: generator.normal(size=n) for name in names},
+            **{name: np.exp(generator.normal(size=n)) for name in positive}}  # fmt: skip
+
+
+def test_dime_is_standardised_at_the_first_angle_that_separates_best() -> None:
+    is_train, scores = np.arange(60) < 25, few(60, 3)
+    found = calibrate({20: scores}, is_train)
+    angles = [-math.pi + 2 * math.pi * i / 360 for i in range(360)]
+    areas = []
+    for phi in angles:
+        values = math.cos(phi) * scores["neighbour_eps_norm"] ** 2 + math.sin(phi) * scores["crowding"]
+        areas.append(round(auc(-values[is_train], -values[~is_train]), 9))
+    assert found.phi == pytest.approx(angles[areas.index(max(areas))])
+    values = dime(scores, found.phi)
+    a, b = values[is_train], values[~is_train]
+    assert found.dime_centre == pytest.approx((a.mean() + b.mean()) / 2)
+    assert found.dime_scale == pytest.approx(math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
+    expected = (values - found.dime_centre) / found.dime_scale
+    np.testing.assert_allclose(found.scores(scores)["dime"], expected)
+    constant = calibrate({20: {**scores, "crowding": np.ones(60), "neighbour_eps_norm": np.ones(60)}}, is_train)
+    assert constant.dime_scale == 1.0
+
+
+@pytest.mark.parametrize(("n_train", "n_control"), [(20, 20), (19, 20), (20, 19)])
+def test_twenty_of_either_kind_are_the_fewest(n_train: int, n_control: int) -> None:
+    is_train = np.arange(n_train + n_control) < n_train
+    by_timestep = {20: few(n_train + n_control, 1)}
+    if min(n_train, n_control) == 20:
+        assert calibrate(by_timestep, is_train).n_control == 20
+    else:
+        with pytest.raises(
+            TooFewImages, match=f"^{n_train} trained and {n_control} held-out images: 20 each are needed"
+        ):
+            calibrate(by_timestep, is_train)
+
+
+def test_each_fold_is_scored_by_what_was_fitted_without_it_and_refits_are_the_same() -> None:
+    is_train, folds = np.arange(120) % 2 == 0, np.arange(120) // 2 % 3
+    by_timestep = {t: few(120, t) for t in (0, 20, 50)}
+    by_timestep[20]["log_growth"][7] = np.nan
+    found = crossfit(by_timestep, is_train, folds, second=True)
+    assert found.timesteps == tuple(fit.timestep for fit in found.calibration.folds)
+    names = ("fused", "dime", "fused_norms")
+    for k in range(3):
+        others = {t: {name: v[folds != k] for name, v in scores.items()} for t, scores in by_timestep.items()}
+        alone = calibrate(others, is_train[folds != k], second=True)
+        mine = {t: {name: v[folds == k] for name, v in scores.items()} for t, scores in by_timestep.items()}
+        assert alone.second is not None
+        assert alone.second.timestep != alone.timestep
+        for name in names:
+            np.testing.assert_allclose(found.scores[name][folds == k], alone.scores_from(mine)[name])
+    assert found.fused is found.scores["fused"]
+    assert found.dime is found.scores["dime"]
+    assert found.fused_norms is found.scores["fused_norms"]
+    again = refit(Design(by_timestep, folds), is_train, names)
+    for name in names:
+        np.testing.assert_allclose(again[name], found.scores[name], rtol=1e-6, atol=1e-9)
+    assert refit(Design(by_timestep, folds), is_train).keys() == {"fused"}
+    without = crossfit(by_timestep, is_train, folds)
+    assert without.scores.keys() == {"fused", "dime"}
+    assert without.fused_norms is None
+    assert crossfit({0: by_timestep[0]}, is_train, folds, second=True).fused_norms is None
+
+
+def test_norms_at_two_timesteps_are_those_of_either() -> None:
+    is_train = np.arange(60) < 25
+    by_timestep = {0: few(60, 1), 20: few(60, 2), 50: few(60, 3)}
+    found = calibrate(by_timestep, is_train, second=True)
+    assert found.second is not None
+    pair = [by_timestep[t] for t in (found.timestep, found.second.timestep)]
+    columns = np.column_stack([f for one in pair for f in (np.log(one["eps_norm"]), np.log(one["sima"]) / 4)])
+    np.testing.assert_allclose(found.second.fused_norms.of(columns), LogOdds.fit(columns, is_train).of(columns))
+    np.testing.assert_allclose(
+        found.scores_from(by_timestep)["fused_norms"], LogOdds.fit(columns, is_train).of(columns)
+    )
+    areas = {choice.timestep: choice.auc for choice in found.second.choices}
+    expected = LogOdds.fit(columns, is_train).of(columns)
+    assert areas[found.second.timestep] == pytest.approx(auc(expected[is_train], expected[~is_train]))
+    assert found.second.timestep == max(areas, key=lambda t: areas[t])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binomtest
 
+from latentprint.tasks.evidence import cleaning
 from latentprint.tasks.evidence.cleaning import FEWER, KEPT, LEFT_OUT, EarlierImages, assess_cleaning
 from latentprint.tasks.evidence.yields import Found
 
@@ -51,3 +52,46 @@ def test_the_conclusion_rests_on_the_interval_of_the_paired_difference(n_before:
     assert says in result["conclusion"]
     gained, lost = max(0, n_after - n_before), max(0, n_before - n_after)
     assert result["difference"]["share_p_value"] == binomtest(gained, gained + lost).pvalue
+
+
+def test_one_image_more_or_less_is_told_in_words_with_its_points() -> None:
+    same = images([1, 1, 1, 1], [0.0] * 4)
+    for n_before, n_after, word in ((26, 3, "fell"), (3, 26, "ROSE")):
+        result = assess_cleaning(same, same, (found({"a": n_before}), found({"a": n_after})), NAMES)
+        low, high = result["difference"]["share_difference_interval"]
+        assert result["conclusion"] == (
+            f"Copies of the earlier training images {word} from {n_before / 40:.1%} of samples to {n_after / 40:.1%} "
+            f"(difference {100 * low:.1f} to {100 * high:.1f} points)."
+        )
+        assert low < (n_after - n_before) / 40 < high
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [((-0.2, 0.0), "No change"), ((0.0, 0.2), "No change"), ((-0.2, -1e-9), "fell"), ((1e-9, 0.2), "ROSE")],
+)
+def test_a_bound_at_zero_shows_no_change(interval: tuple[float, float], word: str) -> None:
+    shares = {"share": 0.2}
+    assert word in cleaning._conclusion(shares, shares, {"share_difference_interval": interval})
+
+
+def test_hits_changes_and_shares_are_counted_by_image() -> None:
+    samples = Found(np.array([True, True, False, True]), np.array(["c", "a", "b", "c"], dtype=object))
+    assert cleaning._hits(samples, NAMES).tolist() == [1, 0, 2, 0]
+    came_out = cleaning._came_out(np.array([1, 0, 2, 0]), 40)
+    assert (came_out["n_copies"], came_out["share"], came_out["n_reproduced"]) == (3, 3 / 40, 2)
+    was, now = np.array([1, 1, 0, 0, 1, 0], bool), np.array([1, 0, 1, 1, 0, 0], bool)
+    changes = cleaning._changes(was, now, np.array([1, 1, 1, 1, 0, 1], bool))
+    assert (changes["n_images"], changes["newly"], changes["no_longer"]) == (5, 2, 1)
+    assert changes["p_value"] == binomtest(2, 3).pvalue
+    assert cleaning._changes(was, was, np.ones(6, bool))["p_value"] == 1.0
+    unchanged = assess_cleaning(
+        images([2, 2, 2, 2], [0.0] * 4), images([2, 1, 3, 0], [0.0] * 4), (samples_of(40), samples_of(40)), NAMES
+    )
+    assert {fate: one["n_images"] for fate, one in unchanged["by_fate"].items()} == {LEFT_OUT: 1, FEWER: 1, KEPT: 2}
+    assert not {"n_not_by_plain", "n_by_plain_only"} & unchanged["difference"].keys()
+
+
+def samples_of(n: int) -> Found:
+    """None of them is a copy."""
+    return Found(np.zeros(n, bool), np.array(["d"] * n, dtype=object))

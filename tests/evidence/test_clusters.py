@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from latentprint.tasks.evidence import clusters
 from latentprint.tasks.evidence.clusters import cohesive_clusters
 
 
@@ -36,3 +37,28 @@ def test_cohesion_is_about_the_mean_of_all_images_not_the_origin() -> None:
 def test_a_lone_image_makes_no_label() -> None:
     features = np.concatenate([scene()[:50], np.full((1, 40), 50.0, dtype=np.float32)])
     assert cohesive_clusters(features, 3, -1.0, seed=0).sizes == (30, 20)
+
+
+def test_two_images_make_no_cluster_and_three_do() -> None:
+    rows = np.zeros((63, 40), dtype=np.float32)
+    rows[:60] = scene()
+    rows[60:, 5] = 60.0
+    assert cohesive_clusters(rows[:62], 4, -1.0, seed=0).sizes[-1] != 2
+    assert 3 in cohesive_clusters(rows, 4, 0.9, seed=0).sizes
+
+
+def test_cohesion_is_the_mean_cosine_to_the_centre_and_nothing_of_nobody() -> None:
+    members = np.array([[3.0, 4.0], [3.0, -4.0], [6.0, 0.0]], dtype=np.float32)
+    assert clusters._cohesion(members) == np.mean([0.6, 0.6, 1.0], dtype=np.float32)
+    assert clusters._cohesion(members[:0]) == 0.0
+    assert clusters._cohesion(np.zeros((3, 2), dtype=np.float32)) == 0.0
+    found = cohesive_clusters(scene(), 3, 0.0, seed=0)
+    centred = scene() - scene().mean(axis=0)
+    for label, (size, cohesion) in enumerate(zip(found.sizes, found.cohesions, strict=True)):
+        mine = centred[found.labels == label]
+        assert len(mine) == size
+        centre = mine.mean(axis=0)
+        cosines = [m @ centre / np.linalg.norm(m) / np.linalg.norm(centre) for m in mine]
+        assert np.isclose(cohesion, np.mean(cosines), atol=1e-5)
+    assert list(found.sizes) == sorted(found.sizes, reverse=True)
+    assert np.allclose(found.centres[found.numbers == 0], scene()[:30].mean(axis=0), atol=1e-4)

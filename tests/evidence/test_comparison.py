@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from latentprint.tasks.evidence import comparison as comparison_module
+from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.comparison import Comparison, compare, roc, true_positive_rate
 from latentprint.tasks.evidence.statistics import auc, binomial_interval
 
@@ -233,3 +235,101 @@ def test_roc_runs_from_corner_to_corner_with_the_area_of_the_auc() -> None:
     fpr, tpr = roc(positives, negatives)
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0.0, 0.0, 1.0, 1.0)
     assert np.trapezoid(tpr, fpr) == pytest.approx(auc(positives, negatives))
+
+
+# to the last value
+
+
+def test_the_options_reach_the_interval_of_the_auc() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(1, 1, 30), generator.normal(size=40)
+    labels = np.arange(30) // 2, 30 + np.arange(40) // 2
+    for options, sign, factor, n in (
+        ({}, 1.0, 1.0, 1),
+        ({"groups": labels, "inflation": 1.5}, 1.0, 1.5, 1),
+        ({"higher_is_positive": False, "n_choices": 8}, -1.0, 1.0, 8),
+    ):
+        found = compare(a, b, score="s", hypothesis="h", **options)  # type: ignore[arg-type]
+        groups = labels if "groups" in options else None
+        expected = auc_interval(sign * a, sign * b, groups, inflation=factor, confidence=1 - 0.05 / n)
+        assert found.auc is not None
+        assert found.cliffs_delta is not None
+        assert found.auc[:3] == pytest.approx(expected[:3])
+        assert found.cliffs_delta[:3] == pytest.approx([2 * x - 1 for x in expected[:3]])
+        assert ("the best of 8 counted (Bonferroni)" in found.auc.method) == (n == 8)
+        assert found.cliffs_delta.method == f"2 AUC - 1; {found.auc.method}"
+        assert (found.status, found.reason, found.n_excluded) == ("ok", "", 0)
+        assert [rate.fpr for rate in found.tpr] == [0.01, 0.001]
+
+
+@pytest.mark.parametrize(("n", "is_exact"), [(8, True), (9, False)])
+def test_mann_whitney_is_exact_up_to_eight_images_without_ties(n: int, is_exact: bool) -> None:
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(1, 1, n), generator.normal(size=12)
+    for first, second in ((a, b), (b, a)):
+        found = comparison(first.tolist(), second.tolist()).mann_whitney_u
+        method = "exact" if is_exact else "asymptotic"
+        expected = stats.mannwhitneyu(first, second, method=method)
+        assert found is not None
+        assert (found.statistic, found.p_value) == pytest.approx((expected.statistic, expected.pvalue))
+        assert (found.method == "exact") == is_exact
+        assert (found.n_positive, found.n_negative) == (len(first), len(second))
+
+
+def test_two_images_a_side_are_enough_and_two_groups() -> None:
+    assert comparison([1.0, 2.0], [0.0, 3.0]).status == "ok"
+    assert comparison([1.0, 2.0], [0.0, 0.0]).status == "ok"
+    assert comparison([1.0, 2.0], [0.0, 3.0], groups=(np.array([0, 1]), np.array([2, 2]))).status == "not computable"
+    assert comparison([1.0, 2.0], [0.0, 3.0], groups=(np.array([0, 1]), np.array([2, 3]))).status == "ok"
+
+
+def test_a_permutation_p_value_is_that_of_all_orders_of_groups() -> None:
+    values, labels = np.array([3.0, 5.0, 4.0, 1.0, 2.0, 2.5]), np.array([0, 0, 1, 2, 2, 3])
+    found = comparison(values[:3].tolist(), values[3:].tolist(), groups=(labels[:3], labels[3:])).permutation
+    sums = np.array([8.0, 4.0, 3.0, 2.5]), np.array([2.0, 1.0, 2.0, 1.0])
+    differences = []
+    for i, j in itertools.combinations(range(4), 2):
+        rest = [k for k in range(4) if k not in (i, j)]
+        first, second = ((sums[0][chosen].sum() / sums[1][chosen].sum()) for chosen in ([i, j], rest))
+        differences.append(first - second)
+    assert found is not None
+    assert found.statistic == pytest.approx(differences[0])
+    above = np.mean([d >= differences[0] - 1e-12 for d in differences])
+    below = np.mean([d <= differences[0] + 1e-12 for d in differences])
+    assert found.p_value == pytest.approx(min(1.0, 2 * min(above, below)))
+    assert found.n_resamples == 6
+
+
+def test_as_many_images_as_are_permuted_at_most_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_module, "MOST_PERMUTED", 40)
+    monkeypatch.setattr(comparison_module, "N_PERMUTATIONS", 99)
+    generator = np.random.default_rng(2)
+    found = comparison(generator.normal(size=20).tolist(), generator.normal(size=20).tolist()).permutation
+    assert found is not None
+    assert (found.n_resamples, found.method) == (99, "random permutations")
+    monkeypatch.setattr(comparison_module, "PERMUTED_AT_ONCE", 1)
+    again = comparison(*np.random.default_rng(2).normal(size=(2, 20)).tolist()).permutation
+    assert again is not None
+    assert again.n_resamples == 99
+
+
+def test_rates_and_roc_are_those_of_a_plain_count() -> None:
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(1, 1, 40).round(1), generator.normal(size=700).round(2)
+    rate = true_positive_rate(a, b, 0.01)
+    threshold = sorted(b, reverse=True)[7]
+    few, many = (int(stats.binom.ppf(q, 700, 0.01)) for q in (0.0125, 0.9875))
+    high, low = sorted(b, reverse=True)[max(few, 1) - 1], sorted(b, reverse=True)[many]
+    assert (rate.threshold, rate.value, rate.achieved_fpr) == pytest.approx(
+        (threshold, np.mean(a > threshold), np.mean(b > threshold))
+    )
+    bounds = binomial_interval(sum(a > high), 40, 0.975)[0], binomial_interval(sum(a >= low), 40, 0.975)[1]
+    assert rate.interval_95 == pytest.approx(bounds)
+    assert true_positive_rate(a[:0], b, 0.01).reason == "not estimable: no positives"
+    assert true_positive_rate(a, np.arange(100.0), 0.29).threshold == 70.0  # 0.29 100 is 28.999...
+    fpr, tpr = roc(a, b)
+    thresholds = sorted({*a.tolist(), *b.tolist()}, reverse=True)
+    assert fpr.tolist() == pytest.approx([0.0, *(np.mean(b >= t) for t in thresholds)])
+    assert tpr.tolist() == pytest.approx([0.0, *(np.mean(a >= t) for t in thresholds)])
+    labels = np.array([5, 5, 3, 9])
+    assert comparison_module._one_of_each(np.array([1.0, 2.0, 3.0, 4.0]), labels).tolist() == [3.0, 1.0, 4.0]

@@ -158,3 +158,49 @@ def test_model_is_json() -> None:
     result = json.loads(json.dumps(fit_score_model(score, measured, seed=0).as_dict(), allow_nan=False))
     assert len(result["coefficients"]["a"]["interval_95"]) == 2
     assert result["n"] == 100
+
+
+def test_the_model_is_least_squares_written_out() -> None:
+    generator = np.random.default_rng(5)
+    x = generator.normal(2.0, 3.0, (50, 3))
+    y = 1.0 + x @ np.array([0.5, -1.0, 0.0]) + generator.normal(size=50)
+    measured = {"a": np.append(x[:, 0], np.nan), "b": np.append(x[:, 1], 1.0), "c": np.append(x[:, 2], 1.0)}
+    found = fit_score_model(np.append(y, 0.0), {**measured, "same": np.ones(51)}, seed=0)
+    z, t = (x - x.mean(axis=0)) / x.std(axis=0), (y - y.mean()) / y.std()
+    values = np.linalg.inv(z.T @ z) @ z.T @ t
+    assert [b.value for b in found.coefficients.values()] == pytest.approx(values)
+    assert [(b.mean, b.sd) for b in found.coefficients.values()] == [
+        pytest.approx(pair) for pair in zip(x.mean(axis=0), x.std(axis=0), strict=True)
+    ]
+    r_squared = 1 - ((t - z @ values) ** 2).sum() / (t**2).sum()
+    assert found.r_squared == pytest.approx(r_squared)
+    assert found.r_squared_adjusted == pytest.approx(1 - (1 - r_squared) * 49 / 46)
+    singular = np.linalg.svd(z, compute_uv=False)
+    assert found.condition_number == pytest.approx(singular[0] / singular[-1])
+    assert (found.score_mean, found.score_sd) == pytest.approx((y.mean(), y.std()))
+    assert (found.n, found.n_excluded, found.constant) == (50, 1, ("same",))
+    expected = y - (z * values * y.std()).sum(axis=1)
+    assert found.adjust(y, {name: v[:50] for name, v in measured.items()}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "n_confounders", "fits"), [(20, 1, True), (19, 1, False), (30, 2, True), (29, 2, False)])
+def test_ten_images_for_each_coefficient_are_the_fewest(n: int, n_confounders: int, fits: bool) -> None:
+    generator = np.random.default_rng(0)
+    measured = {f"x{i}": generator.normal(size=n) for i in range(n_confounders)}
+    found = fit_score_model(generator.normal(size=n), measured, seed=0)
+    assert found.status == ("ok" if fits else "not computable")
+    if not fits:
+        word = f"{n} images: at least {n + 1} are needed for {n_confounders} confounders"
+        assert found.reason == word
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (1, 1), (1, 5)])
+def test_statistics_of_pixels_are_those_written_out(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    found = {name: values[0] for name, values in pixel_statistics(image[None]).items()}
+    pixels = image / 127.5 - 1
+    differences = [*np.abs(pixels[1:] - pixels[:-1]).ravel(), *np.abs(pixels[:, 1:] - pixels[:, :-1]).ravel()]
+    assert found["brightness"] == pytest.approx(pixels.mean(), abs=1e-6)
+    assert found["contrast"] == pytest.approx(pixels.std(), abs=1e-6)
+    assert found["total_variation"] == pytest.approx(np.mean(differences) if differences else 0.0, abs=1e-6)
+    assert found["compressed_size"] == len(zlib.compress(image.tobytes(), 9))

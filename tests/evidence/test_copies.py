@@ -245,3 +245,74 @@ def test_one_group_is_refused() -> None:
         surroundings(line, line, groups=same, left_out=same[:, None])
     with pytest.raises(ValueError, match="only where the references' groups are given"):
         nearest(line, line, 1, left_out=same[:, None])
+
+
+# a plain double loop over everything, with groups, left-out groups and blocks of any size
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_neighbours_are_those_of_a_plain_double_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(seed)
+    n, m, d = 9, 14 + seed, 3
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", d * int(generator.integers(1, 20)))
+    monkeypatch.setattr(rules, "BLOCK_VALUES", int(generator.integers(1, 60)))
+    monkeypatch.setattr(rules, "MOST_PASSED_OVER", int(generator.integers(0, 4)))
+    queries, references = (generator.integers(0, 5, (k, d)).astype(np.float32) for k in (n, m))
+    groups = generator.integers(-3, 4, m)
+    left_out = generator.integers(-4, 5, (n, seed % 3))
+    far = np.linalg.norm(queries[:, None].astype(np.float64) - references, axis=2)
+    for k in (1, 3, m):
+        found = nearest(queries, references, k, groups=groups, left_out=left_out)
+        two = nearest_two_groups(queries, references, groups, left_out)
+        for i in range(n):
+            others = sorted((far[i, j], j) for j in range(m) if groups[j] not in left_out[i])[:k]
+            wanted = others + [(np.inf, -1)] * (min(k, m) - len(others))
+            assert found.distances[i] == pytest.approx([distance for distance, _ in wanted])
+            if seed % 3 == 0 and k == m:
+                assert found.indices[i].tolist() == [j for _, j in wanted]
+            assert all(j < 0 or groups[j] not in left_out[i] for j in found.indices[i])
+            all_others = sorted((far[i, j], j) for j in range(m) if groups[j] not in left_out[i])
+            if not all_others:
+                assert two.distances[i].tolist() == [np.inf, np.inf]
+                continue
+            first = int(two.indices[i, 0])
+            assert two.distances[i, 0] == pytest.approx(all_others[0][0]) == pytest.approx(far[i, first])
+            second = [distance for distance, j in all_others if groups[j] != groups[first]]
+            assert two.distances[i, 1] == pytest.approx(second[0] if second else np.inf)
+            assert (two.indices[i, 1] < 0) == (not second)
+
+
+def test_surroundings_are_the_fifty_nearest_others_or_as_many_as_there_are() -> None:
+    generator = np.random.default_rng(0)
+    references = generator.normal(size=(53, 4)).astype(np.float32)
+    fresh = generator.normal(size=(2, 4)).astype(np.float32)
+    images = np.concatenate([references[:2], fresh])
+    groups = np.arange(53) // 2
+    left_out = np.array([[0], [0], [7], [99]])
+    for known, passed in ((None, None), (groups, left_out)):
+        found = surroundings(images, references, groups=known, left_out=passed)
+        for i, image in enumerate(images.astype(np.float64)):
+            far = np.linalg.norm(references - image, axis=1)
+            others = far[far > 0] if passed is None else far[groups != passed[i, 0]]
+            assert found.nearest_distance[i] == pytest.approx(others.min())
+            assert found.mean_distance[i] == pytest.approx(np.sort(others)[:50].mean())
+    few = surroundings(images[:1], references[:3])
+    far = np.linalg.norm(references[1:3].astype(np.float64) - images[0], axis=1)
+    assert few.mean_distance[0] == pytest.approx(far.mean())
+    with pytest.raises(ValueError, match="at least two distinct training images are needed to speak of"):
+        surroundings(images, references[:1])
+    with pytest.raises(ValueError, match="all training images are near duplicates of one image"):
+        surroundings(images[:2], references[:3], groups=np.zeros(3, int), left_out=np.array([[0], [5]]))
+    with pytest.raises(ValueError, match="groups can be left out only where"):
+        nearest(images, references, 1, left_out=left_out)
+
+
+def test_rules_are_strict_and_need_another_group() -> None:
+    neighbours = Neighbours(np.array([[1.0, 3.0], [0.999, 3.0], [0.0, 1.0]]), np.zeros((3, 2), dtype=np.int64))
+    assert ratio_rule(neighbours).tolist() == [False, True, True]
+    assert ratio_rule(neighbours, 0.3).tolist() == [False, False, True]
+    assert adaptive_rule(neighbours, np.array([2.0, 2.0, 1.0])).tolist() == [False, True, True]
+    assert adaptive_rule(neighbours, np.array([2.0, 2.0, 1.0]), 0.1).tolist() == [False, False, True]
+    one_group = Neighbours(np.array([[1.0, 3.0], [1.0, np.inf]]), np.array([[0, 1], [0, -1]]))
+    with pytest.raises(ValueError, match="at least two near-duplicate groups"):
+        ratio_rule(one_group)

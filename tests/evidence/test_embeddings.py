@@ -59,3 +59,16 @@ def test_a_row_is_that_of_its_image_alone(name: str, channels: int, size: int) -
     assert features[0:5].dtype == np.float32
     assert np.array_equal(features[2:4], EMBEDDINGS[name](x)[2:4])
     assert len(np.unique(features[0:5], axis=0)) == len(features) == 5
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(20, 33, 3), (17, 8, 1), (5, 40, 3), (3, 4, 1)])
+def test_dct_of_any_shape_is_that_of_boxes_averaged_one_by_one(height: int, width: int, channels: int) -> None:
+    x = np.random.default_rng(1).integers(0, 256, (2, channels, height, width), dtype=np.uint8)
+    rows, columns = (np.linspace(0, side, min(side, 16) + 1).astype(int) for side in (height, width))
+    for image, found in zip(x / 127.5 - 1.0, dct(x), strict=True):
+        grey = image[0] if channels == 1 else 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        boxes = [
+            [grey[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].mean() for j in range(len(columns) - 1)]
+            for i in range(len(rows) - 1)
+        ]
+        np.testing.assert_allclose(found, dctn(np.array(boxes), norm="ortho")[:8, :8].ravel(), atol=1e-5)

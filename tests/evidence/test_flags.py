@@ -122,3 +122,49 @@ def test_result_is_json_without_the_arrays() -> None:
     assert {"p_values", "adjusted", "flagged"}.isdisjoint(result)
     with pytest.raises(ValueError, match="between 0 and 1"):
         flag(np.array([1.0]), np.array([1.0]), alpha=5.0)
+
+
+@pytest.mark.parametrize(("n_controls", "status"), [(18, "not estimable"), (19, "ok")])
+def test_nineteen_controls_are_the_fewest_for_one_in_twenty(n_controls: int, status: str) -> None:
+    found = flag(np.array([99.0, -1.0]), np.arange(float(n_controls)), alpha=ALPHA, score="fused")
+    assert found.status == status
+    assert (found.score, found.alpha, found.n_images, found.n_controls) == ("fused", ALPHA, 2, n_controls)
+    assert found.smallest_p_value == pytest.approx(1 / (n_controls + 1))
+    says = "18 controls: no p-value can reach 0.05 with fewer than 19"
+    assert found.reason == ("" if status == "ok" else says)
+    assert found.fewest_flags == (2 if status == "ok" else None)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_flags_are_those_of_the_definitions_written_out(higher: bool) -> None:
+    generator = np.random.default_rng(3)
+    sign = 1.0 if higher else -1.0
+    scores, controls = (
+        sign * np.append(generator.normal(3, 1, 12), generator.normal(size=28)),
+        generator.normal(size=80),
+    )
+    found = flag(scores, sign * controls, alpha=0.2, higher_is_positive=higher)
+    p = [(1 + sum(sign * c >= s for c in sign * controls)) / 81 for s in sign * scores]
+    order = np.argsort(p)
+    n_flagged = max((k + 1 for k, i in enumerate(order) if p[i] <= 0.2 * (k + 1) / 40), default=0)
+    assert 5 < n_flagged < 30
+    assert found.p_values == pytest.approx(p)
+    assert set(np.flatnonzero(found.flagged)) == set(order[:n_flagged])
+    assert found.n_flagged == n_flagged
+    assert found.p_cutoff == pytest.approx(max(p[i] for i in order[:n_flagged]))
+    assert found.false_flags_if_none_memorized == pytest.approx(40 * found.p_cutoff)
+    assert found.fewest_flags == 3  # 40 / (0.2 81) = 2.5
+
+
+def test_a_void_comparison_keeps_p_values_and_one_without_flags_stays_what_it_is() -> None:
+    found = flag(np.array([99.0, 98.0]), np.arange(99.0))
+    void = found.voided("exchanged")
+    assert (void.status, void.reason, void.n_flagged, void.p_cutoff) == ("void", "exchanged", 0, None)
+    assert (found.n_flagged, void.false_flags_if_none_memorized) == (2, None)
+    assert void.flagged.tolist() == [False, False]
+    assert void.p_values.tolist() == found.p_values.tolist()
+    few = flag(np.array([99.0]), np.arange(3.0))
+    assert few.voided("exchanged") is few
+    for alpha in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"alpha {alpha}: a rate between 0 and 1 is needed"):
+            flag(np.array([1.0]), np.array([1.0]), alpha=alpha)

@@ -7,8 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from latentprint.tasks.evidence import membership
 from latentprint.tasks.evidence.blind import BlindBaseline
-from latentprint.tasks.evidence.membership import Grounds, HeldOut, answer, least_auc, with_stability
+from latentprint.tasks.evidence.membership import (
+    FIRM_CONFIDENCE,
+    Grounds,
+    HeldOut,
+    answer,
+    least_auc,
+    with_stability,
+)
 from latentprint.tasks.evidence.statistics import Interval
 
 
@@ -129,3 +137,78 @@ def test_an_answer_that_depends_on_the_folds_is_none() -> None:
     assert "shown with 7 of 10" in found.sentence
     not_shown = answer(replace(CLEAR, auc=interval(0.5, 0.05)))
     assert with_stability(not_shown, unstable).level == "not_shown"
+
+
+# to the last value
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({"n_groups": (30, 30)}, "shown"),
+        ({"held_out": HeldOut(200, 99)}, "shown"),
+        ({"held_out": HeldOut(200, 0, {"training": (10, 200), "held-out": (10, 200)})}, "shown"),
+        ({"held_out": HeldOut(200, 0, {"training": (0, 200), "held-out": (11, 200)})}, "inconclusive"),
+        ({"p_value": 0.025}, "shown"),
+        ({"p_value": 0.0251}, "inconclusive"),
+        ({"p_value": None}, "inconclusive"),
+        ({"auc": Interval(0.6, 0.5, 0.7, "")}, "not_shown"),
+        ({"auc": Interval(0.6, 0.5 + 1e-9, 0.7, "")}, "shown"),
+        ({"auc": Interval(0.45, 0.4, 0.5, "")}, "not_shown"),
+        ({"directed": {"Growth": Interval(0.45, 0.4, 0.5, ""), "Loss": Interval(0.7, 0.6, 0.8, "")}}, "shown"),
+        ({"directed": {"Growth": Interval(0.55, 0.5, 0.6, "")}}, "inconclusive"),
+        ({"directed": {}}, "inconclusive"),
+        ({"above_blind": Interval(0.1, 0.0, 0.2, "")}, "inconclusive"),
+        ({"above_blind": Interval(0.1, 1e-9, 0.2, "")}, "shown"),
+        ({"above_blind": Interval(-0.1, -0.2, 0.0, ""), "auc": interval(0.5, 0.1)}, "not_shown"),
+        ({"directed_firmly": {"Growth": Interval(0.6, 0.51, 0.7, "")}}, "shown"),
+        ({"directed_firmly": {"Growth": Interval(0.6, 0.5, 0.7, "")}, "auc": interval(0.5, 0.1)}, "not_shown"),
+        ({"directed_firmly": {"Growth": Interval(0.6, 0.51, 0.7, "")}, "auc": interval(0.5, 0.1)}, "inconclusive"),
+        ({"blind": replace(blind(), auc=None, reason="too few")}, "inconclusive"),
+        ({"above_blind": None}, "inconclusive"),
+    ],
+)
+def test_each_rule_holds_to_its_last_value(changes: dict[str, object], level: str) -> None:
+    assert answer(replace(CLEAR, **changes)).level == level
+
+
+def test_why_there_is_no_blind_baseline_is_said() -> None:
+    for changes, says in (
+        ({"blind": replace(blind(), auc=None, reason="too few")}, "There is no blind baseline to beat: too few."),
+        ({"blind": None}, "There is no blind baseline to beat: no pixels were read."),
+        ({"above_blind": None}, "There is no blind baseline to beat: no pixels were read."),
+    ):
+        assert answer(replace(CLEAR, **changes)).reason == says  # type: ignore[arg-type]
+
+
+def test_an_answer_carries_what_it_rests_on() -> None:
+    found = answer(CLEAR)
+    assert (found.n_train, found.n_holdout, found.score, found.p_value) == (200, 200, "fused", 0.01)
+    assert (found.auc, found.above_blind) == (CLEAR.auc, CLEAR.above_blind)
+    assert found.blind_auc == blind().auc
+    assert answer(replace(CLEAR, n_groups=(40, 50), blind=None)).n_holdout == 50
+    assert pytest.approx(1 - 0.05 / 24) == FIRM_CONFIDENCE
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.5, "50.0%"), (0.99949, "99.9%"), (0.9995, "more than 99.9%"), (1.0, "100.0%"), (0.0, "0.0%")]
+)
+def test_a_share_is_never_rounded_to_all(share: float, text: str) -> None:
+    assert membership._percent(share) == text
+
+
+def test_the_least_auc_needs_an_error_and_a_baseline() -> None:
+    for changes in ({"chance_error": None}, {"blind": None}, {"blind": replace(blind(), auc=None)}):
+        assert least_auc(replace(CLEAR, **changes)) is None  # type: ignore[arg-type]
+    z = (2.2414027 + 0.8416212, 1.9599640 + 0.8416212)
+    alone = replace(CLEAR, above_blind=None)
+    assert least_auc(alone) == pytest.approx(0.5 + z[0] * 1.2 * 0.029)
+    beside = replace(CLEAR, above_blind=Interval(0.3, 0.1, 0.4, ""), blind=blind(0.4))
+    assert least_auc(beside) == pytest.approx(0.5 + z[1] * 0.3 / 2 / 1.9599640)
+
+
+def test_stability_of_what_is_not_asked_is_none() -> None:
+    shown = answer(CLEAR)
+    assert with_stability(shown, None) == shown
+    assert with_stability(shown, {"n": 10, "levels": {}}).level == "inconclusive"
+    assert with_stability(shown, {"n": 10, "levels": {"shown": 8}}).stability == {"n": 10, "levels": {"shown": 8}}

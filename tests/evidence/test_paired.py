@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from latentprint.tasks.evidence import paired
 from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import auc, rank_correlations
@@ -96,3 +97,39 @@ def test_rank_correlations_of_the_whole_sample_are_scipys() -> None:
     generator = np.random.default_rng(7)
     x, y = generator.integers(0, 5, 40).astype(float), generator.normal(size=40)
     assert rank_correlations(x, y, np.ones((1, 40)))[0] == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "conclusion"),
+    [
+        (0.0, 0.2, "not distinguishable"), (1e-9, 0.2, "better"), (-0.2, 0.0, "not distinguishable"),
+        (-0.2, -1e-9, "worse"), (-0.1, 0.1, "not distinguishable"),
+    ],
+)  # fmt: skip
+def test_a_bound_at_zero_distinguishes_nothing(low: float, high: float, conclusion: str) -> None:
+    assert paired._conclusion(low, high) == conclusion
+
+
+@pytest.mark.parametrize(("n_with", "n", "status"), [(1, 6, "no"), (2, 6, "ok"), (4, 6, "ok"), (5, 6, "no")])
+def test_two_with_and_two_without_the_outcome_are_enough(n_with: int, n: int, status: str) -> None:
+    outcomes = np.where(np.arange(n) < n_with, 3.0, 0.0)
+    generator = np.random.default_rng(0)
+    found = compare_predictions(generator.normal(size=n), generator.normal(size=n), outcomes)
+    assert (found.status == "ok") == (status == "ok")
+    assert (found.n, found.n_positive, found.n_excluded) == (n, n_with, 0)
+    if status != "ok":
+        says = f"{n_with} images with and {n - n_with} without the outcome: at least 2 each are needed"
+        assert found.reason == says
+
+
+def test_the_difference_of_ranks_has_the_spread_of_its_resamples() -> None:
+    first, second = np.array([0.5, 0.1, 0.4, np.nan, 0.3]), np.array([0.7, 0.6, 0.2, 0.5, 0.9])
+    found = paired._difference(first, second)
+    half = 1.959963985 * np.std([0.5, -0.2, 0.6], ddof=1)
+    assert (found.first, found.second, found.difference) == pytest.approx((0.5, 0.7, 0.2))
+    assert found.interval_95 == pytest.approx((0.2 - half, 0.2 + half))
+    generator = np.random.default_rng(1)
+    constant = compare_predictions(np.ones(20), generator.normal(size=20), np.arange(20) % 2 * 1.0)
+    assert constant.spearman is None
+    assert constant.auc is not None
+    assert constant.auc.first == 0.5

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from latentprint.tasks.evidence import refits
+from latentprint.tasks.evidence.calibration import Design, refit
 from latentprint.tasks.evidence.refits import CalibrationImages, permuted_labels, refit_test, refolded
 from latentprint.tasks.evidence.statistics import auc
 from tests.studies.coverage import run
@@ -76,3 +78,96 @@ def test_too_few_finite_images_have_no_test() -> None:
     known = images(3, 30)
     broken = {t: {**scores, "log_growth": np.full(60, np.nan)} for t, scores in known.by_timestep.items()}
     assert refit_test(replace(known, by_timestep=broken)) is None
+
+
+# the p-values, of areas that are given
+
+
+@pytest.mark.parametrize(
+    ("observed", "p_values", "holm"),
+    [
+        ((0.9, 0.9), (1 / 5, 1 / 5), (2 / 5, 2 / 5)),
+        ((0.55, 0.9), (4 / 5, 1 / 5), (4 / 5, 2 / 5)),
+        ((0.9, 0.55), (1 / 5, 4 / 5), (2 / 5, 4 / 5)),
+        ((0.7, 0.65), (2 / 5, 3 / 5), (4 / 5, 4 / 5)),
+        ((0.5, 0.5), (5 / 5, 5 / 5), (1.0, 1.0)),
+        ((0.6, 0.5), (4 / 5, 5 / 5), (1.0, 1.0)),
+    ],
+)
+def test_p_values_count_what_is_at_least_as_large_and_are_adjusted_for_each_other(
+    observed: tuple[float, float],
+    p_values: tuple[float, float],
+    holm: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Permutations of which both areas are 0.5, 0.6, 0.65 and 0.7."""
+    areas = iter([observed, *((area, area) for area in (0.5, 0.6, 0.65, 0.7))])
+    monkeypatch.setattr(refits, "N_PERMUTATIONS", 4)
+    monkeypatch.setattr(refits, "_areas", lambda *_: next(areas))
+    known = images(0)
+    found = refit_test(known)
+    assert found is not None
+    assert (found.p_fused, found.p_growth) == pytest.approx(p_values)
+    assert (found.p_holm, found.p_holm_growth) == pytest.approx(holm)
+    assert (found.n_permutations, found.n_images) == (4, 80)
+    chance = np.sqrt(81 / (12 * 40 * 40))
+    assert found.inflation == pytest.approx(max(1.0, np.std([0.5, 0.6, 0.65, 0.7]) / chance))
+
+
+def test_areas_are_of_the_refitted_score_and_of_growth_at_its_best() -> None:
+    known = images(4, 64, effect=1.0)
+    design = Design(known.by_timestep, known.folds)
+    growths = [scores["log_growth"] for scores in known.by_timestep.values()]
+    fitted = refit(design, known.is_train)["fused"]
+    of_growth = [auc(growth[known.is_train], growth[~known.is_train]) for growth in growths]
+    expected = auc(fitted[known.is_train], fitted[~known.is_train]), max(of_growth)
+    assert refits._areas(design, growths, known.is_train, "fused") == pytest.approx(expected)
+    fitted[5] = np.nan
+    kept = np.isfinite(fitted)
+    assert refits._area(fitted, known.is_train) == auc(fitted[kept & known.is_train], fitted[kept & ~known.is_train])
+
+
+def test_folds_are_dealt_within_split_and_repeated_or_not() -> None:
+    known = images(2, 64)
+    copies = np.ones(len(known), dtype=np.int64)
+    copies[:9] = 3
+    groups = np.arange(len(known))
+    groups[[20, 21]] = 20
+    folds = known.folds.copy()
+    folds[21] = folds[20]
+    known = replace(known, copies=copies, groups=groups, folds=folds)
+    repeated = np.isin(np.arange(len(known)), [*range(9), 20, 21]) & known.is_train
+    assert known.is_repeated.tolist() == repeated.tolist()
+    dealt: list[np.ndarray] = []
+
+    class Noted(Design):
+        def __init__(self, by_timestep: Any, folds: np.ndarray) -> None:
+            dealt.append(folds)
+            super().__init__(by_timestep, folds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refits, "Design", Noted)
+        refolded(known, "fused", 1)
+    (found,) = dealt
+    assert not np.array_equal(found, folds)
+    assert found[20] == found[21]
+    first = np.unique(groups, return_index=True)[1]
+    for is_train in (True, False):
+        for is_repeated in (True, False):
+            here = first[(known.is_train[first] == is_train) & (repeated[first] == is_repeated)]
+            assert sorted(found[here].tolist()) == sorted(folds[here].tolist())
+
+
+def test_some_contents_keep_all_that_is_known_of_them() -> None:
+    known = images(0)
+    chosen = known.of({known.content_hashes[3], known.content_hashes[50]})
+    assert len(chosen) == 2
+    for name in ("sample_ids", "content_hashes", "is_train", "folds", "groups", "copies"):
+        assert getattr(chosen, name).tolist() == getattr(known, name)[[3, 50]].tolist()
+    for t, scores in known.by_timestep.items():
+        assert {name: v.tolist() for name, v in chosen.by_timestep[t].items()} == {
+            name: v[[3, 50]].tolist() for name, v in scores.items()
+        }
+    assert {t: v.tolist() for t, v in chosen.losses.items()} == {
+        t: v[[3, 50]].tolist() for t, v in known.losses.items()
+    }

@@ -214,3 +214,83 @@ def test_one_copy_alone_is_not_counted() -> None:
     known = {CONTROLS[0]: Counts(0, 10**6), CONTROLS[1]: None, CONTROLS[2]: None}
     assert not is_counted(Counts(1, 100), known)
     assert is_counted(Counts(2, 100), known)
+
+
+# the definitions, written out
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (7, 20), (20, 20), (311, 512)])
+@pytest.mark.parametrize(("false", "m"), [(0, 40), (3, 40), (19, 80), (40, 200)])
+def test_the_interval_of_the_excess_is_mover_s_for_a_ratio(k: int, n: int, false: int, m: int) -> None:
+    """Donner & Zou 2012, equation 9: the roots of (a - R b)^2 = (a - l_a)^2 + R^2 (b - u_b)^2, and the other way."""
+    copies, control = Counts(k, n), Counts(false, m)
+    found = excess(copies, control)
+    assert found is not None
+    a, b = 1 - k / n, 1 - false / m
+    (low_a, high_a), (low_b, high_b) = ((1 - high, 1 - low) for low, high in (copies.interval, control.interval))
+    assert found["value"] == pytest.approx(1 - a / b)
+    least, most = 1 - found["interval_95"][1], 1 - found["interval_95"][0]
+    if least > 0:
+        assert (a - least * b) ** 2 == pytest.approx((a - low_a) ** 2 + least**2 * (b - high_b) ** 2, abs=1e-9)
+        assert least <= a / b + 1e-12
+    assert (a - most * b) ** 2 == pytest.approx((a - high_a) ** 2 + most**2 * (b - low_b) ** 2, abs=1e-9)
+    assert most >= a / b - 1e-12
+
+
+def test_the_least_share_is_seen_with_the_power_that_is_stated() -> None:
+    needed, share = copies_needed(40, FEW_FALSE), least_share(40, FEW_FALSE)
+    assert needed is not None
+    assert share is not None
+    seen = sum(comb(40, k) * share**k * (1 - share) ** (40 - k) for k in range(needed, 41))
+    assert seen == pytest.approx(0.8)
+    assert needed == next(k for k in range(1, 41) if is_counted(Counts(k, 40), FEW_FALSE))
+
+
+def test_two_copies_are_the_fewest_and_both_tests_count() -> None:
+    none_false = controls(Counts(0, 10_000), Counts(0, 10_000))
+    assert [is_counted(Counts(k, 512), none_false) for k in (1, 2)] == [False, True]
+    assert [is_counted(Counts(k, 512), controls(against=Counts(0, 512))) for k in (5, 6)] == [False, True]
+    beside = controls(Counts(0, 10_000), None, Counts(0, 512))
+    assert [is_counted(Counts(k, 512), beside) for k in (5, 6)] == [False, True]
+    equal = controls(Counts(3, 512))
+    assert not is_counted(Counts(3, 512), equal)
+    assert reproduction.pooled(controls()) is None
+    assert reproduction.pooled(FEW_FALSE) == (3, 2_512)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0.0%"), (0.0005, "0.1%"), (0.00049, "0.05%"), (0.00003, "0.003%"), (0.012, "1.2%")]
+)
+def test_a_share_that_is_not_nothing_is_never_zero(share: float, text: str) -> None:
+    assert reproduction._percent(share) == text
+
+
+def test_one_and_many_are_told_apart_in_words() -> None:
+    assert [reproduction._images(n) for n in (1, 2, 1234)] == [
+        "one training image", "2 training images", "1,234 training images"
+    ]  # fmt: skip
+    assert reproduction._false_words(None) == "at an unknown rate"
+    assert reproduction._false_words(Counts(0, 1234).as_dict()) == "in none of 1,234"
+    assert reproduction._false_words(Counts(12, 1200).as_dict()) == "in 1.0% (12 of 1,200)"
+    assert reproduction._power_words(512, controls()) == ""
+    assert "is a copy by the ratio rule" in answer(counted(1, FEW_FALSE))["sentence"]
+    assert "are copies by the ratio rule" in answer(counted(2, controls(Counts(9, 100))))["sentence"]
+
+
+def test_the_answer_rests_on_the_rule_that_was_believed() -> None:
+    found = answer(counted(0, FEW_FALSE, n_adaptive=300, believed="adaptive"))
+    assert (found["level"], found["rule"], found["n_copies"]) == ("counted", "adaptive", 300)
+    other = answer(counted(0, FEW_FALSE, n_adaptive=300))
+    assert (other["level"], other["rule"]) == ("inconclusive", "ratio")
+    lowest = counted(0, FEW_FALSE, n_adaptive=300)
+    lowest["adaptive"]["excess"]["interval_95"][0] = 0.05
+    assert answer(lowest)["level"] == "none_counted"
+    lowest["adaptive"]["excess"]["interval_95"][0] = 0.0501
+    assert answer(lowest)["level"] == "inconclusive"
+    earlier = counted(20, FEW_FALSE)
+    for rule in ("ratio", "adaptive"):
+        del earlier[rule]["false_copies"], earlier[rule]["excess"], earlier[rule]["n_reproduced_originals"]
+    found = answer(earlier)
+    assert (found["level"], found["n_originals"], found["false_copies"], found["least_share"]) == (
+        "inconclusive", 20, None, None
+    )  # fmt: skip

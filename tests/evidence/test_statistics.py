@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from latentprint.tasks.evidence import statistics
 from latentprint.tasks.evidence.statistics import (
     N_RESAMPLES,
     Array,
@@ -178,3 +179,99 @@ def test_reliability_keeps_equal_scores_together_and_loses_no_image() -> None:
     curve = reliability_curve(scores, scores > 0.5)
     assert [(b.n, b.rate) for b in curve.bins] == [(60, 0.0), (20, 1.0), (20, 1.0)]
     assert reliability_curve(np.array([]), np.array([], dtype=bool)).bins == ()
+
+
+# the parts, against values drawn out one by one
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_medians_ranks_and_correlations_of_a_resample_are_those_of_its_images(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n = 7 + seed
+    x, y = whole_numbers(generator, 6, n), whole_numbers(generator, 6, n)
+    counts = generator.multinomial(n, np.full(n, 1 / n), size=30).astype(np.float64)
+    medians, ranks = statistics._medians(x, counts), statistics.midranks(x, counts)
+    correlations = statistics.rank_correlations(x, y, counts)
+    for i, row in enumerate(counts):
+        resample, other = drawn_out(x, row), drawn_out(y, row)
+        assert medians[i] == np.median(resample)
+        expected = stats.rankdata(resample)
+        for value, rank in zip(x, ranks[i], strict=True):
+            if value in resample:
+                assert rank == expected[resample == value][0]
+        if np.ptp(resample) and np.ptp(other):
+            assert correlations[i] == pytest.approx(stats.spearmanr(resample, other).statistic)
+        else:
+            assert np.isnan(correlations[i])
+
+
+def test_percentiles_leave_out_what_has_no_value_and_fisher_s_interval_is_even_on_its_scale() -> None:
+    values = np.append(np.arange(1001.0), [np.nan, np.inf])
+    assert statistics.percentile_interval(values) == pytest.approx((25.0, 975.0))
+    replicates = np.tanh(np.array([-0.5, 0.5, 1.5, 2.5]))
+    low, high = statistics._fisher_interval(np.tanh(0.7), np.append(replicates, np.nan))
+    half = 1.959963985 * np.std([-0.5, 0.5, 1.5, 2.5], ddof=1)
+    assert (np.arctanh(low), np.arctanh(high)) == pytest.approx((0.7 - half, 0.7 + half))
+    ends = np.arctanh(1 - 1e-6)
+    for sign in (1.0, -1.0):  # 1 itself is taken for a value just below it
+        low, high = statistics._fisher_interval(0.0, sign * np.array([1.0, np.tanh(6.5)]))
+        assert np.arctanh(high) == pytest.approx(1.959963985 * np.std([ends, 6.5], ddof=1), rel=1e-6)
+        assert low == pytest.approx(-high)
+
+
+def test_draws_are_counted_row_by_row() -> None:
+    found = statistics._draw(200, 5, np.random.default_rng(0))
+    draws = np.random.default_rng(0).integers(5, size=(200, 5))
+    assert found.tolist() == [[int((row == i).sum()) for i in range(5)] for row in draws]
+
+
+@pytest.mark.parametrize("block", [1, 8, 17, 2**20])
+def test_blocks_of_resamples_do_not_show(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "BLOCK_COUNTS", block)
+    monkeypatch.setattr(statistics, "N_RESAMPLES", 11)
+    blocks = list(resampled_counts(8, 0))
+    assert sum(map(len, blocks)) == 11
+    assert {len(one) for one in blocks[:-1]} <= {max(1, block // 8)}
+    assert (np.concatenate(blocks).sum(axis=1) == 8).all()
+
+
+def test_a_group_of_both_strata_counts_to_the_higher() -> None:
+    strata, groups = np.array([0, 1, 0, 0, 1]), np.array([3, 3, 5, 6, 7])
+    counts = np.concatenate(list(resampled_counts(5, 1, groups, strata)))
+    assert (counts[:, 0] == counts[:, 1]).all()
+    assert (counts[:, 1] + counts[:, 4] == 2).all()
+    assert (counts[:, 2] + counts[:, 3] == 2).all()
+
+
+def test_group_numbers_sums_and_units() -> None:
+    labels, values = np.array([7, 2, 7, 9]), np.array([1.0, 2.0, 4.0, 8.0])
+    assert statistics.group_numbers(4, labels).tolist() == [1, 0, 1, 2]
+    assert statistics.group_numbers(3, None).tolist() == [0, 1, 2]
+    assert statistics.group_numbers(2, np.array(["b", "a"])).tolist() == [1, 0]
+    assert [part.tolist() for part in statistics.group_sums(values, labels)] == [[2.0, 5.0, 8.0], [1.0, 2.0, 1.0]]
+    assert [part.tolist() for part in statistics.group_sums(values, None)] == [values.tolist(), [1.0] * 4]
+    assert (statistics.n_units(values, labels), statistics.n_units(values, None)) == (3, 4)
+
+
+@pytest.mark.parametrize(("n", "status"), [(2, "not computable"), (3, "ok")])
+def test_three_pairs_are_the_fewest_for_a_correlation(n: int, status: str) -> None:
+    x = np.array([1.0, 2.0, 4.0])[:n]
+    found = spearman(np.append(x, np.nan), np.append([2.0, 1.0, 3.0][:n], 1.0), seed=0)
+    assert (found.status, found.n, found.n_excluded) == (status, n, 1)
+    assert found.reason == ("2 pairs: at least 3 are needed" if n == 2 else "")
+    constant = spearman(np.arange(4.0), np.ones(4), seed=0)
+    assert constant.reason == "all values of one of the two are equal"
+
+
+def test_what_json_holds_of_a_record_is_plain() -> None:
+    found = median_difference_interval(np.arange(9.0), np.arange(4.0), 0)
+    assert found.as_dict() == {
+        "value": 2.5, "interval_95": [found.low, found.high], "method": found.method, "assumptions": found.assumptions
+    }  # fmt: skip
+    assert found.method == f"percentile bootstrap over images, {N_RESAMPLES} resamples"
+    assert statistics._plain({"a": (found, [1, (2.0, None)])}) == {"a": [found.as_dict(), [1, [2.0, None]]]}
+    curve = reliability_curve(np.arange(20.0), np.arange(20) % 2 == 0, n_bins=4)
+    assert [(b.n, b.lowest_score, b.highest_score, b.mean_score) for b in curve.bins] == [
+        (5, 5.0 * i, 5.0 * i + 4, 5.0 * i + 2) for i in range(4)
+    ]
+    assert len(reliability_curve(np.arange(40.0), np.zeros(40, bool)).bins) == 10

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from latentprint.tasks.evidence.statistics import resampled_counts
 from latentprint.tasks.evidence.validity import (
     SETTINGS,
     ScoredAgain,
@@ -123,3 +126,63 @@ def test_the_result_is_json() -> None:
     assert again["changed"] == {"seed": [0, 1]}
     assert again["error"]["interval_95"][0] < again["error"]["value"]
     assert again["rank_stability"]["n"] == N
+
+
+# the definitions, written out
+
+
+@pytest.mark.parametrize("is_draw", [True, False])
+def test_an_agreement_is_that_of_the_formulas_written_out(is_draw: bool) -> None:
+    generator = np.random.default_rng(0)
+    before = generator.normal(size=24)
+    now, is_train = before + 0.3 * generator.normal(size=24) + 0.1, np.arange(24) < 13
+    pair = ScoredAgain(np.append(before, np.nan), np.append(now, 1.0), np.append(is_train, True), np.arange(25), {})
+    found = agreement("what", pair, is_draw, seed=1)
+    d = now - before
+    error = np.sqrt((d**2).mean() / (2 if is_draw else 1))
+    assert (found.n_train, found.n_holdout, found.n_excluded, found.status) == (13, 11, 1, "ok")
+    assert found.error is not None
+    assert found.mean_difference is not None
+    assert found.error.value == pytest.approx(error)
+    assert found.error.method.startswith("sqrt(mean d^2 / 2);" if is_draw else "sqrt(mean d^2);")
+    assert found.mean_difference.value == pytest.approx(d.mean())
+    assert found.share_of_spread == pytest.approx(error / before.std(ddof=1))
+    assert found.largest_difference == pytest.approx(np.abs(d).max())
+    counts = np.concatenate(list(resampled_counts(24, 1, np.arange(24))))
+    means = (counts * d).sum(axis=1) / 24
+    squares = np.sqrt((counts * d**2).sum(axis=1) / (48 if is_draw else 24))
+    assert found.mean_difference[1:3] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    assert found.error[1:3] == pytest.approx(np.percentile(squares, [2.5, 97.5]))
+    for ranks, chosen in (
+        (found.rank_stability, np.ones(24, bool)),
+        (found.rank_stability_train, is_train),
+        (found.rank_stability_holdout, ~is_train),
+    ):
+        assert ranks is not None
+        assert ranks.value == pytest.approx(stats.spearmanr(before[chosen], now[chosen]).statistic)
+        assert ranks.n == chosen.sum()
+
+
+@pytest.mark.parametrize(("n", "status"), [(7, "not computable"), (8, "ok")])
+def test_eight_images_are_the_fewest(n: int, status: str) -> None:
+    scores = np.arange(float(n))
+    pair = ScoredAgain(scores, scores[::-1].copy(), np.arange(n) < 4, np.arange(n), {})
+    found = agreement("what", pair, False)
+    assert found.status == status
+    assert found.reason == ("7 images scored again: at least 8 are needed" if n == 7 else "")
+    constant = agreement("what", replace(pair, scores=np.ones(n)), False)
+    assert constant.share_of_spread is None
+
+
+def test_errors_of_two_scores_are_enough_and_constant_scores_have_no_share() -> None:
+    errors, scores = np.array([0.1, 0.3, np.nan]), np.array([1.0, 4.0, 9.0])
+    found = standard_error(scores, errors)
+    assert found["status"] == "ok"
+    assert (found["n"], found["median"], found["largest"]) == (2, pytest.approx(0.2), 0.3)
+    assert found["share_of_variance"] == pytest.approx(((0.01 + 0.09) / 2) / 4.5)
+    assert standard_error(np.ones(3), errors)["share_of_variance"] is None
+    assert standard_error(scores, np.array([0.1, np.nan, np.nan]))["status"] == "not computed"
+    way = reversibility_error(np.array([3.0, np.inf, 1.0, 2.0]))
+    assert (way["n"], way["median"], way["largest"], way["percentile_95"]) == (3, 2.0, 3.0, pytest.approx(2.9))
+    for nothing in (None, np.array([np.nan])):
+        assert reversibility_error(nothing)["reason"] == "--reversibility STEPS measures it"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentprint.tasks.evidence import why_high as module
 from latentprint.tasks.evidence.confounders import fit_score_model
-from latentprint.tasks.evidence.statistics import auc
+from latentprint.tasks.evidence.statistics import Interval, auc
 from latentprint.tasks.evidence.why_high import top_controls, why_high
 
 N = 300
@@ -128,3 +129,45 @@ def test_the_analysis_is_json() -> None:
     found = json.loads(json.dumps(analysed(planted(7)), allow_nan=False))
     assert set(found) == {"regression_controls", "regression_trained", "top_controls", "adjusted_against_raw"}
     assert found["top_controls"]["properties"]["distance"]["auc"]["interval_95"][1] < 0.5
+
+
+@pytest.mark.parametrize(("n", "n_top"), [(40, 4), (41, 5), (50, 5), (51, 6)])
+def test_the_top_is_a_tenth_rounded_up_and_five_at_least(n: int, n_top: int) -> None:
+    generator = np.random.default_rng(n)
+    growth = generator.normal(size=n + 7)
+    is_control, colour = np.arange(n + 7) >= 7, generator.normal(size=n + 7)
+    found = top_controls(growth, {"colour": colour}, ~is_control, is_control)
+    order = 7 + np.argsort(-growth[7:])
+    assert (found.n_top, found.n_rest, found.n_excluded) == (n_top, n - n_top, 0)
+    assert found.status == ("ok" if n_top >= 5 else "not computable")
+    if n_top < 5:
+        assert found.reason == "40 controls: a tenth of them is fewer than 5 images"
+        return
+    top, rest = colour[order[:n_top]], colour[order[n_top:]]
+    one = found.properties["colour"]
+    assert found.lowest_score == growth[order[n_top - 1]]
+    assert (one.median_top, one.median_rest) == (np.median(top), np.median(rest))
+    assert one.auc.value == pytest.approx(auc(top, rest))
+    assert one.difference.value == pytest.approx(np.median(top) - np.median(rest))
+    assert [image["log_growth"] for image in found.images] == growth[order[:n_top]].tolist()
+    assert [image["colour"] for image in found.images] == top.tolist()
+    below = [np.mean(growth[:7] < score) for score in growth[order[:n_top]]]
+    assert [image["share_of_training_images_below"] for image in found.images] == pytest.approx(below)
+    assert {image["sample_id"] for image in found.images} == {None}
+    named = top_controls(growth, {"colour": colour}, ~is_control, is_control, names=np.arange(n + 7).astype(str))
+    assert [image["sample_id"] for image in named.images] == [str(i) for i in order[:n_top]]
+    nobody = top_controls(growth, {"colour": colour}, np.zeros(n + 7, bool), is_control)
+    assert {image["share_of_training_images_below"] for image in nobody.images} == {None}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"), [(0.5, 0.9, ""), (0.51, 0.9, "higher"), (0.1, 0.5, ""), (0.1, 0.49, "lower")]
+)
+def test_what_is_shared_leaves_one_half(low: float, high: float, says: str) -> None:
+    assert module._direction(Interval((low + high) / 2, low, high, "")) == says
+
+
+def test_of_many_highest_twenty_are_named() -> None:
+    generator = np.random.default_rng(0)
+    found = top_controls(generator.normal(size=300), {}, np.zeros(300, bool), np.ones(300, bool))
+    assert (found.n_top, len(found.images)) == (30, 20)

@@ -82,3 +82,41 @@ def test_no_copies_at_all_leave_room_for_some() -> None:
     low, high = compare_yields(nothing, nothing)["share_difference_interval"]
     assert low == pytest.approx(-high)
     assert high > 0.05
+
+
+@pytest.mark.parametrize("n_comparisons", [1, 4])
+def test_differences_are_those_of_the_formulas_written_out(n_comparisons: int) -> None:
+    generator = np.random.default_rng(0)
+    ways = [Found(generator.random(60) < p, generator.integers(0, 25, 60)) for p in (0.5, 0.3)]
+    first, plain = ways
+    result = compare_yields(first, plain, n_comparisons)
+    confidence = 1 - 0.05 / n_comparisons
+    only = [sum(a and not b for a, b in zip(x.is_copy, y.is_copy, strict=True)) for x, y in (ways, ways[::-1])]
+    (low, high), (loss_low, loss_high) = (
+        (stats.beta.ppf((1 - confidence) / 4, k, 61 - k), stats.beta.isf((1 - confidence) / 4, k + 1, 60 - k))
+        for k in only
+    )
+    assert result["confidence"] == pytest.approx(confidence)
+    assert result["share_difference"] == pytest.approx((only[0] - only[1]) / 60)
+    assert result["share_difference_interval"] == pytest.approx([low - loss_high, high - loss_low])
+    assert result["share_p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
+    names = [way.nearest[way.is_copy].tolist() for way in ways]
+    sole = [
+        [bool(c) and names[i].count(n) == 1 for c, n in zip(way.is_copy, way.nearest.tolist(), strict=True)]
+        for i, way in enumerate(ways)
+    ]
+    bound = sum(a != b for a, b in zip(*sole, strict=True)) + 1
+    difference = len(set(names[0])) - len(set(names[1]))
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt(bound)
+    assert result["n_reproduced_difference"] == difference
+    assert result["n_reproduced_difference_interval"] == pytest.approx([difference - half, difference + half])
+    assert result["n_not_by_plain"] == len(set(names[0]) - set(names[1]))
+    assert result["n_by_plain_only"] == len(set(names[1]) - set(names[0]))
+    assert first.is_sole_copy.tolist() == sole[0]
+    one = describe(first)
+    half = stats.norm.ppf(0.975) * np.sqrt(sum(sole[0]) + 1)
+    n_images = len(set(names[0]))
+    assert one["n_reproduced_interval_95"] == pytest.approx([max(0.0, n_images - half), n_images + half])
+    assert one["n_reproduced_per_1000_samples"] == pytest.approx(1000 * n_images / 60)
+    assert (one["n_samples"], one["n_copies"], one["share"]) == (60, len(names[0]), len(names[0]) / 60)
+    assert compare_yields(plain, plain)["share_p_value"] == 1.0

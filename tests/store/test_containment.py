@@ -51,7 +51,8 @@ CLIMBING = [
     "a /b",
     "x" * 256,
     "é" * 128,
-    "/".join(["x" * 200] * 6),
+    "a/" + "x" * 256,
+    "/".join(["x" * 204] * 4 + ["x" * 205]),
 ]
 
 
@@ -61,7 +62,16 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> No
         inside(tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["run.json", "scores/part-train-000000.parquet", "a b/c..d", "é/画像.png", "x" * 255])
+def test_what_is_no_text_is_no_name(tmp_path: Path) -> None:
+    """A manifest may hold a number where a name belongs."""
+    with pytest.raises(OutsideError, match="'7' is refused: empty"):
+        inside(tmp_path, 7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "scores/part-train-000000.parquet", "a b/c..d", "é/画像.png", "x" * 255, "/".join(["x" * 204] * 5)],
+)
 def test_a_name_within_is_that_path(name: str, tmp_path: Path) -> None:
     assert inside(tmp_path, name) == tmp_path / name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentprint.tasks.store import reuse
+from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.manifest import (
+    _characters,
     count_images,
     count_sources,
     manifest_digest,
@@ -22,7 +25,15 @@ from latentprint.tasks.store.manifest import (
     shard_names,
 )
 from latentprint.tasks.store.parts import is_valid_part, n_rows, read_ends, read_provenance, write_part
-from latentprint.tasks.store.reuse import joined, newest_scored, reusable_scores, write_reusable
+from latentprint.tasks.store.reuse import (
+    has_scores,
+    joined,
+    newest_scored,
+    require_same_scoring,
+    reusable_scores,
+    share_shards,
+    write_reusable,
+)
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
 from tests.store.runs import Image, score_row, write_run
@@ -58,6 +69,15 @@ def test_the_digest_is_of_names_and_contents_in_order_however_they_are_stored(ma
     assert manifest_digest(tmp_path / "other.parquet") == manifest_digest(manifest)
     pq.write_table(pq.read_table(manifest)[::-1], tmp_path / "other.parquet")
     assert manifest_digest(tmp_path / "other.parquet") != manifest_digest(manifest)
+
+
+@pytest.mark.parametrize("begin", range(5))
+@pytest.mark.parametrize("end", range(5))
+def test_the_characters_of_a_part_of_a_column_are_its_own(begin: int, end: int) -> None:
+    values = ["ab", "", "é", "c"]
+    part = pa.array(values, pa.large_string())[begin:end]
+    assert bytes(_characters(part)) == "".join(values[begin:end]).encode()
+    assert bytes(_characters(pa.array([""] * end, pa.large_string()))) == b""
 
 
 def test_an_earlier_manifest_is_refused(manifest: Path, tmp_path: Path) -> None:
@@ -125,6 +145,7 @@ def test_a_part_is_valid_for_its_provenance_and_number_of_rows_alone(tmp_path: P
     assert not is_valid_part(part, {"a": [2], "b": 1}, 3)
     assert not is_valid_part(tmp_path / "none.parquet", {}, 0)
     assert read_provenance(part) == {"a": [2], "b": 1}
+    assert (pq.read_schema(part).metadata or {})[b"latentprint.provenance"] == b'{"a":[2],"b":1}'
     table = pq.read_table(part)
     assert table.column_names == [*SCORES.names, "loss"]
     assert table["loss"].to_pylist() == [0.5, 1.5]
@@ -186,8 +207,46 @@ def test_nothing_is_left_to_reuse_of_parts_made_from_something_else(tmp_path: Pa
     assert write_reusable(new, old, SCORING, {**SCORING, "shard": "part-train-000000.parquet"}) == 10
     assert write_reusable(new, old, SCORING, {**SCORING, "calibration": "other"}) == 0
     assert not new.reusable.exists()
+    assert write_reusable(new, old, SCORING, {**SCORING, "calibration": "other"}) == 0
     with pytest.raises(RunError, match="its scores are of axes: 1 there, 2 now"):
         write_reusable(new, old, {**SCORING, "parameters": {"axes": 2}}, SCORING)
+
+
+def test_another_scoring_is_said_and_its_scores_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="latentprint")
+    run = scored(tmp_path / "old", IMAGES[:2])
+    assert has_scores(run.path, SCORING) is True
+    assert not caplog.messages
+    assert has_scores(run.path, {**SCORING, "checkpoint_sha256": "d"}) is False
+    write_json(run.record, {})
+    assert has_scores(run.path, SCORING) is False
+    begin = f"--reuse {run.path}: its scores are of "
+    assert caplog.messages == [
+        f"{begin}checkpoint_sha256: c there, d now; all images are scored",
+        f"{begin}checkpoint_sha256: None there, c now; all images are scored",
+    ]
+    with pytest.raises(RunError, match="its scores are of checkpoint_sha256: None there, c now"):
+        require_same_scoring(run, SCORING)
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_bytes(b"added"), lambda path: path.mkdir()])
+def test_shards_are_shared_only_if_all_are_those_that_were_written(plant: Any, tmp_path: Path) -> None:
+    old, new = (RunDirectory(tmp_path / name) for name in ("old", "new"))
+    for run in (old, new):
+        write_json(run.record, {"data": {"sources": {}}})
+    old.shards.mkdir()
+    files = (old.manifest, old.rejects, old.shards / "train-000000.tar")
+    for file in files:
+        file.write_text(file.name)
+    assert not share_shards(new, old)
+    add_checksums(old, files)
+    plant(old.shards / "train-000001.tar")
+    assert not share_shards(new, old)
+    assert [path.name for path in new.path.iterdir()] == ["run.json"]
+    other = old.shards / "train-000001.tar"
+    other.rmdir() if other.is_dir() else other.unlink()
+    assert share_shards(new, old)
+    assert [(new.path / file.relative_to(old.path)).read_text() for file in files] == [file.name for file in files]
 
 
 def test_columns_are_joined_in_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -209,6 +212,104 @@ def test_the_sweep_takes_what_a_killed_process_of_ours_left_and_nothing_else(vic
     assert set(tree(victim.parent)) == {"file", ".part.parquet.1.tmp"}
 
 
+def test_the_sweep_goes_through_no_link_and_takes_links_that_are_called_like_ours(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        pass
+    planted("notes/.a.json.1.tmp")(run.path)
+    run.scores.symlink_to("notes")
+    (run.path / ".b.json.1.tmp").symlink_to("notes")
+    (run.path / "tables").symlink_to("nowhere")
+    with run.lock():
+        pass
+    assert set(tree(run.path)) == {"notes/.a.json.1.tmp", "scores", "tables"}
+
+
+def test_discarding_takes_files_and_links_of_these_names_and_an_empty_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    planted("a1")(folder)
+    planted("b1")(folder)
+    (folder / "a2").symlink_to(tmp_path)
+    (folder / "a3").mkdir()
+    discard(folder, re.compile("a."))
+    assert sorted(os.listdir(folder)) == ["a3", "b1"]
+    (folder / "a3").rmdir()
+    discard(folder, re.compile("b."))
+    assert not folder.exists()
+    discard(folder, re.compile("b."))
+    planted("file")(tmp_path)
+    discard(tmp_path / "file", re.compile("file"))
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["b"], "it holds b"), (["c", "b"], "it holds b and 1 more"), (["c", "d", "b"], "it holds b and 2 more")],
+)
+def test_what_a_foreign_folder_holds_is_said(names: list[str], says: str, tmp_path: Path) -> None:
+    for name in (*names, LOCK, f".{MARKER}.77.tmp"):
+        planted(name)(tmp_path)
+    message = f"{tmp_path} is not empty, and latentprint did not make it ({says}): choose another --out, or an empty"
+    with pytest.raises(RunError, match=re.escape(message)), held(tmp_path, "run"):
+        pytest.fail("it was taken")
+
+
+def test_a_folder_with_a_lock_and_a_marker_half_written_is_ours_to_take(tmp_path: Path) -> None:
+    """So it is left by a process that was killed at once."""
+    planted(LOCK, b"99999999999999")(tmp_path)
+    planted(f".{MARKER}.77.tmp")(tmp_path)
+    with held(tmp_path, "model"):
+        assert (tmp_path / LOCK).read_bytes() == str(os.getpid()).encode()
+    assert sorted(os.listdir(tmp_path)) == [MARKER, LOCK]
+    assert json.loads((tmp_path / MARKER).read_text()) == {"kind": "model", "made_by": "latentprint"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"123", "123"), (b" 123\n", "123"), (b"", "unknown"), (b"12a", "unknown"), (b"\xff1", "unknown")],
+)
+def test_who_holds_a_folder_is_told(content: bytes, told: str, tmp_path: Path) -> None:
+    mark(tmp_path, "run")
+    assert holder(tmp_path) == ""
+    with (tmp_path / LOCK).open("wb") as lock:
+        lock.write(content)
+        lock.flush()
+        assert holder(tmp_path) == ""
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert holder(tmp_path) == told
+        with pytest.raises(RunError, match=f"^{tmp_path} is in use by process {told}: wait"), held(tmp_path, "run"):
+            pytest.fail("it was taken")
+    assert holder(tmp_path) == ""
+    with held(tmp_path, "run"):
+        assert holder(tmp_path) == str(os.getpid())
+        assert (tmp_path / LOCK).stat().st_mode & 0o111 == 0
+        with held(tmp_path, "run"):
+            pass
+        assert holder(tmp_path) == str(os.getpid())
+    assert holder(tmp_path) == ""
+
+
+def test_a_new_lock_is_a_file_that_nobody_executes(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with held(tmp_path / "run", "run"):
+            assert stat.S_IMODE((tmp_path / "run" / LOCK).stat().st_mode) == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_what_is_built_begins_empty_and_may_be_taken_away_whole(tmp_path: Path) -> None:
+    planted(f"{BUILDING}/left")(tmp_path)
+    with building(tmp_path) as folder:
+        assert folder == tmp_path / BUILDING
+        assert list(folder.iterdir()) == []
+        planted("a")(folder)
+    assert list(tmp_path.iterdir()) == []
+    with building(tmp_path) as folder:
+        folder.rename(tmp_path / "published")
+    assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
 def test_a_query_s_spill_is_one_that_the_sweep_knows(tmp_path: Path) -> None:
     from latentprint.tasks.store.ownership import SPILL_FOLDER
 
@@ -238,8 +339,6 @@ def test_starting_afresh_removes_tars_of_the_claimed_sources_and_refuses_others(
 
 
 def test_discarding_follows_no_link(victim: Path, tmp_path: Path) -> None:
-    import re
-
     (tmp_path / "link").symlink_to(victim.parent)
     discard(tmp_path / "link", re.compile(".*"))
     assert tree(victim.parent) == {"file": b"precious"}

@@ -7,8 +7,6 @@ import hashlib
 import json
 import math
 import os
-import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from latentprint.tasks.store import files
 from latentprint.tasks.store.checksums import (
     add_checksums,
     damaged_files,
     discard_damaged_parts,
+    forget_checksums,
     is_sharded,
     read_checksums,
 )
 from latentprint.tasks.store.files import (
+    DEEPEST_JSON,
     atomic_open,
     atomic_path,
     digest,
@@ -35,7 +36,6 @@ from latentprint.tasks.store.files import (
 )
 from latentprint.tasks.store.ownership import mark
 from latentprint.tasks.store.run import SCHEMA_VERSION, RunDirectory, RunError, difference
-from latentprint.tasks.store.software import PACKAGES, software
 from latentprint.tasks.store.spill import spilling
 from latentprint.tasks.store.splits import holdout_source, source_name, split_of
 
@@ -80,11 +80,40 @@ def test_json_holds_null_for_what_is_not_finite_and_reads_back(tmp_path: Path) -
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match="a JSON object is expected"):
         read_json(tmp_path / "list.json")
+    write_json(tmp_path / "a.json", {"a": {"b": []}})
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "a": {\n    "b": []\n  }\n}\n'
+
+
+def test_json_that_is_read_is_bounded_in_bytes_depth_and_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"a": "x" * 2**20}))
+    assert len(read_json(file)["a"]) == 2**20
+    monkeypatch.setattr(files, "LARGEST_JSON", 10)
+    file.write_text('{"a":   1}')
+    assert read_json(file) == {"a": 1}
+    file.write_text('{"a":    1}')
+    with pytest.raises(ValueError, match=r"a\.json: a file of at most 0 MiB is expected"):
+        read_json(file)
+    monkeypatch.undo()
+    for begin, end in ('{"a":', "}"), ("[", "]"):
+        file.write_text('{"b":' + begin * (DEEPEST_JSON - 2) + "{}" + end * (DEEPEST_JSON - 2) + "}")
+        assert "b" in read_json(file)
+        file.write_text('{"b":' + begin * (DEEPEST_JSON - 1) + "{}" + end * (DEEPEST_JSON - 1) + "}")
+        with pytest.raises(ValueError, match="nested too deep"):
+            read_json(file)
+    file.write_text(r'{"a": "\ud83d\ude00"}')
+    assert read_json(file) == {"a": "\U0001f600"}
+    file.write_text(r'{"a": "\ud83d"}')
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        read_json(file)
 
 
 def test_a_digest_depends_on_contents_not_on_the_order_of_keys(tmp_path: Path) -> None:
     assert digest({"a": 1, "b": "ü"}) == digest({"b": "ü", "a": 1}) != digest({"a": 2, "b": "ü"})
     assert digest({"b": 1, "a": 2}) == hashlib.blake2b(b'{"a":2,"b":1}', digest_size=16).hexdigest()
+    assert digest({"a": "ü"}) == hashlib.blake2b('{"a":"ü"}'.encode(), digest_size=16).hexdigest()
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
@@ -99,6 +128,9 @@ def test_a_full_disk_is_told_from_other_errors_however_deep_it_lies() -> None:
     caused, raised = RuntimeError("a"), RuntimeError("b")
     caused.__cause__, raised.__context__ = full, caused
     assert is_disk_full(raised)
+    unrelated = RuntimeError("a")
+    unrelated.__context__ = other
+    assert not is_disk_full(unrelated)
 
 
 def test_checksums_tell_what_changed_and_what_is_gone(run: RunDirectory) -> None:
@@ -145,6 +177,53 @@ def test_a_run_is_sharded_while_manifest_and_all_recorded_shards_are_there(run: 
     assert not is_sharded(run)
 
 
+@pytest.mark.parametrize("lost", ["train-000000.tar", "train-000001.tar"])
+def test_one_lost_shard_of_two_is_enough(lost: str, run: RunDirectory) -> None:
+    (run.shards / "train-000001.tar").write_text("second")
+    add_checksums(run, run.shards.iterdir())
+    assert is_sharded(run)
+    (run.shards / lost).unlink()
+    assert not is_sharded(run)
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "rejects.parquet"])
+def test_a_changed_table_of_images_is_made_again_with_the_shards(name: str, run: RunDirectory) -> None:
+    run.rejects.write_text("rejects")
+    add_checksums(run, [run.manifest, run.rejects])
+    assert is_sharded(run)
+    (run.path / name).write_text("changed")
+    assert not is_sharded(run)
+
+
+def test_a_recorded_shard_outside_the_run_is_none(run: RunDirectory) -> None:
+    (run.path.parent / "train.tar").write_text("another's")
+    add_checksums(run, [run.shards / "train-000000.tar"])
+    with run.checksums.open("a") as sums:
+        sums.write(f"{sha256(run.path.parent / 'train.tar')}  shards/../../train.tar\n")
+    assert not is_sharded(run)
+    assert "its name is refused" in damaged_files(run)["shards/../../train.tar"]
+
+
+def test_files_are_forgotten_by_their_path_or_folder_and_nothing_is_written_for_nothing(run: RunDirectory) -> None:
+    parts = [run.part("train-000000.tar"), run.part("train-1.tar")]
+    add_checksums(run, [run.manifest, run.shards / "train-000000.tar", *parts])
+    before = run.checksums.stat().st_ino, run.checksums.read_bytes()
+    forget_checksums(run, "samples/", "evidence.json")
+    assert (run.checksums.stat().st_ino, run.checksums.read_bytes()) == before
+    forget_checksums(run, "scores/", "manifest.parquet")
+    assert [*read_checksums(run)] == ["shards/train-000000.tar"]
+
+
+def test_what_is_no_part_is_not_deleted_however_damaged(run: RunDirectory) -> None:
+    notes = run.scores / "notes.txt"
+    notes.write_text("mine")
+    add_checksums(run, [notes, run.part("train-1.tar")])
+    notes.write_text("mine, changed")
+    run.part("train-1.tar").unlink()
+    assert discard_damaged_parts(run, run.scores) == []
+    assert notes.read_text() == "mine, changed"
+
+
 def test_a_claim_is_kept_resumed_and_refused_to_others(run: RunDirectory) -> None:
     run.claim("data", {"size": 8})
     run.claim("scoring", {"parameters": {"axes": 1, "timestep": 20}})
@@ -174,7 +253,7 @@ def test_what_is_no_run_or_a_damaged_one_is_said(run: RunDirectory) -> None:
 
 def test_a_record_has_the_version_of_its_schema_and_a_newer_one_is_refused(run: RunDirectory) -> None:
     run.claim("data", {"sources": {}})
-    assert read_json(run.record) == {"schema_version": SCHEMA_VERSION, "data": {"sources": {}}}
+    assert read_json(run.record) == {"schema_version": 1, "data": {"sources": {}}}
     olders: tuple[dict[str, Any], ...] = ({}, {"schema_version": 0})
     for older in olders:
         write_json(run.record, older | {"run_id": "r"})
@@ -272,48 +351,58 @@ def test_a_run_in_a_store_is_called_by_its_url(run: RunDirectory) -> None:
     assert run.location == "s3://bucket/run"
 
 
+PATHS = {
+    "remote": ".remote.json",
+    "record": "run.json",
+    "manifest": "manifest.parquet",
+    "rejects": "rejects.parquet",
+    "checksums": "SHA256SUMS",
+    "shards": "shards",
+    "scores": "scores",
+    "calibration": "calibration.json",
+    "calibration_images": "calibration.parquet",
+    "calibration_parts": "calibration",
+    "calibration_plan": "calibration/plan.parquet",
+    "sweep": "sweep",
+    "sweep_page": "sweep.html",
+    "validity": "validity",
+    "reusable": "reusable.parquet",
+    "tables": "tables",
+    "evidence": "evidence.json",
+    "flags": "flags.parquet",
+    "report": "report.html",
+    "comparison": "compare.html",
+    "samples": "samples",
+    "matches": "matches",
+    "reproductions": "reproductions",
+    "false_copies": "false-copies",
+    "extraction": "extraction.json",
+    "verdict": "verdict.json",
+    "junit": "junit.xml",
+    "odds": "odds.parquet",
+    "side": "side",
+    "side_summary": "side.json",
+    "cleaned": "cleaned.json",
+    "cleaned_matches": "matches-before",
+}
+
+
 def test_paths_within_a_run_are_those_that_its_users_know(run: RunDirectory) -> None:
-    assert run.part("train-000002.tar").relative_to(run.path).as_posix() == "scores/part-train-000002.parquet"
-    names = ("manifest", "rejects", "shards", "scores", "samples", "matches", "reproductions", "tables", "evidence")
-    assert [getattr(run, name).name for name in names] == [
-        *("manifest.parquet", "rejects.parquet", "shards", "scores", "samples", "matches", "reproductions", "tables"),
-        "evidence.json",
-    ]
-    assert json.loads(json.dumps({"at": str(run.report)}))["at"] == f"{run.path}/report.html"
-
-
-def test_a_run_records_its_software_and_the_commit_of_the_checkout_that_it_was_made_by() -> None:
-    root = Path(__file__).resolve().parents[2]
-    found = software()
-    assert list(found) == ["python", *PACKAGES, "git_commit"]
-    assert found["python"] == platform.python_version()
-    assert all(str(found[name])[0].isdigit() for name in ("numpy", "torch", "pillow"))
-    expected = None
-    if (root / ".git").exists() and shutil.which("git"):
-        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        expected = head.stdout.strip()
-    assert found["git_commit"] == expected
-
-
-def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has_none(tmp_path: Path) -> None:
-    package = tmp_path / "tasks" / "store"
-    package.mkdir(parents=True)
-    root = Path(__file__).resolve().parents[2]
-    shutil.copy(root / "tasks" / "store" / "software.py", package)
-    code = (
-        f"import sys; sys.path.insert(0, {str(package)!r}); import software; print(software.software()['git_commit'])"
-    )
-
-    def commit() -> str:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    assert commit() == "None"
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    assert commit() in ("None", "HEAD")
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert commit() == head
+    properties = {name for name, value in vars(RunDirectory).items() if isinstance(value, property)}
+    assert properties - {"location"} == PATHS.keys()
+    for name, path in PATHS.items():
+        assert getattr(run, name) == run.path / path, name
+    found = {
+        "report.html": run.page("report"),
+        "summary-redacted.html": run.page("summary", redact=True),
+        "shards/train.manifest.parquet": run.split_manifest("train"),
+        "shards/train.rejects.parquet": run.split_rejects("train"),
+        "shards/train-000002.tar": run.shard("train-000002.tar"),
+        "samples/samples-000002.tar": run.sample_tar("samples-000002.tar"),
+        "scores/part-train-000002.parquet": run.part("train-000002.tar"),
+        "calibration/part-train-000002.parquet": run.calibration_part("train-000002.tar"),
+    }
+    assert {path.relative_to(run.path).as_posix(): path for path in found.values()} == found
 
 
 @pytest.mark.parametrize(
@@ -322,7 +411,7 @@ def test_a_checkout_is_looked_for_beside_the_package_and_one_without_commits_has
 @pytest.mark.parametrize("stage", ["data", "scoring"])
 def test_a_record_whose_inputs_are_no_objects_is_damaged(stage: str, data: object, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    write_json(run.record, {stage: data})
+    write_json(run.record, {"schema_version": SCHEMA_VERSION, stage: data})
     for work in (run.read_record, lambda: run.claim(stage, {"sources": {}}), lambda: run.forget(stage)):
         with pytest.raises(RunError, match=rf"run.json: damaged \({stage} is not as latentprint writes it\)"):
             work()

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.files import digest, write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.warehouse import history as module
 from latentprint.tasks.warehouse.dictionary import SQL
-from latentprint.tasks.warehouse.history import HISTORY, HistoryWarehouse, find_runs
+from latentprint.tasks.warehouse.history import (
+    HISTORY,
+    HistoryWarehouse,
+    find_runs,
+    growth_parameters,
+    natural_order,
+    readable_runs,
+)
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import IMAGES, Image, assert_described, write_calibration, write_flags, write_run
@@ -81,6 +89,115 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     for place in "xy":
         write_run(tmp_path / place / "run")
     assert list(find_runs([f"{tmp_path}/*/run"])) == [f"{tmp_path}/x/run", f"{tmp_path}/y/run"]
+
+
+def test_names_are_in_the_order_of_the_numbers_within_them() -> None:
+    names = ["10", "9", "a", "a1", "a1b", "a02", "a10", "a\u00b2", "b", "1a"]
+    ordered = ["1a", "9", "10", "a", "a1", "a1b", "a02", "a10", "a\u00b2", "b"]
+    assert sorted(names, key=natural_order) == ordered
+    assert natural_order("a1\u00b2") == [(1, 0, "a"), (0, 1, ""), (1, 0, "\u00b2")]
+
+
+def test_no_more_runs_are_asked_than_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        write_json(tmp_path / name / "run.json", {})
+    monkeypatch.setattr(module, "MOST_RUNS", 3)
+    assert len(find_runs([f"{tmp_path}/*"])) == 3
+    monkeypatch.setattr(module, "MOST_RUNS", 2)
+    with pytest.raises(RunError, match=r"^3 runs: at most 2 can be asked at once, narrow --runs$"):
+        find_runs([f"{tmp_path}/*"])
+
+
+def test_runs_that_cannot_be_read_are_left_out_with_their_reasons(tmp_path: Path) -> None:
+    runs = {name: write_run(tmp_path / name) for name in "abc"}
+    runs["a"].record.write_text("[")
+    part = next(runs["c"].scores.iterdir())
+    part.write_bytes(part.read_bytes()[:-20])
+    readable, reasons = readable_runs(runs)
+    assert list(readable) == ["b"]
+    assert [str(reason).partition(": ")[0] for reason in reasons] == [f"{tmp_path}/a/run.json", f"{tmp_path}/c"]
+    with pytest.raises(RunError, match=r"a/run\.json: damaged"):
+        readable_runs({"a": runs["a"], "c": runs["c"]})
+
+
+def test_growth_depends_on_the_timestep_and_not_on_what_is_measured_beside_it() -> None:
+    beside = dict.fromkeys(("baselines", "reversibility", "density", "density_probes", "second_timestep"), 1)
+    given = {"axes": 2, "timestep": "auto", **beside}
+    assert growth_parameters(given, 20) == {"axes": 2, "timestep": 20}
+    assert growth_parameters(given, None) == {"axes": 2, "timestep": "auto"}
+
+
+NOTHING = dict.fromkeys(
+    ("membership", "reproduction", "score", "auc", "auc_low", "auc_high", "n_flagged", "share_of_copies")
+) | {"share_low": None, "share_high": None}
+SHOWN = {"level": "shown", "score": "fused", "is_void": False, "auc": {"value": 0.75, "interval_95": [0.5, 0.875]}}
+COUNTED = {"level": "counted", "share": 0.25, "interval_95": [0.125, 0.5]}
+FLAGS = {"status": "ok", "n_flagged": 9}
+OF_SHOWN = {"membership": "shown", "score": "fused", "auc": 0.75, "auc_low": 0.5, "auc_high": 0.875}
+OF_COUNTED = {"reproduction": "counted", "share_of_copies": 0.25, "share_low": 0.125, "share_high": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "answers"),
+    [
+        ({}, {}),
+        ({"verdict": None, "conformal": None}, {}),
+        ({"verdict": {"membership": None, "reproduction": None}}, {}),
+        ({"verdict": {"membership": SHOWN}}, OF_SHOWN),
+        ({"verdict": {"membership": SHOWN}, "conformal": FLAGS}, OF_SHOWN | {"n_flagged": 9}),
+        ({"verdict": {"membership": SHOWN}, "conformal": {**FLAGS, "status": "void"}}, OF_SHOWN),
+        ({"verdict": {"membership": {**SHOWN, "auc": None}}}, {"membership": "shown", "score": "fused"}),
+        (
+            {"verdict": {"membership": {**SHOWN, "is_void": True}}, "conformal": FLAGS},
+            {"membership": "shown", "score": "fused"},
+        ),
+        (
+            {"verdict": {"membership": {"level": "shown", "auc": SHOWN["auc"]}}, "conformal": FLAGS},
+            {"membership": "shown"},
+        ),
+        ({"verdict": {"reproduction": COUNTED}}, OF_COUNTED),
+        ({"verdict": {"reproduction": {"level": "not_asked"}}}, {"reproduction": "not_asked"}),
+    ],
+)
+def test_an_answer_is_as_evidence_has_it_and_of_a_void_comparison_no_number(
+    evidence: dict[str, Any], answers: dict[str, Any]
+) -> None:
+    assert module._answers(evidence) == NOTHING | answers
+
+
+def test_a_run_s_row_says_what_was_scored_and_answered(tmp_path: Path) -> None:
+    images: list[Image] = EARLY[:2]
+    write(tmp_path / "a", images, "shown", 0.75, 30, timestep="auto", axes=2)
+    bare = write_run(tmp_path / "b")
+    for part in bare.scores.iterdir():
+        part.unlink()
+    first, second = module.runs_table({"x": RunDirectory(tmp_path / "a"), "y": bare}).to_pylist()
+    assert first == NOTHING | {
+        "run": "x",
+        "position": 0,
+        "run_id": "a",
+        "model": "m",
+        "manifest_digest": "d",
+        "checkpoint_sha256": "a",
+        "parameters": digest({"timestep": "auto", "axes": 2}),
+        "timestep": 30,
+        "computed": digest({"timestep": 30, "axes": 2}),
+        **OF_SHOWN,
+        "auc_low": 0.65,
+        "auc_high": 0.85,
+        "reproduction": "not_asked",
+    }
+    assert second == dict.fromkeys(first) | {"run": "y", "position": 1, "run_id": "r"}
+
+
+def test_many_runs_are_read_by_one_thread_too(folder: Path, history: HistoryWarehouse) -> None:
+    query = "SELECT current_setting('threads'), current_setting('temp_directory')"
+    assert history._connection.execute(query).fetchall() == [(1, str(history._scratch / "tables"))]
+    about = history.describe("runs")["run"]
+    assert next(iter(history.describe("ranking").items())) == ("run", about)
+    assert list(history.describe("runs")) == history.table("runs").column_names
+    assert history.relations("raw") == [*Warehouse.relations("raw"), "runs"]
+    assert history.relations("marts") == Warehouse.relations("marts")
 
 
 def test_every_relation_of_every_run_is_what_the_run_alone_has(folder: Path, history: HistoryWarehouse) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import MANIFEST, REJECTS, SCORES
+from latentprint.tasks.warehouse import warehouse as module
 from latentprint.tasks.warehouse.dictionary import LAYERS, SQL
+from latentprint.tasks.warehouse.views import _ordered_queries, _require_kinds, parsed_texts
 from latentprint.tasks.warehouse.warehouse import Warehouse
 from tests.store.runs import (
     CAME_OUT,
@@ -258,6 +260,69 @@ def test_reproductions_of_an_earlier_version_are_read(run: RunDirectory) -> None
     part = run.reproductions / "part-train-000000.parquet"
     pq.write_table(pq.read_table(part).drop_columns(["hits_group", "hits_group_adaptive"]), part)
     assert [(r["hits"], r["hits_group"]) for r in rows(run, "reproductions_by_score")] == [(4, 4), (0, 0), (1, 1)]
+
+
+def test_our_own_tables_take_one_thread_and_spill_beside_no_run(run: RunDirectory, tmp_path: Path) -> None:
+    with Warehouse(run) as warehouse:
+        assert (warehouse.memory_bytes, warehouse.threads, warehouse.seconds) == (2 * 2**30, 2, 60.0)
+        assert warehouse.spill_bytes == 16 * 2**30
+        settings = ("threads", "memory_limit", "temp_directory", "max_temp_directory_size", "enable_external_access")
+        query = f"SELECT {', '.join(f'current_setting({name!r})' for name in settings)}"
+        (found,) = warehouse._connection.execute(query).fetchall()
+        assert found[:2] == (1, "2.0 GiB")
+        spill = Path(found[2])
+        assert (spill.name, spill.parent) == ("tables", warehouse._scratch)
+        assert spill.parent.name.startswith("latentprint-")
+        assert found[3:] == ("16.0 GiB", False)
+        with pytest.raises(duckdb.PermissionException):
+            warehouse._connection.execute(f"FROM read_text('{run.record}')")
+        with pytest.raises(duckdb.InvalidInputException, match="locked"):
+            warehouse._connection.execute("SET threads = 2")
+    assert not spill.parent.exists()
+
+
+def test_at_most_so_many_failures_are_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.MOST_FAILURES == 1000
+    write_scores(run, "train", [("train/x", "X", "train", 1, 1, 1.0)])
+    with Warehouse(run) as warehouse:
+        assert warehouse.checks()["image_without_one_score"].num_rows == 3
+    monkeypatch.setattr(module, "MOST_FAILURES", 2)
+    with Warehouse(run) as warehouse:
+        assert warehouse.checks()["image_without_one_score"].num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"sample_id": "TEXT", "n": "INTEGER", "further": "DATE"}, ""),
+        ({"sample_id": "TEXT", "n": "DOUBLE"}, ""),
+        ({"sample_id": "TEXT"}, ""),
+        ({"n": "INTEGER"}, "x.parquet: there is no column sample_id"),
+        ({"sample_id": "INTEGER"}, "x.parquet: column sample_id is no text"),
+        ({"sample_id": "TEXT", "n": "TEXT"}, "x.parquet: column n is no number"),
+        ({"sample_id": "TEXT", "b": "TEXT"}, "x.parquet: column b is no truth value"),
+        ({"sample_id": "TEXT", "l": "TEXT"}, r"x.parquet: column l is no INTEGER\[\]"),
+    ],
+)
+def test_columns_of_another_kind_are_named(columns: dict[str, str], says: str) -> None:
+    with duckdb.connect() as connection:
+        typed = ", ".join(f"NULL::{kind} AS {name}" for name, kind in columns.items())
+        expected = connection.sql("SELECT 'a' AS sample_id, 1 AS n, true AS b, [1] AS l")
+        if says:
+            with pytest.raises(ValueError, match=f"^{says}$"):
+                _require_kinds(connection.sql(f"SELECT {typed}"), expected, Path("folder/x.parquet"))
+        else:
+            _require_kinds(connection.sql(f"SELECT {typed}"), expected, Path("folder/x.parquet"))
+
+
+def test_views_come_after_those_that_they_read() -> None:
+    ordered = [name for name, _ in _ordered_queries(tuple(LAYERS))]
+    with duckdb.connect() as parser:
+        for name, query in _ordered_queries(tuple(LAYERS)):
+            reads = parsed_texts(parser, query, "table_name") & set(ordered)
+            assert all(ordered.index(other) < ordered.index(name) for other in reads)
+        assert parsed_texts(parser, "SELECT a.x FROM a JOIN b USING (y)", "table_name") == {"a", "b"}
+        assert parsed_texts(parser, "CREATE TABLE a AS FROM b", "table_name") == set()
 
 
 def test_an_empty_directory_is_no_run(tmp_path: Path) -> None:
