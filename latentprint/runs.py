@@ -192,7 +192,8 @@ def audit(
     import the calling script: call this below ``if __name__ == "__main__":`` there. A notebook needs no such line.
 
     Args:
-        model: a diffusers checkpoint: its folder, or its name on the Hugging Face hub.
+        model: a diffusers checkpoint: its folder, or its name on the Hugging Face hub; or code that builds a
+            :class:`latentprint.Model`, ``module:function``.
         train: the training images: folder, zip, tar(s), Parquet, list, ``.npy``, a pattern, ``hf://datasets/...`` ...
         out: the run directory, or its ``s3://`` URL.
         holdout: images like them that were never trained on. Without any, membership is inconclusive.
