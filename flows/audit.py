@@ -38,6 +38,7 @@ def check_inputs_task(
     sharding: ShardParameters,
     extraction: ExtractParameters | None,
     run: Path,
+    before: Path | None = None,
 ) -> ScoreParameters:
     """Fail within seconds if checkpoint, images and parameters cannot belong together.
 
@@ -48,7 +49,7 @@ def check_inputs_task(
     if extraction is not None:
         check_sampler(model, extraction)
     check_inputs(model, sources, sharding.fitting)
-    return planned(model, scoring, sources, RunDirectory(run))
+    return planned(model, scoring, sources, RunDirectory(run), before)
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -75,7 +76,7 @@ def audit(
     begin = time.monotonic()
     sources = named_sources(train, holdout)
     folder = resolve(model)
-    scoring = check_inputs_task(folder, sources, scoring, sharding, extraction, run)
+    scoring = check_inputs_task(folder, sources, scoring, sharding, extraction, run, before)
     identity = {"checkpoint_sha256": checkpoint_sha256(folder), "parameters": scoring.model_dump(mode="json")}
     for other in filter(None, (reuse, before)):
         RunDirectory(other).read_record()

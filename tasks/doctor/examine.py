@@ -116,7 +116,7 @@ def _parameters(patient: Patient, folder: Path) -> Check:
 def _labels(patient: Patient, folder: Path) -> Check:
     """Has each label a class of the model? All sources are read for their labels, as an audit reads them."""
     try:
-        classes = classes_of_sources(folder, patient.scoring, patient.sources)
+        classes = classes_of_sources(folder, patient.scoring, patient.sources, patient.before)
     except LabelError as error:
         finding, _, remedy = str(error).rpartition(": give ")
         return Check(

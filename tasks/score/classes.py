@@ -19,12 +19,19 @@ MOST_SHOWN = 10
 logger = logging.getLogger("latentprint")
 
 
-def planned(model: Path, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory) -> ScoreParameters:
+def planned(
+    model: Path,
+    parameters: ScoreParameters,
+    sources: Mapping[str, str],
+    run: RunDirectory,
+    before: Path | None = None,
+) -> ScoreParameters:
     """The same parameters with the classes of the labels, before anything is written.
 
     Args:
         sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`. They are read for their labels
             unless the run has a manifest of them by now.
+        before: the run of the model before its training set was cleaned, whose classes hold.
 
     Raises:
         LabelError: the labels are no classes of the model.
@@ -33,18 +40,30 @@ def planned(model: Path, parameters: ScoreParameters, sources: Mapping[str, str]
     if n_classes(model) is None:
         return parameters
     if is_sharded(run):
-        return planned_from_run(model, parameters, run)
-    classes = classes_of_sources(model, parameters, sources)
+        known = _given(parameters, before)
+        return planned_from_run(model, parameters.model_copy(update={"labels": known}), run)
+    classes = classes_of_sources(model, parameters, sources, before)
     logger.info("%s", in_words(classes))
     return parameters.model_copy(update={"labels": classes.ids})
 
 
-def classes_of_sources(model: Path, parameters: ScoreParameters, sources: Mapping[str, str]) -> Classes:
+def classes_of_sources(
+    model: Path, parameters: ScoreParameters, sources: Mapping[str, str], before: Path | None = None
+) -> Classes:
     """What the labels of the sources mean to a class-conditional model. Raises as :func:`planned`."""
     count = n_classes(model)
     assert count is not None
     labels = {name: labels_of(open_source(location).labels()) for name, location in sources.items()}
-    return settle(count, labels, class_ids_of(sources), parameters.labels)
+    carried = class_ids_of(sources)
+    given_by = f"--before {before}" if before and parameters.labels is None else "--labels"
+    return settle(count, labels, carried, _given(parameters, before), given_by)
+
+
+def _given(parameters: ScoreParameters, before: Path | None) -> Ids | None:
+    """The user's map, else the classes of the run before."""
+    if parameters.labels is not None or before is None:
+        return parameters.labels
+    return recorded_classes(RunDirectory(before).read_record())
 
 
 def planned_from_run(model: Path, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:
