@@ -13,6 +13,8 @@ A model that was trained with other indices gives other scores, and nothing in i
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +82,11 @@ def _index(name: str, value: Any) -> int:
     return value
 
 
-def labels_of(items: Iterable[tuple[str, str | None]]) -> Labels:
+def labels_of(items: Iterable[tuple[str, str | None]], deadline: float = math.inf) -> Labels:
     """Of (place, label) pairs, each label with the place of its first image.
+
+    Args:
+        deadline: of ``time.monotonic``, after which no more are read.
 
     Raises:
         LabelError: they are more than ``MOST_LABELS``.
@@ -92,6 +97,8 @@ def labels_of(items: Iterable[tuple[str, str | None]]) -> Labels:
             found[label] = uri
             if len(found) > MOST_LABELS:
                 raise LabelError(f"{uri}: more than {MOST_LABELS} distinct labels are no classes: {REMEDY}")
+        if time.monotonic() > deadline:
+            break
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,16 @@ def planned(
 
 
 def classes_of_sources(
-    model: Path, parameters: ScoreParameters, sources: Mapping[str, str], before: Path | None = None
+    model: Path,
+    parameters: ScoreParameters,
+    sources: Mapping[str, str],
+    before: Path | None = None,
+    deadline: float = math.inf,
 ) -> Classes:
-    """What the labels of the sources mean to a class-conditional model. Raises as :func:`planned`."""
+    """What the labels that are read by then mean to a class-conditional model. Raises as :func:`planned`."""
     count = n_classes(model)
     assert count is not None
-    labels = {name: labels_of(open_source(location).labels()) for name, location in sources.items()}
+    labels = {name: labels_of(open_source(location).labels(), deadline) for name, location in sources.items()}
     carried = class_ids_of(sources)
     given_by = f"--before {before}" if before and parameters.labels is None else "--labels"
     return settle(count, labels, carried, _given(parameters, before), given_by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -193,6 +194,21 @@ def test_wrong_labels_are_refused_before_any_work(
         check_inputs_task.fn(conditional, train, FROM_20, ShardParameters(), None, tmp_path / "run")
     assert finding in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_says_when_labels_are_too_many_to_be_read_in_time(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentprint.tasks.doctor.examine.LABEL_SECONDS", -1.0)
+    for labels, says in (
+        (["0", "1"], r"classes of the labels: labels are the indices; not all were read within"),
+        (NAMES, r"not all were read within .* s: the model has 3 classes and the training images 1 labels"),
+    ):
+        train = {"train": str(folder_of(tmp_path / labels[0], labels))}
+        result = doctor(Patient(str(conditional), train, FROM_20, ONE_THREAD, tmp_path / "run"))
+        (check,) = (check for check in result["checks"] if check["name"] == "labels")
+        assert check["status"] == "warn"
+        assert re.match(says, check["finding"])
 
 
 def test_an_unconditional_model_takes_no_labels_and_its_record_has_none(tmp_path: Path) -> None:
