@@ -39,6 +39,7 @@ def check_inputs_task(
     sharding: ShardParameters,
     extraction: ExtractParameters | None,
     run: Path,
+    before: Path | None = None,
 ) -> ScoreParameters:
     """Fail within seconds if checkpoint, images and parameters cannot belong together.
 
@@ -49,7 +50,7 @@ def check_inputs_task(
     if extraction is not None:
         check_sampler(model, extraction)
     check_inputs(model, sources, sharding.fitting)
-    return planned(model, scoring, sources, RunDirectory(run))
+    return planned(model, scoring, sources, RunDirectory(run), before)
 
 
 @flow(name="audit", flow_run_name="audit {run}")
@@ -77,7 +78,7 @@ def audit(
     begin = time.monotonic()
     sources = named_sources(train, holdout)
     checkpoint = resolve(model, **loading.model_dump())
-    scoring = check_inputs_task(checkpoint, sources, scoring, sharding, extraction, run)
+    scoring = check_inputs_task(checkpoint, sources, scoring, sharding, extraction, run, before)
     identity = {"checkpoint_sha256": checkpoint.sha256(), "parameters": scoring.model_dump(mode="json")}
     for other in filter(None, (reuse, before)):
         RunDirectory(other).read_record()

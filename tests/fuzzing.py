@@ -22,6 +22,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from hypothesis import strategies as st
 
+from latentprint.tasks.datasets.labels import read_labels
 from latentprint.tasks.diffusion.checkpoint import load_denoiser, require_sane
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.errors import UserError
@@ -269,6 +270,19 @@ def write_metadata(folder: Path) -> None:
     (folder / "b" / "metadata.csv").write_text('file_name,artist,year\nx.png,"Gogh, van",1889\n')
 
 
+def write_lists(folder: Path) -> None:
+    for i, png in enumerate(PNGS[:2]):
+        (folder / f"{i}.png").write_bytes(png)
+    (folder / "x.csv").write_text("path,label,year\n0.png,owl,1889\n1.png,hen,1890\n")
+    (folder / "x.jsonl").write_text('{"file_name": "0.png", "label": 3, "year": 1889}')
+    (folder / "map.json").write_text('{"owl": 1, "hen": 0}')
+
+
+def _read_map(folder: Path) -> str:
+    read_labels(folder / "map.json")
+    return "read"
+
+
 def write_whole_run(folder: Path) -> None:
     """Scores, flags, reproductions and evidence, as the pipeline leaves them."""
     REHEARSALS[0].write(folder)
@@ -353,6 +367,9 @@ TARGETS: dict[str, Target] = {
     "Arrow": Target(write_stream, "x.arrow", images("x.arrow"), ANY_BYTES),
     "metadata.jsonl": Target(write_metadata, "a/metadata.jsonl", images(), ANY_JSON),
     "metadata.csv": Target(write_metadata, "b/metadata.csv", images(), ANY_BYTES),
+    "list.csv": Target(write_lists, "x.csv", images("x.csv"), ANY_BYTES),
+    "list.jsonl": Target(write_lists, "x.jsonl", images("x.jsonl"), ANY_JSON),
+    "labels": Target(write_lists, "map.json", _read_map, ANY_JSON),
     "run.json": Target(write_whole_run, "run.json", _read_run, ANY_JSON),
     "evidence.json": Target(write_whole_run, "evidence.json", _read_run, ANY_JSON),
     "manifest.parquet": Target(write_whole_run, "manifest.parquet", _read_run, ANY_PARQUET),

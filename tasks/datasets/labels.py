@@ -2,7 +2,7 @@
 
 The first of these that applies decides; the result is recorded in ``run.json`` where labels are not indices already:
 
-1. a file that the user gives, ``{"cat": 0, "dog": 1}``;
+1. a file that the user gives, ``{"cat": 0, "dog": 1}``, or the classes of the run before the set was cleaned;
 2. ids that the training source carries (a Hugging Face ClassLabel), whose order need not be that of the names;
 3. labels that are decimal numbers below the number of classes are the indices;
 4. the distinct names in sorted order, if they are as many as the classes (the rule of torchvision's ImageFolder).
@@ -13,6 +13,8 @@ A model that was trained with other indices gives other scores, and nothing in i
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +82,11 @@ def _index(name: str, value: Any) -> int:
     return value
 
 
-def labels_of(items: Iterable[tuple[str, str | None]]) -> Labels:
+def labels_of(items: Iterable[tuple[str, str | None]], deadline: float = math.inf) -> Labels:
     """Of (place, label) pairs, each label with the place of its first image.
+
+    Args:
+        deadline: of ``time.monotonic``, after which no more are read.
 
     Raises:
         LabelError: they are more than ``MOST_LABELS``.
@@ -92,6 +97,8 @@ def labels_of(items: Iterable[tuple[str, str | None]]) -> Labels:
             found[label] = uri
             if len(found) > MOST_LABELS:
                 raise LabelError(f"{uri}: more than {MOST_LABELS} distinct labels are no classes: {REMEDY}")
+        if time.monotonic() > deadline:
+            break
     return found
 
 
@@ -106,14 +113,19 @@ def class_ids_of(sources: Mapping[str, str]) -> dict[str, Ids]:
 
 
 def settle(
-    n_classes: int, labels: Mapping[str, Labels], carried: Mapping[str, Ids], given: Ids | None = None
+    n_classes: int,
+    labels: Mapping[str, Labels],
+    carried: Mapping[str, Ids],
+    given: Ids | None = None,
+    given_by: str = "--labels",
 ) -> Classes:
     """What the labels mean to a model of so many classes; see the module for the order of the rules.
 
     Args:
         labels: source -> its labels.
         carried: source -> ids that it carries.
-        given: the user's map, or the one that a run was begun with.
+        given: the user's map, or the one of an earlier run.
+        given_by: which of these.
 
     Raises:
         LabelError: an image has no label, or one without a class, or no rule applies.
@@ -123,7 +135,7 @@ def settle(
             raise LabelError(
                 f"{of_source[None]}: no label, and this model's {n_classes} classes need one of each image"
             )
-    classes = _classes(n_classes, labels, carried, given)
+    classes = _classes(n_classes, labels, carried, given, given_by)
     for source, of_source in labels.items():
         for label, uri in of_source.items():
             _require_class(str(label), uri, source, classes, n_classes)
@@ -132,14 +144,18 @@ def settle(
     return classes
 
 
-def _classes(n_classes: int, labels: Mapping[str, Labels], carried: Mapping[str, Ids], given: Ids | None) -> Classes:
+def _classes(
+    n_classes: int, labels: Mapping[str, Labels], carried: Mapping[str, Ids], given: Ids | None, given_by: str
+) -> Classes:
     trained = sorted(map(str, labels.get("train", {})))
     if given is not None:
-        if outside := next((name for name, index in given.items() if index >= n_classes), None):
+        outside = [name for name, index in given.items() if index >= n_classes]
+        if outside:
+            index = given[outside[0]]
             raise LabelError(
-                f"--labels: {shortened(outside, 40)} is class {given[outside]}; this model's are 0 ... {n_classes - 1}"
+                f"{given_by}: {shortened(outside[0], 40)} is class {index}; this model's are 0 ... {n_classes - 1}"
             )
-        return Classes(given, "by --labels")
+        return Classes(given, f"by {given_by}")
     if ids := carried.get("train"):
         kept = {name: index for name, index in ids.items() if index < n_classes}
         same = all(_is_index(name, n_classes) and int(name) == index for name, index in kept.items())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ from latentprint.tasks.store.run import RunDirectory, RunError, difference
 
 __all__ = ["Check", "Patient", "examine"]
 
+LABEL_SECONDS = 60.0
+"""Longest time spent on reading the labels of all sources."""
 MOST_THREADS = 1024
 """Of a worker: torch crashes on many more, without an error that could be caught."""
 MANIFEST_BYTES, PART_BYTES, MEMBER_BYTES = 200, 150, 2048
@@ -119,18 +122,25 @@ def _parameters(patient: Patient, checkpoint: Source) -> Check:
 
 
 def _labels(patient: Patient, checkpoint: Source) -> Check:
-    """Has each label a class of the model? All sources are read for their labels, as an audit reads them."""
+    """Has each label a class of the model? Those that are read in time are looked at; an audit reads all."""
+    deadline = time.monotonic() + LABEL_SECONDS
     try:
-        classes = classes_of_sources(checkpoint, patient.scoring, patient.sources)
+        classes = classes_of_sources(checkpoint, patient.scoring, patient.sources, patient.before, deadline)
+    except SourceError as error:
+        return Check("labels", "fail", str(error), "give a source that is there and can be read")
     except LabelError as error:
+        if time.monotonic() > deadline:
+            return Check("labels", "warn", f"not all were read within {LABEL_SECONDS:.0f} s: {error}")
         finding, _, remedy = str(error).rpartition(": give ")
         return Check(
             "labels", "fail", finding or str(error), f"give {remedy}" if finding else "give each image a label"
         )
-    except SourceError as error:
-        return Check("labels", "fail", str(error), "give a source that is there and can be read")
     patient.scoring = patient.scoring.model_copy(update={"labels": classes.ids})
-    return Check("labels", "ok", in_words(classes), values={"rule": classes.rule, "ids": classes.ids})
+    values = {"rule": classes.rule, "ids": classes.ids}
+    if time.monotonic() > deadline:
+        finding = f"{in_words(classes)}; not all were read within {LABEL_SECONDS:.0f} s"
+        return Check("labels", "warn", finding, "the audit reads all before it starts", values)
+    return Check("labels", "ok", in_words(classes), values=values)
 
 
 def _device(patient: Patient) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,18 @@ logger = logging.getLogger("latentprint")
 
 
 def planned(
-    model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str], run: RunDirectory
+    model: Path | Source,
+    parameters: ScoreParameters,
+    sources: Mapping[str, str],
+    run: RunDirectory,
+    before: Path | None = None,
 ) -> ScoreParameters:
     """The same parameters with the classes of the labels, before anything is written.
 
     Args:
         sources: as from :func:`latentprint.tasks.datasets.holdouts.named_sources`. They are read for their labels
             unless the run has a manifest of them by now.
+        before: the run of the model before its training set was cleaned, whose classes hold.
 
     Raises:
         LabelError: the labels are no classes of the model.
@@ -36,18 +42,34 @@ def planned(
     if n_classes(model) is None:
         return parameters
     if is_sharded(run):
-        return planned_from_run(model, parameters, run)
-    classes = classes_of_sources(model, parameters, sources)
+        known = _given(parameters, before)
+        return planned_from_run(model, parameters.model_copy(update={"labels": known}), run)
+    classes = classes_of_sources(model, parameters, sources, before)
     logger.info("%s", in_words(classes))
     return parameters.model_copy(update={"labels": classes.ids})
 
 
-def classes_of_sources(model: Path | Source, parameters: ScoreParameters, sources: Mapping[str, str]) -> Classes:
-    """What the labels of the sources mean to a class-conditional model. Raises as :func:`planned`."""
+def classes_of_sources(
+    model: Path | Source,
+    parameters: ScoreParameters,
+    sources: Mapping[str, str],
+    before: Path | None = None,
+    deadline: float = math.inf,
+) -> Classes:
+    """What the labels that are read by then mean to a class-conditional model. Raises as :func:`planned`."""
     count = n_classes(model)
     assert count is not None
-    labels = {name: labels_of(open_source(location).labels()) for name, location in sources.items()}
-    return settle(count, labels, class_ids_of(sources), parameters.labels)
+    labels = {name: labels_of(open_source(location).labels(), deadline) for name, location in sources.items()}
+    carried = class_ids_of(sources)
+    given_by = f"--before {before}" if before and parameters.labels is None else "--labels"
+    return settle(count, labels, carried, _given(parameters, before), given_by)
+
+
+def _given(parameters: ScoreParameters, before: Path | None) -> Ids | None:
+    """The user's map, else the classes of the run before."""
+    if parameters.labels is not None or before is None:
+        return parameters.labels
+    return recorded_classes(RunDirectory(before).read_record())
 
 
 def planned_from_run(model: Path | Source, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -129,6 +130,19 @@ def test_a_run_keeps_its_classes(audited: Path, conditional: Path) -> None:
         audit(str(conditional), sources["train"], audited, sources["holdout"], other, ONE_THREAD)
 
 
+def test_a_cleaned_set_keeps_the_classes_of_the_run_before(audited: Path, conditional: Path, tmp_path: Path) -> None:
+    """Its tars have names alone, and a class may have lost all of its images."""
+    cleaned = {"train": str(tar_of(tmp_path / "cleaned.tar", ["owl", "zebra"]))}
+    new = RunDirectory(tmp_path / "run")
+    again = check_inputs_task.fn(conditional, cleaned, FROM_20, ShardParameters(), None, new.path, audited)
+    assert again.labels == {"zebra": 0, "cat": 1, "owl": 2}
+    with pytest.raises(LabelError, match="3 classes and the training images 2 labels"):
+        planned(conditional, FROM_20, cleaned, new)
+    result = doctor(Patient(str(conditional), cleaned, FROM_20, ONE_THREAD, new.path, before=audited))
+    (check,) = (check for check in result["checks"] if check["name"] == "labels")
+    assert check["finding"].startswith(f"classes of the labels, by --before {audited}: zebra = 0, cat = 1, owl = 2")
+
+
 @pytest.mark.parametrize("door", ["folder", "class label", "webdataset of names", "webdataset of numbers", "map"])
 def test_labels_of_every_source_are_planned_and_doctor_says_how(door: str, conditional: Path, tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(json.dumps({"cat": 2, "dog": 0}))
@@ -180,6 +194,21 @@ def test_wrong_labels_are_refused_before_any_work(
         check_inputs_task.fn(conditional, train, FROM_20, ShardParameters(), None, tmp_path / "run")
     assert finding in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_says_when_labels_are_too_many_to_be_read_in_time(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentprint.tasks.doctor.examine.LABEL_SECONDS", -1.0)
+    for labels, says in (
+        (["0", "1"], r"classes of the labels: labels are the indices; not all were read within"),
+        (NAMES, r"not all were read within .* s: the model has 3 classes and the training images 1 labels"),
+    ):
+        train = {"train": str(folder_of(tmp_path / labels[0], labels))}
+        result = doctor(Patient(str(conditional), train, FROM_20, ONE_THREAD, tmp_path / "run"))
+        (check,) = (check for check in result["checks"] if check["name"] == "labels")
+        assert check["status"] == "warn"
+        assert re.match(says, check["finding"])
 
 
 def test_an_unconditional_model_takes_no_labels_and_its_record_has_none(tmp_path: Path) -> None:
