@@ -471,3 +471,15 @@ def test_an_axis_counts_as_independent_down_to_the_rounding_of_a_rank(height: fl
             grow()
     else:
         assert torch.isfinite(grow()).all()
+
+
+def test_without_options_one_step_is_taken_from_the_image_by_edges_of_a_twentieth() -> None:
+    schedule = linear_ddpm()
+    data, x, axes = anisotropic_gaussian(schedule, 16), draw(2, 3, 1, 4, 4), draw(3, 3, 2, 1, 4, 4)
+    found = log_growth(data, x, schedule, axes=axes)
+    explicit = log_growth(data, x, schedule, axes=axes, n_steps=1, start=0, stride=1, estimator="edge", delta=0.05)
+    torch.testing.assert_close(found.log_growth, explicit.log_growth, rtol=0.0, atol=0.0)
+    assert found.log_growth.shape == (3, 1)
+    down = reverse_mean_growth(data, x, schedule, axes=axes, n_steps=2)
+    explicit_down = reverse_mean_growth(data, x, schedule, axes=axes, n_steps=2, start=0, stride=1, eta=1.0)
+    torch.testing.assert_close(down, explicit_down, rtol=0.0, atol=0.0)
