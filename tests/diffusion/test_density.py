@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentprint.tasks.diffusion import density as module
 from latentprint.tasks.diffusion.density import log_density
 from latentprint.tasks.diffusion.growth import log_growth
 from latentprint.tasks.diffusion.names import density_evaluations
@@ -178,3 +179,12 @@ def test_probes_without_generators_and_timesteps_without_signal_are_refused() ->
         log_density(data, X, schedule, [0, 10], n_probes=2)
     with pytest.raises(ValueError, match="signal and noise at each timestep"):
         log_density(data, X, schedule, [0, 999])
+
+
+def test_the_error_of_probes_is_their_spread() -> None:
+    by_probe = torch.tensor([[1.0, 2.0, 4.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    found = module._standard_error(by_probe, 3)
+    torch.testing.assert_close(found, torch.tensor([math.sqrt(7 / 3 / 3), 0.0], dtype=torch.float64))
+    assert module._standard_error(by_probe[:, :1], 1).isnan().tolist() == [True, True]
+    assert module._standard_error(by_probe[:, :1], 0).tolist() == [0.0, 0.0]
+    assert torch.equal(module._probes(torch.zeros(2, 1, 2, 2), 0, None), torch.eye(4).expand(2, 4, 4))

@@ -519,3 +519,18 @@ def test_an_image_without_a_direction_of_eps_harms_no_other() -> None:
 def test_estimators_of_all_dimensions_take_no_axis_along_eps(estimator: EstimatorName) -> None:
     with pytest.raises(ValueError, match=f"'{estimator}' takes no axis along eps"):
         ask(axes="eps", estimator=estimator)
+
+
+# Without options
+
+
+def test_without_options_one_step_is_taken_from_the_image_by_edges_of_a_twentieth() -> None:
+    schedule = linear_ddpm()
+    data, x, axes = anisotropic_gaussian(schedule, 16), draw(2, 3, 1, 4, 4), draw(3, 3, 2, 1, 4, 4)
+    found = log_growth(data, x, schedule, axes=axes)
+    explicit = log_growth(data, x, schedule, axes=axes, n_steps=1, start=0, stride=1, estimator="edge", delta=0.05)
+    torch.testing.assert_close(found.log_growth, explicit.log_growth, rtol=0.0, atol=0.0)
+    assert found.log_growth.shape == (3, 1)
+    down = reverse_mean_growth(data, x, schedule, axes=axes, n_steps=2)
+    explicit_down = reverse_mean_growth(data, x, schedule, axes=axes, n_steps=2, start=0, stride=1, eta=1.0)
+    torch.testing.assert_close(down, explicit_down, rtol=0.0, atol=0.0)

@@ -226,3 +226,161 @@ def test_odds_in_words(log_probability: float, interval: tuple[float, float], te
 def test_too_few_plain_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="n_chains < 16 plain samples"):
         splitting(ball(2, 0.1), 2, 0, n_prior=16, n_chains=16)
+
+
+# the parts, chain by chain
+
+
+def chains(seed: int, n_chains: int = 5, length: int = 3) -> module._Chains:
+    return module._Chains(Doubling(), ball(2, 0.2), n_chains, length, generator_for(seed, "chains"))
+
+
+@pytest.mark.parametrize("n_alive", [1, 3, 5, 9, 20])
+def test_chains_start_from_survivors_each_as_often_as_can_be(n_alive: int) -> None:
+    phi = torch.full((2, 20), 1.0)
+    alive = [generator_for(row, "alive") for row in range(2)]
+    for row, generator in enumerate(alive):
+        phi[row, torch.randperm(20, generator=generator)[:n_alive]] = -1.0
+    latents = torch.arange(80.0).reshape(2, 20, 2)
+    z, value = chains(1).starts(latents, phi, 0.0)
+    assert (z.shape, value.shape) == ((2, 5, 2), (2, 5))
+    assert (value == -1.0).all()
+    generator = generator_for(1, "chains")
+    keys, offsets = torch.rand(2, 20, generator=generator), torch.rand(2, 1, generator=generator)
+    for row in range(2):
+        survivors = sorted((float(keys[row, i]), i) for i in range(20) if phi[row, i] < 0)
+        chosen = [survivors[min(n_alive - 1, int((k + float(offsets[row, 0])) * n_alive / 5))][1] for k in range(5)]
+        assert z[row].tolist() == latents[row, chosen].tolist()
+        counts = [chosen.count(i) for _, i in survivors]
+        assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("step_size", [0.0, 0.4, 1.0])
+def test_a_move_is_that_of_crank_and_nicolson_refused_outside(step_size: float) -> None:
+    z, ceiling = draw(3, 2, 5, 2).float(), 0.1
+    level = ball(2, 0.2)
+    value = level(2.0 * z.flatten(0, 1)).reshape(2, 5)
+    moved, found, share = chains(2).move(z, value, ceiling, step_size)
+    noise = torch.randn(2, 5, 2, generator=generator_for(2, "chains"))
+    n_accepted = 0
+    for row in range(2):
+        for k in range(5):
+            proposal = math.sqrt(1 - step_size**2) * z[row, k] + step_size * noise[row, k]
+            phi = float(level(2.0 * proposal[None]))
+            n_accepted += phi < ceiling
+            expected = (proposal, phi) if phi < ceiling else (z[row, k], float(value[row, k]))
+            torch.testing.assert_close(moved[row, k], expected[0])
+            assert float(found[row, k]) == pytest.approx(expected[1], abs=1e-6)
+    assert share == pytest.approx(n_accepted / 10)
+
+
+def test_a_population_is_its_starts_and_all_its_moves() -> None:
+    latents = draw(4, 2, 12, 2).float()
+    phi = ball(2, 0.2)(2.0 * latents.flatten(0, 1)).reshape(2, 12)
+    z, value, acceptance = chains(3).run(latents, phi, 0.5, 0.6)
+    by_hand = chains(3)
+    states, shares = [by_hand.starts(latents, phi, 0.5)], []
+    for _ in range(2):
+        *state, share = by_hand.move(*states[-1], 0.5, 0.6)
+        states.append(tuple(state))
+        shares.append(share)
+    assert torch.equal(z, torch.cat([state for state, _ in states], dim=1))
+    assert torch.equal(value, torch.cat([values for _, values in states], dim=1))
+    assert acceptance == pytest.approx(sum(shares) / 2)
+    assert (value < 0.5).all()
+
+
+def test_the_pilot_lets_so_many_through_each_level_and_steers_the_steps() -> None:
+    latents = draw(5, 1, 40, 2).float()
+    phi = ball(2, 1e-2)(2.0 * latents.flatten(0, 1)).reshape(1, 40)
+    some = module._Chains(Doubling(), ball(2, 1e-2), 6, 3, generator_for(4, "chains"))
+    plan = module._pilot(some, latents, phi, 0.0, 20)
+    by_hand = module._Chains(Doubling(), ball(2, 1e-2), 6, 3, generator_for(4, "chains"))
+    step_size, expected = 0.5, []
+    while True:
+        nearest = sorted(float(value) for value in phi.flatten())
+        ceiling = max(0.0, (nearest[5] + nearest[6]) / 2)
+        if ceiling == 0.0 or not any(value < ceiling for value in nearest):
+            break
+        states = [by_hand.starts(latents, phi, ceiling)]
+        for _ in range(2):
+            *state, share = by_hand.move(*states[-1], ceiling, step_size)
+            step_size = min(1.0, step_size * math.exp(share - 0.44))
+            states.append(tuple(state))
+        latents, phi = (torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
+        expected.append((ceiling, step_size))
+    assert len(expected) >= 2
+    assert [step.ceiling for step in plan[:-1]] == pytest.approx([ceiling for ceiling, _ in expected], abs=1e-6)
+    assert [step.step_size for step in plan[:-1]] == pytest.approx([size for _, size in expected])
+    assert plan[-1].ceiling == pytest.approx(ceiling, abs=1e-6)
+    assert math.isnan(plan[-1].step_size)
+    for most in (1, 2):
+        again = module._Chains(Doubling(), ball(2, 1e-2), 6, 3, generator_for(4, "chains"))
+        first = draw(5, 1, 40, 2).float()
+        of_first = ball(2, 1e-2)(2.0 * first.flatten(0, 1)).reshape(1, 40)
+        short = module._pilot(again, first, of_first, 0.0, most)
+        assert [step.ceiling for step in short] == pytest.approx([step.ceiling for step in plan[:most]])
+
+
+def test_repeats_multiply_the_shares_of_their_levels() -> None:
+    """Each of eight populations of the prior, at the levels that the pilot chose; a plain loop over all of them."""
+    level, generate = ball(2, 1e-2), Doubling()
+    generator = generator_for(9, "odds")
+    prior = draw_prior(generate, (2,), 40, generator, lambda: generate.n_evaluations)
+    assert prior.latents.shape == (9, 40, 2)
+    assert torch.equal(prior.images, 2.0 * prior.latents)
+    state = generator.get_state()
+    found = estimate_odds(generate, level, prior, generator=generator, counter=lambda: 0, n_chains=6, chain_length=4)
+    generator.set_state(state)
+    some = module._Chains(generate, level, 6, 4, generator)
+    phi = torch.stack([level(images) for images in prior.images])
+    plan = module._pilot(some, prior.latents[:1], phi[:1], 0.0, 20)
+    latents, phi = prior.latents[1:], phi[1:]
+    shares, acceptance = torch.zeros(8, dtype=torch.float64), []
+    for ceiling, step_size in plan:
+        shares += (phi < ceiling).double().mean(1).log()
+        if math.isnan(step_size):
+            break
+        latents, phi, accepted = some.run(latents, phi, ceiling, step_size)
+        acceptance.append(accepted)
+    assert found.log_repeats == pytest.approx(shares.tolist())
+    assert found.acceptance == pytest.approx(acceptance)
+    assert found.levels == tuple(step.ceiling for step in plan)
+    assert found.step_sizes == tuple(step.step_size for step in plan[:-1])
+    assert found.log_probability == pytest.approx(math.log(np.mean(np.exp(found.log_repeats))))
+
+
+@pytest.mark.parametrize(("n_chains", "length", "levels"), [(2, 2, 1), (1, 2, 1), (2, 1, 1), (2, 2, 0), (15, 2, 1)])
+def test_two_chains_of_two_states_and_one_level_are_the_fewest(n_chains: int, length: int, levels: int) -> None:
+    options = {"n_chains": n_chains, "chain_length": length, "max_levels": levels}
+    if min(n_chains, length) >= 2 and levels >= 1:
+        assert splitting(ball(2, 0.3), 2, 0, n_prior=16, **options).levels
+    else:
+        says = f"needed, got {n_chains}, {length} and {levels}$"
+        with pytest.raises(ValueError, match=says):
+            splitting(ball(2, 0.3), 2, 0, n_prior=16, **options)
+
+
+def test_bounds_are_of_the_last_level_that_all_reached() -> None:
+    nothing = torch.full((N_REPEATS, 2), -math.inf, dtype=torch.float64)
+    assert module._estimate(nothing, True) == (-math.inf, (-math.inf, 0.0))
+    all_arrived = torch.tensor([[-1.0, -2.0 - i / 10] for i in range(N_REPEATS)], dtype=torch.float64)
+    value, bounds = module._estimate(all_arrived, True)
+    assert bounds == pytest.approx(module._interval(all_arrived[:, 1]))
+    assert value == pytest.approx(math.log(np.mean(np.exp(all_arrived[:, 1].numpy()))))
+    value, (low, high) = module._estimate(all_arrived, False)
+    assert (value, low) == (-math.inf, -math.inf)
+    assert high == pytest.approx(module._interval(all_arrived[:, 1])[1])
+    certain = torch.tensor([[0.0], [-2.0]] * 4, dtype=torch.float64)
+    assert module._estimate(certain, True)[1][1] == 0.0
+    bounded = Odds(-1.0, (-2.0, 0.0), 0, (0.0,), (), (), ())
+    assert bounded.bounded_below
+    assert not bounded._replace(interval=(-math.inf, 0.0)).bounded_below
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(9.49, "9.5"), (9.51, "10"), (123.0, "120"), (9.6e8, "960,000,000"), (1e9, "10^9.0"), (1.0, "1")],
+)
+def test_numbers_have_two_digits_and_powers_beyond_a_billion(number: float, text: str) -> None:
+    assert module._rounded(math.log(number)) == text

@@ -346,3 +346,22 @@ def test_what_is_asked_of_whom_is_in_the_evidence() -> None:
     held_out = HeldOut(40, 30)
     overlap = assess(images, None, held_out=held_out)["verdict"]["membership"]["reason"]
     assert overlap.startswith("30 of 40 held-out images are training images")
+
+
+def test_the_images_whose_pixels_are_there_keep_their_entries() -> None:
+    images = some(6, 6, copies=np.arange(1, 13), groups=np.arange(12) // 2)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    pixels = assessment.Pixels(np.array([1, 7, 3]), pictures, pictures)
+    seen = assessment._Seen(images, pixels)
+    assert (seen.is_train.tolist(), seen.is_control.tolist()) == ([True, False, True], [False, True, False])
+    assert (seen.copies.tolist(), seen.groups.tolist()) == ([2, 8, 4], [0, 3, 1])
+    assert seen.growth.tolist() == images.scores["log_growth"][[1, 7, 3]].tolist()
+    assert seen.of(seen.is_train)["brightness"].tolist() == seen.measured["brightness"][[0, 2]].tolist()
+    assert seen.labels(seen.is_train).tolist() == [0, 1]
+    ungrouped = assessment._Seen(replace(images, groups=None), pixels)
+    assert ungrouped.groups is ungrouped.labels(seen.is_train) is None
+    assert [side.tolist() for side in assessment._sides(images, pixels.positions)] == [
+        [True, False, True], [False, True, False]
+    ]  # fmt: skip
+    uncompared = replace(images, is_compared=np.arange(12) != 3)
+    assert assessment._sides(uncompared, pixels.positions)[0].tolist() == [True, False, False]

@@ -275,3 +275,14 @@ def test_one_group_on_a_side_bounds_nothing_by_its_variance() -> None:
     assert found.value == pytest.approx(4 / 6)
     z, v = float(stats.norm.ppf(0.975)), lambda t: t * (1 - t) * (1 + 0.5 * ((1 - t) / (2 - t) + t / (1 + t))) / 2
     assert (found.low - 4 / 6) ** 2 == pytest.approx(z**2 * v(found.low), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels", [None, (np.array([0, 0, 1]), np.array([2, 3])), (np.array([0, 1, 1]), np.array([1, 2]))]
+)
+def test_two_groups_a_side_have_a_variance(labels: Any) -> None:
+    positives, negatives = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.5])
+    for inflation in (1.0, 1.5):
+        found = auc_interval(positives, negatives, labels, inflation=inflation)
+        expected = written_out(positives, negatives, labels, inflation, 0.95)[:3]
+        assert found[:3] == pytest.approx(expected, abs=1e-7)

@@ -252,3 +252,10 @@ def test_identical_images_are_one_content() -> None:
     assert blind._choose(rows[:1_000], 0).tolist() == rows[:1_000].tolist()
     chosen = blind._choose(rows, 0)
     assert len(set(chosen.tolist())) == 1_000
+
+
+def test_the_seed_is_zero_where_none_is_given() -> None:
+    train, holdout = random_halves(4, 40)
+    assert blind_baseline(train, holdout).p_value == blind_baseline(train, holdout, seed=0).p_value
+    assert blind_baseline(train, holdout).auc == blind_baseline(train, holdout, seed=0).auc
+    assert blind_baseline(train, holdout).auc != blind_baseline(train, holdout, seed=1).auc

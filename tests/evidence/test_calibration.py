@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from latentprint.tasks.evidence.calibration import (
@@ -20,7 +21,7 @@ from latentprint.tasks.evidence.calibration import (
     matrix,
     refit,
 )
-from latentprint.tasks.evidence.logistic import REGULARISATION, LogOdds
+from latentprint.tasks.evidence.logistic import REGULARISATION, LogOdds, Standardised
 from latentprint.tasks.evidence.statistics import Array, auc, standardised_difference
 
 N = 2_000
@@ -312,3 +313,27 @@ def test_norms_at_two_timesteps_are_those_of_either() -> None:
     expected = LogOdds.fit(columns, is_train).of(columns)
     assert areas[found.second.timestep] == pytest.approx(auc(expected[is_train], expected[~is_train]))
     assert found.second.timestep == max(areas, key=lambda t: areas[t])
+
+
+def test_features_that_do_not_vary_stay_nothing_and_the_fit_is_the_minimum() -> None:
+    generator = np.random.default_rng(0)
+    features = np.column_stack([generator.normal(5.0, 2.0, 30), np.full(30, 1e9), np.zeros(30)])
+    found = Standardised.of(features)
+    assert found.z[:, 1:].tolist() == [[0.0, 0.0]] * 30
+    assert (found.means[0], found.scales[0]) == pytest.approx((features[:, 0].mean(), features[:, 0].std()))
+    assert found.scales[1:].tolist() == [1.0, 1.0]
+    assert found.z[:, 0] == pytest.approx((features[:, 0] - found.means[0]) / found.scales[0])
+    is_train = np.arange(30) < 11
+    separated = features + np.column_stack([40.0 * is_train, np.zeros(30), np.zeros(30)])
+    for x in (features, separated):
+        fit = LogOdds.fit(x, is_train)
+        z, sign = Standardised.of(x).z, np.where(is_train, 1.0, -1.0)
+        weight = np.where(is_train, 30 / 22, 30 / 38)
+
+        def objective(beta: Array, z: Array = z, sign: Array = sign, weight: Array = weight) -> float:
+            margins = sign * (z @ beta[:3] + beta[3])
+            return float((beta[:3] ** 2).sum() / 2 + (weight * np.log1p(np.exp(-margins))).sum())
+
+        best = minimize(objective, np.zeros(4), method="BFGS", options={"gtol": 1e-9})
+        assert [*fit.weights, fit.intercept] == pytest.approx(best.x, abs=1e-4)
+        assert objective(np.array([*fit.weights, fit.intercept])) <= best.fun + 1e-12

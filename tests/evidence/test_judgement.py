@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from latentprint.tasks.evidence.comparison import compare
 from latentprint.tasks.evidence.judgement import OFTEN, judge
+from latentprint.tasks.evidence.statistics import reliability_curve, spearman
 
 HITS = np.array([0, 0, 0, 0, 1, 2, 5, 9])
 
@@ -106,3 +108,31 @@ def test_near_duplicates_are_drawn_together() -> None:
     assert alone is not None
     assert together is not None
     assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_a_judgement_is_made_of_comparisons_with_these_options() -> None:
+    generator = np.random.default_rng(0)
+    hits, values = generator.poisson(2.0, 60), generator.normal(size=60)
+    values[3] = np.nan
+    groups = np.arange(60) // 2
+    for name, sign in (("log_growth", 1.0), ("eps_norm", -1.0)):
+        for labels in (None, groups):
+            (found,) = judge({name: values}, hits, 500, labels, seed=2).values()
+            assert (found.n, found.n_excluded, found.n_generated) == (59, 1, 500)
+            assert (found.score, found.higher_is_easier) == (name, sign > 0)
+            for comparison, fewest in ((found.at_least_once, 1), (found.often, 5)):
+                positive = hits >= fewest
+                expected = compare(
+                    values[positive],
+                    values[~positive],
+                    score=name,
+                    hypothesis=comparison.hypothesis,
+                    groups=None if labels is None else (labels[positive], labels[~positive]),
+                    higher_is_positive=sign > 0,
+                    seed=2,
+                )
+                assert comparison == expected
+            assert found.spearman_with_hits == spearman(sign * values, hits.astype(float), 2, labels)
+            assert found.reliability == reliability_curve(sign * values, hits >= 1)
+    first, second = (judge({"eps_norm": values}, hits, 9, **options) for options in ({}, {"seed": 0}))
+    assert first == second

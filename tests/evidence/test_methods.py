@@ -8,6 +8,7 @@ import pytest
 from latentprint.tasks.evidence import methods as module
 from latentprint.tasks.evidence.assessment import ImageScores
 from latentprint.tasks.evidence.methods import methods
+from latentprint.tasks.evidence.statistics import spearman
 
 COPIES = np.array([1, 1, 1, 2, 4, 8, 1, 1])
 IS_TRAIN = np.arange(8) < 6
@@ -41,3 +42,16 @@ def test_of_many_images_a_sample_is_ranked_and_counted(monkeypatch: pytest.Monke
     first, again = (methods(images(sima=np.arange(8.0)), {})["sima"].spearman_with_copies for _ in range(2))
     assert first.n == 5
     assert first == again
+
+
+def test_near_duplicates_are_drawn_together_and_the_sample_is_that_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, scores = np.array([0, 0, 1, 2, 3, 4, 5, 6]), np.array([2.0, 1, 3, 4, 5, 6, 99, -99])
+    found = methods(ImageScores(IS_TRAIN, ~IS_TRAIN, COPIES, {"sima": scores}, groups), {})["sima"]
+    expected = spearman(-scores[:6], COPIES[:6].astype(float), 0, groups[:6])
+    assert found.spearman_with_copies == expected
+    assert expected.p_value is None
+    monkeypatch.setattr(module, "MOST_RANKED", 4)
+    chosen = np.sort(np.random.default_rng(3).permutation(np.arange(6))[:4])
+    found = methods(images(fused=scores), {"fused": 4}, seed=3)["fused"]
+    assert found.spearman_with_copies == spearman(scores[chosen], COPIES[chosen].astype(float), 3)
+    assert (found.evaluations, found.higher_is_easier, found.score) == (4, True, "fused")
