@@ -32,6 +32,7 @@ from latentprint.tasks.datasets.shards import join_manifests, read_shard, write_
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256
 from latentprint.tasks.diffusion.growth import orthonormalise
+from latentprint.tasks.diffusion.layout import locate
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import build_unet
 from latentprint.tasks.parameters import ScoreParameters
@@ -98,7 +99,9 @@ class Bench:
 
     def job(self, model: Path) -> ShardJob:
         checksum = checkpoint_sha256(model)
-        return ShardJob(Scoring(self.run.path, model, checksum, ScoreParameters(timestep=20), 0), self.shard.name)
+        return ShardJob(
+            Scoring(self.run.path, locate(model), checksum, ScoreParameters(timestep=20), 0), self.shard.name
+        )
 
     def efficiency(self, model: Path) -> dict[str, float]:
         """Bare loop over pipeline, and the shares of the pipeline's time of what it does beside the network."""

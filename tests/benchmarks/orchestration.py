@@ -10,6 +10,7 @@ from unittest import mock
 from latentprint.flows.cli.server import configure_environment, prefect_server
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
+from latentprint.tasks.diffusion.layout import Checkpoint
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters
 from latentprint.tasks.score.job import Scoring, ShardJob
 
@@ -29,7 +30,7 @@ def seconds_a_shard(n_shards: int, scratch: Path) -> float:
 
     @flow
     def work() -> float:
-        scoring = Scoring(scratch, scratch, "", ScoreParameters(timestep=20), 0)
+        scoring = Scoring(scratch, Checkpoint(scratch, scratch, None), "", ScoreParameters(timestep=20), 0)
         jobs = [ShardJob(scoring, f"train-{i:06d}.tar") for i in range(n_shards)]
         compute = ComputeParameters(devices=("cpu",), threads=1)
         with workers_for(compute, Progress("scoring", 0, "images")) as (runner, n_workers):
