@@ -215,7 +215,7 @@ def _score(inputs: CardInputs) -> str:
     timestep = how.get("timestep") if timestep is None else f"{timestep}, chosen by cross-fitting"
     return (
         f"Score: log volume growth along K = {setting(how.get('axes'))} axes in N = {setting(how.get('steps'))} steps "
-        f"(one axis: growth in its direction), "
+        f"(one axis: growth in its direction{', along the predicted noise' if how.get('axis') == 'eps' else ''}), "
         f"estimator {markdown_text(how.get('estimator'))}, from timestep {timestep} (Hasegawa & Yasuda, "
         "[arXiv 2503.19429](https://arxiv.org/abs/2503.19429))."
     )

@@ -208,6 +208,8 @@ def evaluations(rows: pa.Table, parameters: Mapping[str, Any]) -> dict[str, int]
     for row in rows.select(["n_axes", "n_steps"]).slice(0, 1).to_pylist():
         first_step = parameters["repeats"] * (row["n_axes"] + 1)
         known |= {"dime": first_step, "log_growth": first_step * row["n_steps"]}
+        if parameters.get("axis") == "eps" and parameters["estimator"] == "jvp":
+            known |= {"dime": first_step + 1, "log_growth": known["log_growth"] + 1}  # the pass that gives the axis
         known["fused"] = known["log_growth"]
     if parameters.get("density") and parameters["density_probes"]:
         known["log_density"] = density_evaluations(parameters["density"], parameters["density_probes"])

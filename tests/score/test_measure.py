@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 
 from latentprint.tasks.compute.batch_size import PROBE_BATCH, probe
@@ -68,6 +70,41 @@ def test_columns_are_what_the_formulas_say(model: LoadedModel, pixels: np.ndarra
         np.testing.assert_allclose(columns[name], values.numpy(), rtol=2e-4, atol=2e-6, err_msg=name)
     assert columns["log_growth_se"] == [None] * 3
     assert columns["n_evaluations"] == [2] * 3
+
+
+@pytest.mark.parametrize(("estimator", "n_evaluations"), [("edge", 2), ("volume", 2), ("jvp", 3)])
+def test_the_axis_along_eps_is_no_draw_and_costs_no_more(
+    estimator: EstimatorName, n_evaluations: int, model: LoadedModel, pixels: np.ndarray
+) -> None:
+    parameters = ScoreParameters(timestep=20, axis="eps", estimator=estimator)
+    columns = measure(model, pixels, HASHES, parameters, 64)
+    assert columns == measure(model, pixels, ["x", "y", "z"], parameters.model_copy(update={"seed": 1}), 64)
+    assert columns["n_evaluations"] == [n_evaluations] * 3
+    drawn = measure(model, pixels, HASHES, ScoreParameters(timestep=20, estimator=estimator), 64)
+    np.testing.assert_allclose(columns["eps_norm"], drawn["eps_norm"], rtol=1e-5)
+    assert not np.allclose(columns["log_growth"], drawn["log_growth"], rtol=0.1)
+    rows = pa.table({"n_axes": columns["n_axes"], "n_steps": columns["n_steps"]})
+    assert evaluations(rows, parameters.model_dump())["log_growth"] == n_evaluations
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"axes": 2}, "--axis eps is one axis and not drawn: leave out --axes and --repeats"),
+        ({"repeats": 2}, "leave out --axes and --repeats"),
+        ({"estimator": "trace"}, "--axis eps goes with --estimator edge, volume, jvp, not trace"),
+    ],
+)
+def test_the_axis_along_eps_is_one(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        ScoreParameters(axis="eps", **options)
+
+
+def test_a_default_that_earlier_runs_did_not_know_goes_unsaid() -> None:
+    assert not {"axis", "labels"} & ScoreParameters().model_dump(mode="json").keys()
+    chosen = ScoreParameters(axis="eps", labels={"cat": 1}).model_dump(mode="json")
+    assert (chosen["axis"], chosen["labels"]) == ("eps", {"cat": 1})
+    assert ScoreParameters(**chosen).model_dump(mode="json") == chosen
 
 
 @pytest.mark.parametrize("estimator", ["edge", "volume", "jvp", "trace", "exact"])
