@@ -21,6 +21,7 @@ from latentprint.tasks.datasets.labels import LabelError
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import image_shape, n_classes
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.code_model import CodeModel
 from latentprint.tasks.diffusion.layout import Source, resolve
 from latentprint.tasks.doctor.checks import (
     ParametersError,
@@ -104,7 +105,8 @@ def _checkpoint(patient: Patient) -> Check:
             "give a diffusers pipeline, a checkpoint of a training, or a network and its --scheduler",
         )
     patient.checkpoint, patient.takes = checkpoint, takes
-    kind = f"{model.schedule.n_timesteps} timesteps, safetensors, all weights finite"
+    weights = "" if isinstance(checkpoint, CodeModel) else ", safetensors, all weights finite"
+    kind = f"{model.schedule.n_timesteps} timesteps{weights}"
     finding = ". ".join([f"takes images of {shape_in_words(*takes)}, {kind}", *checkpoint.choices()]).rstrip(".")
     return Check("checkpoint", "ok", finding, values=dict(zip(("channels", "height", "width"), takes, strict=True)))
 
