@@ -214,6 +214,8 @@ def test_a_config_is_there_and_bounded(unet: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_files_of_a_usual_size_are_read(unet: Path) -> None:
+    limits = (checkpoint_files.LARGEST_CONFIG, checkpoint_files.LARGEST_INDEX, checkpoint_files.LARGEST_CONDITION)
+    assert all(limit <= 2**30 for limit in limits), "what fits into memory"
     names = {f"down_blocks.{i}.resnets.0.conv1.weight": FIRST for i in range(1000)}
     (unet / f"{FIRST}.index.json").write_text(json.dumps({"weight_map": names}))
     (unet / "config.json").write_text(json.dumps(dict.fromkeys(names, 1)))

@@ -227,6 +227,7 @@ def test_draws_are_counted_row_by_row() -> None:
 
 @pytest.mark.parametrize("block", [1, 8, 17, 2**20])
 def test_blocks_of_resamples_do_not_show(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert statistics.BLOCK_COUNTS <= 2**24, "128 MiB"
     monkeypatch.setattr(statistics, "BLOCK_COUNTS", block)
     monkeypatch.setattr(statistics, "N_RESAMPLES", 11)
     blocks = list(resampled_counts(8, 0))

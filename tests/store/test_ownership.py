@@ -21,7 +21,18 @@ from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.parameters import CurateParameters
 from latentprint.tasks.shard import start_afresh
 from latentprint.tasks.store.files import write_json
-from latentprint.tasks.store.ownership import LOCK, MARKER, Kind, building, discard, held, holder, kind_of, mark
+from latentprint.tasks.store.ownership import (
+    LOCK,
+    LONGEST_MARKER,
+    MARKER,
+    Kind,
+    building,
+    discard,
+    held,
+    holder,
+    kind_of,
+    mark,
+)
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.spill import spilling
 from tests.store.runs import write_run
@@ -111,6 +122,7 @@ def test_an_empty_or_new_folder_becomes_ours_as_one_kind_alone(kind: Kind, tmp_p
 
 
 def test_a_run_of_an_earlier_version_is_known_by_its_record(tmp_path: Path) -> None:
+    assert LONGEST_MARKER <= 2**24, "what is read of whatever lies there"
     write_json(tmp_path / "run.json", {"data": {"sources": {}, "fingerprints": {}, "parameters": {}}})
     (tmp_path / "shards").mkdir()
     with held(tmp_path, "run"):

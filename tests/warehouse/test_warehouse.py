@@ -283,6 +283,7 @@ def test_our_own_tables_take_one_thread_and_spill_beside_no_run(run: RunDirector
 
 def test_at_most_so_many_failures_are_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.MOST_FAILURES == 1000
+    assert 2**10 <= module.ROWS_PER_GROUP <= 2**20
     write_scores(run, "train", [("train/x", "X", "train", 1, 1, 1.0)])
     with Warehouse(run) as warehouse:
         assert warehouse.checks()["image_without_one_score"].num_rows == 3
