@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentprint.tasks.evidence.assessment import ImageScores
 from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER
+from latentprint.tasks.evidence.images import ImageScores
 from latentprint.tasks.evidence.statistics import Correlation, Record, spearman
 
 MOST_RANKED = 5_000

@@ -18,7 +18,8 @@ from latentprint.tasks.compute.models import training_record
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.shards import read_pictures
 from latentprint.tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
-from latentprint.tasks.evidence.assessment import ImageScores, Pixels, assess, flag_trained
+from latentprint.tasks.evidence.assessment import assess, flag_trained
+from latentprint.tasks.evidence.images import ImageScores, Pixels
 from latentprint.tasks.evidence.judgement import judge
 from latentprint.tasks.evidence.membership import HeldOut
 from latentprint.tasks.evidence.methods import methods

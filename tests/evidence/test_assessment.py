@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latentprint.tasks.evidence import assessment, comparison, refits, statistics
-from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
+from latentprint.tasks.evidence import assessment, comparison, grounds, refits, statistics
+from latentprint.tasks.evidence.assessment import assess, flag_trained
 from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
 from latentprint.tasks.evidence.calibration import TooFewImages
 from latentprint.tasks.evidence.flags import flag
+from latentprint.tasks.evidence.images import ImageScores
 from latentprint.tasks.evidence.membership import HeldOut
 from latentprint.tasks.evidence.statistics import auc
 from tests.studies.coverage import run
@@ -103,7 +104,7 @@ def test_folds_that_cannot_be_fitted_are_no_traceback(monkeypatch: pytest.Monkey
         raise TooFewImages("19 trained and 40 held-out images: 20 each are needed")
 
     images, pixels = run(64, np.random.default_rng(5), effect=3.0)
-    monkeypatch.setattr(assessment, "refolded", fails)
+    monkeypatch.setattr(grounds, "refolded", fails)
     found = assess(images, None, pixels)["verdict"]["membership"]
     assert found["stability"]["levels"] == {"inconclusive": 10}
     assert found["level"] == "inconclusive"
@@ -203,7 +204,7 @@ def test_what_is_compared_repeated_and_labelled() -> None:
 @pytest.mark.parametrize(("n", "is_there"), [(19, False), (20, True), (21, True)])
 def test_halves_of_the_controls_need_ten_groups_each(n: int, is_there: bool) -> None:
     images = some(5, n)
-    found = assessment._controls(images)["negative"]
+    found = grounds.controls(images)["negative"]
     assert (found["auc"] is not None) == is_there
     assert found["status"] == ("ok" if is_there else "not computable")
     assert found["reason"] == ("" if is_there else "fewer than 20 distinct held-out images")
@@ -216,29 +217,29 @@ def test_halves_of_the_controls_need_ten_groups_each(n: int, is_there: bool) -> 
             list(auc_interval(scores[is_first], scores[~is_first])[1:3])
         )
     in_pairs = replace(images, groups=np.concatenate([np.arange(5), 5 + np.arange(n) // 2]))
-    assert assessment._controls(in_pairs)["negative"]["auc"] is None
-    assert assessment._halves(some(5, 0), "log_growth", 0.95) is None
+    assert grounds.controls(in_pairs)["negative"]["auc"] is None
+    assert grounds._halves(some(5, 0), "log_growth", 0.95) is None
 
 
 def test_an_area_needs_two_groups_a_side_and_some_spread() -> None:
     images = some(3, 3)
     scores, train = images.scores["log_growth"], images.is_train
-    found = assessment._area(images, "log_growth", 1.3, confidence=0.9)
+    found = grounds._area(images, "log_growth", 1.3, confidence=0.9)
     assert found is not None
     labels = np.arange(3), np.arange(3, 6)
     assert found[:3] == pytest.approx(
         auc_interval(scores[train], scores[~train], labels, inflation=1.3, confidence=0.9)[:3]
     )
-    assert assessment._area(replace(images, scores={"log_growth": np.ones(6)}), "log_growth") is None
-    assert assessment._area(replace(images, groups=np.array([0, 1, 2, 3, 3, 3])), "log_growth") is None
-    assert assessment._area(replace(images, groups=np.array([0, 0, 0, 3, 4, 5])), "log_growth") is None
-    assert assessment._area(replace(images, groups=np.array([0, 0, 1, 3, 4, 4])), "log_growth") is not None
+    assert grounds._area(replace(images, scores={"log_growth": np.ones(6)}), "log_growth") is None
+    assert grounds._area(replace(images, groups=np.array([0, 1, 2, 3, 3, 3])), "log_growth") is None
+    assert grounds._area(replace(images, groups=np.array([0, 0, 0, 3, 4, 5])), "log_growth") is None
+    assert grounds._area(replace(images, groups=np.array([0, 0, 1, 3, 4, 4])), "log_growth") is not None
     with_nan = scores.copy()
     with_nan[0] = np.nan
-    left = assessment._area(replace(images, scores={"log_growth": with_nan}), "log_growth")
+    left = grounds._area(replace(images, scores={"log_growth": with_nan}), "log_growth")
     assert left is not None
     assert left.value == pytest.approx(auc(scores[1:3], scores[3:]))
-    lower = assessment._area(images, "eps_norm")
+    lower = grounds._area(images, "eps_norm")
     assert lower is not None
     norms = images.scores["eps_norm"]
     assert lower.value == pytest.approx(auc(-norms[train], -norms[~train]))
@@ -247,7 +248,7 @@ def test_an_area_needs_two_groups_a_side_and_some_spread() -> None:
 def test_pairs_of_held_out_sources_share_one_error() -> None:
     source = np.array([-1] * 4 + [0, 1, 2] * 5)
     images = some(4, 15, source=source)
-    pairs = assessment._between_holdouts(images, "log_growth")
+    pairs = grounds._between_holdouts(images, "log_growth")
     assert [(pair["first"], pair["second"], pair["n"]) for pair in pairs] == [
         (0, 1, [5, 5]), (0, 2, [5, 5]), (1, 2, [5, 5])
     ]  # fmt: skip
@@ -257,17 +258,17 @@ def test_pairs_of_held_out_sources_share_one_error() -> None:
         expected = auc_interval(first, second, confidence=1 - 0.05 / 3)
         assert pair["auc"]["value"] == pytest.approx(expected.value)
         assert pair["auc"]["interval_95"] == pytest.approx([expected.low, expected.high])
-    assert assessment._between_holdouts(some(4, 15), "log_growth") == []
+    assert grounds._between_holdouts(some(4, 15), "log_growth") == []
     few = replace(images, source=np.array([-1] * 4 + [0] * 14 + [1]))
-    assert assessment._between_holdouts(few, "log_growth") == []
+    assert grounds._between_holdouts(few, "log_growth") == []
     two = replace(images, source=np.array([-1] * 4 + [0] * 13 + [1] * 2))
-    assert len(assessment._between_holdouts(two, "log_growth")) == 1
-    assert assessment._differing_holdouts(images, "log_growth") is None
+    assert len(grounds._between_holdouts(two, "log_growth")) == 1
+    assert grounds._differing_holdouts(images, "log_growth") is None
     far = replace(images, scores={"log_growth": scores + 99.0 * (source == 2)})
-    assert assessment._differing_holdouts(far, "log_growth") is None, "of five each nothing is told apart so surely"
+    assert grounds._differing_holdouts(far, "log_growth") is None, "of five each nothing is told apart so surely"
     many = some(4, 60, source=np.array([-1] * 4 + [0, 1] * 30))
     shifted = many.scores["log_growth"] + 9.0 * (many.source == 1)
-    assert assessment._differing_holdouts(replace(many, scores={"log_growth": shifted}), "log_growth") == (0, 1)
+    assert grounds._differing_holdouts(replace(many, scores={"log_growth": shifted}), "log_growth") == (0, 1)
 
 
 def test_flags_are_of_one_control_a_group_and_of_those_that_were_calibrated() -> None:
@@ -289,16 +290,16 @@ def test_the_inflation_is_of_the_share_that_was_calibrated() -> None:
     )
     share = n / int(images.compared.sum())
     assert share == 1.0
-    assert assessment._inflation(images, refit) == pytest.approx(1.5)
+    assert grounds.inflation_of(images, refit) == pytest.approx(1.5)
     half = replace(images, is_compared=np.arange(n) % 2 == 0)
-    assert assessment._inflation(half, refit) == pytest.approx(1.5)
+    assert grounds.inflation_of(half, refit) == pytest.approx(1.5)
     more = np.append(images.is_train, np.zeros(n, bool))
     twice = replace(images, is_train=more, is_control=~more)
-    assert assessment._inflation(twice, refit) == pytest.approx(np.sqrt(1 + 0.5 * 1.25))
-    assert assessment._inflation(images, None) == assessment._inflation(replace(images, calibration=None), refit) == 1.0
-    assert assessment._uncalibrated(images, refit) == ""
-    assert assessment._uncalibrated(images, None) == "too few images are calibrated"
-    assert assessment._uncalibrated(some(4, 4), None) == "the run was scored without calibration"
+    assert grounds.inflation_of(twice, refit) == pytest.approx(np.sqrt(1 + 0.5 * 1.25))
+    assert grounds.inflation_of(images, None) == grounds.inflation_of(replace(images, calibration=None), refit) == 1.0
+    assert grounds._uncalibrated(images, refit) == ""
+    assert grounds._uncalibrated(images, None) == "too few images are calibrated"
+    assert grounds._uncalibrated(some(4, 4), None) == "the run was scored without calibration"
 
 
 def test_the_training_loss_is_ranked_at_each_timestep_and_averaged() -> None:
@@ -308,16 +309,16 @@ def test_the_training_loss_is_ranked_at_each_timestep_and_averaged() -> None:
     losses = {t: generator.normal(size=n) for t in (100, 500)}
     losses[100][3] = np.nan
     known = replace(images.calibration, losses=losses)
-    found = assessment._training_loss(replace(images, calibration=known), 0.9)
+    found = grounds._training_loss(replace(images, calibration=known), 0.9)
     kept = np.arange(n) != 3
     ranks = (stats.rankdata(losses[100], nan_policy="omit") + stats.rankdata(losses[500])) / 2
     train, control = kept & known.is_train, kept & ~known.is_train
     groups = known.groups[train], known.groups[control]
     assert found is not None
     assert found[:3] == pytest.approx(auc_interval(-ranks[train], -ranks[control], groups, confidence=0.9)[:3])
-    controls = assessment._controls(replace(images, calibration=known))["positive"]
+    controls = grounds.controls(replace(images, calibration=known))["positive"]
     assert (controls["timesteps"], controls["status"]) == ([100, 500], "ok")
-    none = assessment._controls(replace(images, calibration=replace(known, losses={})))["positive"]
+    none = grounds.controls(replace(images, calibration=replace(known, losses={})))["positive"]
     assert (none["auc"], none["reason"], none["timesteps"]) == (None, "the loss was not measured", [])
 
 
@@ -360,8 +361,8 @@ def test_the_images_whose_pixels_are_there_keep_their_entries() -> None:
     assert seen.labels(seen.is_train).tolist() == [0, 1]
     ungrouped = assessment._Seen(replace(images, groups=None), pixels)
     assert ungrouped.groups is ungrouped.labels(seen.is_train) is None
-    assert [side.tolist() for side in assessment._sides(images, pixels.positions)] == [
+    assert [side.tolist() for side in grounds.sides(images, pixels.positions)] == [
         [True, False, True], [False, True, False]
     ]  # fmt: skip
     uncompared = replace(images, is_compared=np.arange(12) != 3)
-    assert assessment._sides(uncompared, pixels.positions)[0].tolist() == [True, False, False]
+    assert grounds.sides(uncompared, pixels.positions)[0].tolist() == [True, False, False]

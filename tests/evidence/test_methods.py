@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentprint.tasks.evidence import methods as module
-from latentprint.tasks.evidence.assessment import ImageScores
+from latentprint.tasks.evidence.images import ImageScores
 from latentprint.tasks.evidence.methods import methods
 from latentprint.tasks.evidence.statistics import spearman
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.assessment import ImageScores, assess, flag_trained
+from latentprint.tasks.evidence.assessment import assess, flag_trained
+from latentprint.tasks.evidence.images import ImageScores
 from latentprint.tasks.evidence.methods import methods
 from latentprint.tasks.evidence.statistics import binomial_interval
 from latentprint.tasks.gate.rehearsal import counted as counted_by

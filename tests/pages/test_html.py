@@ -22,7 +22,8 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from latentprint.tasks.evidence.assessment import Pixels, assess
+from latentprint.tasks.evidence.assessment import assess
+from latentprint.tasks.evidence.images import Pixels
 from latentprint.tasks.evidence.judgement import judge
 from latentprint.tasks.pages.further import confounder_table, judgement_table
 from latentprint.tasks.pages.html import ReportInputs, render_report

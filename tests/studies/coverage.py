@@ -28,12 +28,14 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from latentprint.tasks.evidence import refits
-from latentprint.tasks.evidence.assessment import ImageScores, Pixels, flag_trained, judge_membership
+from latentprint.tasks.evidence.assessment import flag_trained
 from latentprint.tasks.evidence.auc import auc_difference, auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
 from latentprint.tasks.evidence.calibration import crossfit
 from latentprint.tasks.evidence.comparison import true_positive_rate
 from latentprint.tasks.evidence.confounders import pixel_statistics
+from latentprint.tasks.evidence.grounds import judge_membership
+from latentprint.tasks.evidence.images import ImageScores, Pixels
 from latentprint.tasks.evidence.refits import CalibrationImages, refit_test
 from latentprint.tasks.evidence.statistics import Array, binomial_interval, median_difference_interval, spearman
 from tests.studies.coverage_reproduction import coverage_reproduction, holds
