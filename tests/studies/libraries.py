@@ -111,7 +111,8 @@ def elucidated_diffusion() -> float:
         s = sigmas[timestep].double()
         y = x * torch.sqrt(1 + s**2)
         clean: Tensor = own.preconditioned_network_forward(y, s.expand(2))
-        return (y - clean) / s
+        noise: Tensor = (y - clean) / s
+        return noise
 
     return _largest(model, x, said)
 
@@ -153,7 +154,8 @@ def text(prompt: str, has_tokenizer_json: bool) -> float:
     require_sane(model)
     x = draw(1, 2, 4, 8, 8).float()
     states = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
-    _require_close(model.denoiser.network.condition, states[0])
+    network: Any = model.denoiser.network
+    _require_close(network.condition, states[0])
 
     def said(timestep: int) -> Tensor:
         noise: Tensor = unet(x, timestep, encoder_hidden_states=states.expand(2, -1, -1)).sample
