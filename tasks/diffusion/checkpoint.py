@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def _load_part(part: Path, dtype: torch.dtype, variant: str = "") -> Any:
     weights, config = require_weights(part, variant), read_config(part / CONFIG)
     kind = getattr(diffusers, _network_class(config))
     with quiet_diffusers():
-        require_modest(part, kind, config, weights, dtype.itemsize)
+        require_modest(part, partial(kind.from_config, config), weights, dtype.itemsize)
     try:
         with quiet_diffusers():
             network, info = kind.from_pretrained(

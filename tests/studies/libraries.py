@@ -25,8 +25,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser, require_sane
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import resolve
-from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.files import read_json, write_json
 from tests.diffusion.oracles import draw
 from tests.studies.models import RESULTS
 
@@ -161,7 +162,22 @@ def text(prompt: str, has_tokenizer_json: bool) -> float:
         noise: Tensor = unet(x, timestep, encoder_hidden_states=states.expand(2, -1, -1)).sample
         return noise
 
-    return _largest(model, x, said)
+    difference = _largest(model, x, said)
+    _require_refused(folder)
+    return difference
+
+
+def _require_refused(folder: Path) -> None:
+    """An encoder whose config asks for far more than its weights is refused before it is built."""
+    path = folder / "text_encoder" / "config.json"
+    write_json(path, {**read_json(path), "num_hidden_layers": 100_000})
+    try:
+        load_denoiser(str(folder), "cpu")
+    except CheckpointError as error:
+        if "its config implies more than" not in str(error):
+            raise
+        return
+    raise AssertionError(f"{path} was built")
 
 
 def _without_torchvision() -> None:
