@@ -11,7 +11,7 @@ from typing import Any
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.code_model import require_consent
-from latentprint.tasks.diffusion.layout import Source, resolve
+from latentprint.tasks.diffusion.layout import Resolved, Source, resolve
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
 from latentprint.tasks.parameters import ModelParameters
@@ -21,7 +21,7 @@ logger = logging.getLogger("latentprint")
 
 
 @lru_cache(maxsize=1)
-def loaded_model(model: Path | Source, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
+def loaded_model(model: Source, expected_sha256: str, device: str, precision: Precision = "fp32") -> LoadedModel:
     """The checkpoint on a device, kept for the next call.
 
     Raises:
@@ -33,7 +33,7 @@ def loaded_model(model: Path | Source, expected_sha256: str, device: str, precis
     return load_denoiser(model, device, DTYPES[precision])
 
 
-def scored_model(directory: RunDirectory) -> tuple[Source, str]:
+def scored_model(directory: RunDirectory) -> tuple[Resolved, str]:
     """The checkpoint that the run was scored with, and its hash.
 
     Raises:
@@ -51,7 +51,7 @@ def scored_model(directory: RunDirectory) -> tuple[Source, str]:
     return model, checksum
 
 
-def record_loading(directory: RunDirectory, model: Source, loading: ModelParameters) -> None:
+def record_loading(directory: RunDirectory, model: Resolved, loading: ModelParameters) -> None:
     """Say in ``run.json`` how the model is read and what was chosen, where either is not the default."""
     notes: dict[str, Any] = {}
     if loading != ModelParameters():

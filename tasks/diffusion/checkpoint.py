@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,12 @@ class LoadedModel:
         return replace(self, denoiser=self.denoiser.of_class(label))
 
 
-def checkpoint_sha256(model: Path | Source) -> str:
+def checkpoint_sha256(model: Source) -> str:
     """:meth:`Checkpoint.sha256`, or of code that builds a model :meth:`CodeModel.sha256`."""
     return model.sha256() if isinstance(model, CodeModel) else located(model).sha256()
 
 
-def load_denoiser(model: str | Path | Source, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_denoiser(model: str | Source, device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a checkpoint for evaluation.
 
     Args:
@@ -201,7 +202,7 @@ def require_sane(model: LoadedModel) -> None:
         )
 
 
-def state_shape(model: Path | Source) -> Shape:
+def state_shape(model: Source) -> Shape:
     """What the checkpoint's network diffuses, from its config alone: no weights are loaded.
 
     Raises:
@@ -228,7 +229,7 @@ def state_shape(model: Path | Source) -> Shape:
     return shape
 
 
-def image_shape(model: Path | Source) -> Shape:
+def image_shape(model: Source) -> Shape:
     """The images that the checkpoint was trained on, from its configs alone.
 
     Raises:
@@ -246,7 +247,7 @@ def image_shape(model: Path | Source) -> Shape:
     return positive(path, "in_channels", config.get("in_channels")), height * factor, width * factor
 
 
-def n_classes(model: Path | Source) -> int | None:
+def n_classes(model: Source) -> int | None:
     """Classes of a class-conditional checkpoint; None if it is not."""
     if isinstance(model, CodeModel):
         return described(model).n_classes
@@ -278,7 +279,7 @@ def _load_part(part: Path, dtype: torch.dtype, variant: str = "") -> Any:
     weights, config = require_weights(part, variant), read_config(part / CONFIG)
     kind = getattr(diffusers, _network_class(config))
     with quiet_diffusers():
-        require_modest(part, kind, config, weights, dtype.itemsize)
+        require_modest(part, partial(kind.from_config, config), weights, dtype.itemsize)
     try:
         with quiet_diffusers():
             network, info = kind.from_pretrained(

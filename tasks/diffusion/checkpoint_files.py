@@ -15,7 +15,7 @@ import re
 import resource
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -229,11 +229,11 @@ def _check_index(path: Path) -> None:
         raise CheckpointError(f"{path}: names {outside!r:.80}, which is no file beside it")
 
 
-def require_modest(part: Path, kind: Any, config: dict[str, Any], weights: Weights, n_bytes: int) -> None:
+def require_modest(part: Path, make: Callable[[], object], weights: Weights, n_bytes: int) -> None:
     """Does the network that a config implies have about the weights that are there, and is there memory for them?
 
     Args:
-        kind: class of the network.
+        make: builds the network of the config.
         n_bytes: of a weight in memory.
 
     Raises:
@@ -244,7 +244,7 @@ def require_modest(part: Path, kind: Any, config: dict[str, Any], weights: Weigh
         raise CheckpointError(f"{part}: its weights need {needed:.3g} bytes of memory, {free:.3g} are free")
     try:
         with _counting(SLACK * weights.n_tensors + 64, SLACK * weights.n_numbers + 2**20), torch.device("meta"):
-            kind.from_config(config)
+            make()
     except Oversized as error:
         raise CheckpointError(
             f"{part}: its config implies {error}, but {weights.n_tensors} tensors of {weights.n_numbers} "

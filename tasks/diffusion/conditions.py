@@ -16,6 +16,7 @@ from latentprint.tasks.diffusion.checkpoint_files import (
     quiet_diffusers,
     read_condition,
     read_config,
+    require_modest,
     require_weights,
 )
 from latentprint.tasks.diffusion.layout import CONFIG, Checkpoint
@@ -62,19 +63,22 @@ def text_states(pipeline: Path, text: str) -> Tensor:
         CheckpointError: transformers is not installed, or encoder or tokenizer cannot be read.
     """
     part = pipeline / "text_encoder"
-    found = (read_config(part / CONFIG).get("architectures") or [None])[0]
+    config = read_config(part / CONFIG)
+    names = config.get("architectures")
+    found = names[0] if isinstance(names, list) and names else names
     if found != TEXT_ENCODER:
         raise CheckpointError(
             f"{part}: a {found!r:.80}, only {TEXT_ENCODER} is read: save its states of the text as condition.npy"
         )
     weights = require_weights(part)
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
         from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise CheckpointError(f"{part}: texts need the package transformers: pip install transformers") from error
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()
+    require_modest(part, lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)), weights, torch.float32.itemsize)
     try:
         with quiet_diffusers(), torch.inference_mode():
             tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer", local_files_only=True)
@@ -85,7 +89,7 @@ def text_states(pipeline: Path, text: str) -> Tensor:
                 variant=weights.variant or None,
                 dtype=torch.float32,
             ).eval()
-            length = tokenizer.model_max_length
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
             tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
             states: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0][0].clone()

@@ -111,8 +111,10 @@ def _read_of(folder: Path) -> dict[str, Path]:
     return {name: p for name, p in own.items() if p.suffix in (".json", ".safetensors") or name == "merges.txt"}
 
 
-Source = Checkpoint | CodeModel
-"""Where a model comes from."""
+Resolved = Checkpoint | CodeModel
+"""Where a model comes from, with the options it is read with."""
+Source = Path | Resolved
+"""The same, or a folder alone."""
 
 
 def located(model: Path | Checkpoint) -> Checkpoint:
@@ -161,7 +163,7 @@ def _require_one(folder: Path) -> None:
         )
 
 
-def resolve(model: str, scheduler: str = "", variant: str = "", prompt: str = "") -> Source:
+def resolve(model: str, scheduler: str = "", variant: str = "", prompt: str = "") -> Resolved:
     """What ``model`` names: a folder, code ``module:function``, or a download if it is a name on the Hugging Face hub.
 
     Args:

@@ -68,7 +68,7 @@ def grid_of(schedule: TrainedSchedule, name: Grid) -> Schedule:
     return grid
 
 
-def load_schedule(model: Path | Source) -> tuple[TrainedSchedule, PredictionType]:
+def load_schedule(model: Source) -> tuple[TrainedSchedule, PredictionType]:
     """The schedule that the checkpoint was trained with, and what its network predicts; no weights are loaded.
 
     Raises:

@@ -22,7 +22,7 @@ from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import image_shape, n_classes
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.code_model import CodeModel
-from latentprint.tasks.diffusion.layout import Source, resolve
+from latentprint.tasks.diffusion.layout import Resolved, resolve
 from latentprint.tasks.doctor.checks import (
     ParametersError,
     check_parameters,
@@ -111,7 +111,7 @@ def _checkpoint(patient: Patient) -> Check:
     return Check("checkpoint", "ok", finding, values=dict(zip(("channels", "height", "width"), takes, strict=True)))
 
 
-def _parameters(patient: Patient, checkpoint: Source) -> Check:
+def _parameters(patient: Patient, checkpoint: Resolved) -> Check:
     scoring = patient.scoring
     try:
         check_parameters(checkpoint, scoring)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.diffusion.checkpoint import Shape
-from latentprint.tasks.diffusion.layout import Source
+from latentprint.tasks.diffusion.layout import Resolved
 from latentprint.tasks.parameters import (
     ComputeParameters,
     ExtractParameters,
@@ -62,7 +62,7 @@ class Patient:
     reuse: Path | None = None
     before: Path | None = None
     loading: ModelParameters = field(default_factory=ModelParameters)
-    checkpoint: Source | None = None
+    checkpoint: Resolved | None = None
     takes: Shape | None = None
     """Images that the checkpoint takes."""
     devices: list[str] = field(default_factory=list)

@@ -18,7 +18,7 @@ from latentprint.tasks.compute.devices import threads_for
 from latentprint.tasks.compute.progress import duration
 from latentprint.tasks.datasets.decoding import channels_first
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
-from latentprint.tasks.diffusion.layout import Source
+from latentprint.tasks.diffusion.layout import Resolved
 from latentprint.tasks.doctor.extraction import extraction_seconds
 from latentprint.tasks.doctor.patient import Check, Patient, size
 from latentprint.tasks.errors import first_line
@@ -40,7 +40,7 @@ class _Cost(NamedTuple):
     n_images: int
 
 
-def probe_network(patient: Patient, checkpoint: Source, devices: list[str]) -> list[Check]:
+def probe_network(patient: Patient, checkpoint: Resolved, devices: list[str]) -> list[Check]:
     """Are scores finite; memory a batch and time for all items, from a few timed evaluations on the first device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_for(patient.compute, devices))
@@ -53,7 +53,7 @@ def probe_network(patient: Patient, checkpoint: Source, devices: list[str]) -> l
         torch.set_num_threads(threads)
 
 
-def _evaluated(patient: Patient, checkpoint: Source, devices: list[str]) -> list[Check]:
+def _evaluated(patient: Patient, checkpoint: Resolved, devices: list[str]) -> list[Check]:
     model = load_denoiser(checkpoint, devices[0])
     max_batch = patient.compute.batch_size or auto_batch_size(model)
     model = model.of_class(0 if model.n_classes else None)

@@ -246,6 +246,8 @@ def test_a_text_needs_an_encoder_the_package_and_a_network_that_takes_one(
     (folder / "condition.npy").unlink()
     assert locate(folder).choices() == ["The model is told the empty text; --prompt gives another."]
     assert "a 'T5EncoderModel', only CLIPTextModel is read: save its states of the text as condition" in refusal(folder)
+    (encoder / "config.json").write_text(json.dumps({"architectures": {"0": 1}}))
+    assert "a {'0': 1}, only CLIPTextModel is read" in refusal(folder)
     (encoder / "config.json").write_text(json.dumps({"architectures": ["CLIPTextModel"]}))
     assert "/text_encoder: no .safetensors weights" in refusal(folder)
     save_file({"a": torch.zeros(2)}, encoder / "model.safetensors")

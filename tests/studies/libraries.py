@@ -25,8 +25,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser, require_sane
+from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import resolve
-from latentprint.tasks.store.files import write_json
+from latentprint.tasks.store.files import read_json, write_json
 from tests.diffusion.oracles import draw
 from tests.studies.models import RESULTS
 
@@ -111,8 +112,8 @@ def elucidated_diffusion() -> float:
         s = sigmas[timestep].double()
         y = x * torch.sqrt(1 + s**2)
         clean: Tensor = own.preconditioned_network_forward(y, s.expand(2))
-        eps: Tensor = (y - clean) / s
-        return eps
+        noise: Tensor = (y - clean) / s
+        return noise
 
     return _largest(model, x, said)
 
@@ -154,13 +155,29 @@ def text(prompt: str, has_tokenizer_json: bool) -> float:
     require_sane(model)
     x = draw(1, 2, 4, 8, 8).float()
     states = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
-    _require_close(vars(model.denoiser.network)["condition"], states[0])
+    network: Any = model.denoiser.network
+    _require_close(network.condition, states[0])
 
     def said(timestep: int) -> Tensor:
         noise: Tensor = unet(x, timestep, encoder_hidden_states=states.expand(2, -1, -1)).sample
         return noise
 
-    return _largest(model, x, said)
+    difference = _largest(model, x, said)
+    _require_refused(folder)
+    return difference
+
+
+def _require_refused(folder: Path) -> None:
+    """An encoder whose config asks for far more than its weights is refused before it is built."""
+    path = folder / "text_encoder" / "config.json"
+    write_json(path, {**read_json(path), "num_hidden_layers": 100_000})
+    try:
+        load_denoiser(str(folder), "cpu")
+    except CheckpointError as error:
+        if "its config implies more than" not in str(error):
+            raise
+        return
+    raise AssertionError(f"{path} was built")
 
 
 def _without_torchvision() -> None:
