@@ -235,3 +235,10 @@ def test_low_precision_keeps_the_ranks_of_exact_tangents_but_not_of_differences(
     assert agreement(torch.float32, "edge") > 0.995
     assert agreement(torch.bfloat16, "jvp") > 0.995
     assert agreement(torch.bfloat16, "edge") < 0.9
+
+
+@pytest.mark.parametrize("max_batch", [None, 1, 2, 3, 5, 8])
+def test_tangents_count_as_one_evaluation_each_and_one_for_the_base_pass_in_any_cut(max_batch: int | None) -> None:
+    model = Denoiser(lambda x, t: x**2, linear_ddpm(), dtype=torch.float64)
+    exact_tangents(model, X, 200.0, DIRECTIONS, max_batch=max_batch)
+    assert model.n_evaluations == len(X) * (DIRECTIONS.shape[1] + 1)

@@ -50,7 +50,7 @@ AREAS: dict[str, tuple[str, float, float]] = {
     "sql/history": ("sql/history/*.sql", 0.0, 1.0),
     "sql/checks": ("sql/checks/*.sql", 0.0, 1.0),
     "evidence": ("tasks/evidence/*.py", 0.9, 0.93),
-    "diffusion": ("tasks/diffusion/*.py", 0.9, 0.95),
+    "diffusion": ("tasks/diffusion/*.py", 0.9, 0.94),
     "shards": ("tasks/datasets/shards.py", 0.5, 1.0),
     "decoding": ("tasks/datasets/decoding.py", 0.5, 0.85),
     "store": ("tasks/store/*.py", 0.5, 1.0),
