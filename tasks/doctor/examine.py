@@ -123,7 +123,7 @@ def _parameters(patient: Patient, checkpoint: Resolved) -> Check:
     return Check("parameters", "ok", steps, values=scoring.model_dump(mode="json"))
 
 
-def _labels(patient: Patient, checkpoint: Source) -> Check:
+def _labels(patient: Patient, checkpoint: Resolved) -> Check:
     """Has each label a class of the model? Those that are read in time are looked at; an audit reads all."""
     deadline = time.monotonic() + LABEL_SECONDS
     try:

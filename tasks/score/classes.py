@@ -22,7 +22,7 @@ logger = logging.getLogger("latentprint")
 
 
 def planned(
-    model: Path | Source,
+    model: Source,
     parameters: ScoreParameters,
     sources: Mapping[str, str],
     run: RunDirectory,
@@ -50,7 +50,7 @@ def planned(
 
 
 def classes_of_sources(
-    model: Path | Source,
+    model: Source,
     parameters: ScoreParameters,
     sources: Mapping[str, str],
     before: Path | None = None,
@@ -72,7 +72,7 @@ def _given(parameters: ScoreParameters, before: Path | None) -> Ids | None:
     return recorded_classes(RunDirectory(before).read_record())
 
 
-def planned_from_run(model: Path | Source, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:
+def planned_from_run(model: Source, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:
     """The same parameters with the classes of the labels in the manifest; those that the run was begun with stay.
 
     Raises:
