@@ -136,6 +136,8 @@ def settle(
                 f"{of_source[None]}: no label, and this model's {n_classes} classes need one of each image"
             )
     classes = _classes(n_classes, labels, carried, given, given_by)
+    if given is None:
+        _require_ids_once(labels, carried)
     for source, of_source in labels.items():
         for label, uri in of_source.items():
             _require_class(str(label), uri, source, classes, n_classes)
@@ -157,7 +159,7 @@ def _classes(
             )
         return Classes(given, f"by {given_by}")
     if ids := carried.get("train"):
-        kept = {name: index for name, index in ids.items() if index < n_classes}
+        kept = {name: index for name, index in ids.items() if 0 <= index < n_classes}
         same = all(_is_index(name, n_classes) and int(name) == index for name, index in kept.items())
         return Classes(None if same else kept, "as the data set says")
     if all(_is_index(label, n_classes) for of_source in labels.values() for label in map(str, of_source)):
@@ -181,6 +183,12 @@ def _require_class(label: str, uri: str, source: str, classes: Classes, n_classe
         f"{uri}: label {shortened(label, 40)} of {which} image has no class among this model's {n_classes} "
         f"({classes.rule}): {REMEDY}"
     )
+
+
+def _require_ids_once(labels: Mapping[str, Labels], carried: Mapping[str, Ids]) -> None:
+    for source, ids in carried.items():
+        if twice := [label for label in map(str, labels.get(source, ())) if ids.get(label, 0) < 0]:
+            raise LabelError(f"label {shortened(twice[0], 40)} has different ids in files of --{source}: {REMEDY}")
 
 
 def _require_agreement(classes: Classes, labels: Mapping[str, Labels], carried: Mapping[str, Ids]) -> None:

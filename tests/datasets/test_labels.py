@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from latentprint.tasks.datasets.labels import Classes, LabelError, class_ids_of, labels_of, read_labels, settle
-from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.datasets.sources import open_source
 
 FASHION = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -165,8 +165,10 @@ def test_files_of_one_data_set_that_number_classes_differently_are_refused(tmp_p
     folder.mkdir()
     parquet_of(folder / "0.parquet", [0], ["a", "b"])
     parquet_of(folder / "1.parquet", [0], ["b", "a"])
-    with pytest.raises(SourceError, match=r"1\.parquet: label b is class 0 here and 1 in another file"):
-        open_source(folder).class_ids()
+    assert open_source(folder).class_ids() == {"a": -1, "b": -1}
+    with pytest.raises(LabelError, match="label a has different ids in files of --train: give --labels"):
+        settled(2, folder)
+    assert settled(2, folder, given={"a": 1, "b": 0}).ids == {"a": 1, "b": 0}
 
 
 def test_labels_are_read_as_the_images_have_them(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Source(ABC):
         return ((item.uri, item.label) for item in self if not isinstance(item.content, Rejected))
 
     def class_ids(self) -> dict[str, int]:
-        """Label -> class index, where the source says so of itself."""
+        """Label -> class index, where the source says so of itself; -1 for a label of which it says two."""
         return {}
 
 

@@ -84,16 +84,10 @@ class ImageTables(Source):
                 yield from ((f"{file}#{row}", label) for row, label in enumerate(islice(_labels(file, stream), most)))
 
     def class_ids(self) -> dict[str, int]:
-        """By the metadata of its files.
-
-        Raises:
-            SourceError: two files give a label different ids.
-        """
         found: dict[str, int] = {}
         for file in self._files():
             for name, index in _class_ids(file).items():
-                if found.setdefault(name, index) != index:
-                    raise SourceError(f"{file}: label {name} is class {index} here and {found[name]} in another file")
+                found[name] = index if found.get(name, index) == index else -1
         return found
 
     def _files(self) -> list[Location]:
