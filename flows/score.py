@@ -55,7 +55,7 @@ def score(
         ShardsFailed: some shards could not be scored; all others were, and running again tries those once more.
         CalibrationFailed: some shards could not be calibrated on, so that nothing is scored.
         WorkerDied: each that scores images again.
-        LabelError: labels of the images are no classes of a class-conditional model.
+        LabelError: labels of the images are not classes of a class-conditional model.
         CheckpointError, OSError: the checkpoint changed under the run, or the disk is full.
     """
     directory, checkpoint = RunDirectory(run), resolve(model, **loading.model_dump())

@@ -27,7 +27,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     """A regular file, or a link to one, for reading: never a pipe, device or socket, which may not end.
 
     Raises:
-        OSError: it is not there, is no regular file, or may not be read.
+        OSError: it is not there, is not a regular file, or may not be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
     if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):

@@ -42,7 +42,7 @@ def convert(source: str, out: Path, scheduler: str = "") -> dict[str, Any]:
         source: a folder as :func:`latentprint.tasks.diffusion.layout.resolve` reads it.
 
     Raises:
-        CheckpointError: it is no such folder, a pickle holds anything but tensors, or what comes out does not load.
+        CheckpointError: it is not such a folder, a pickle holds anything but tensors, or what comes out does not load.
     """
     path = Path(source)
     if path.is_file() and path.suffix in (*PICKLED, ".safetensors"):

@@ -109,8 +109,8 @@ class RemoteRun:
             without: beginnings of paths that are left there.
 
         Raises:
-            RunError: the store does not answer, or refuses; what lies there is no run, or would be written outside the
-                copy: then nothing is.
+            RunError: the store does not answer, or refuses; what lies there is not a run, or would be written
+                outside the copy: then nothing is.
         """
         stored = self._stored()
         paths = {name: self._path(name) for name in stored if not _is_hidden(name)}

@@ -69,7 +69,7 @@ def load_weights(file: Path, content_hashes: list[str]) -> torch.Tensor:
     """How often each image is to be drawn, (N,), from ``curation.parquet`` of a cleaned set.
 
     Raises:
-        SourceError: the file is no such table, or speaks of other images.
+        SourceError: the file is not such a table, or speaks of other images.
     """
     try:
         with open_regular(file) as stream:
@@ -80,7 +80,7 @@ def load_weights(file: Path, content_hashes: list[str]) -> torch.Tensor:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise SourceError(f"{file}: no curation.parquet of a cleaned set ({error}): see latentprint curate") from error
     if not all(weight is not None and 0.0 <= weight < math.inf for weight in known.values()):
-        raise SourceError(f"{file}: a weight is negative or no number: write it anew with latentprint curate")
+        raise SourceError(f"{file}: a weight is negative, or not a number: write it anew with latentprint curate")
     missing = sum(name not in known for name in content_hashes)
     if missing:
         raise SourceError(f"{file}: says nothing of {missing} of the images: it belongs to another cleaned set")

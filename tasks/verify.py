@@ -219,7 +219,7 @@ def _part_findings(run: RunDirectory, shard: str, rows: Rows, made_from: dict[st
 
 
 def _unwanted(sample_id: str, rows: Rows, seen: set[str]) -> str:
-    """Why a score does not belong into its part."""
+    """Why a score does not belong in its part."""
     if sample_id in seen:
         return "scored twice"
     row = next((row for row in rows if row["sample_id"] == sample_id), None)

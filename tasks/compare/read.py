@@ -26,7 +26,7 @@ def compare(before: Path, after: Path, out: Path | None = None, redact: bool = F
         Where it is, and the levels of each run's two answers.
 
     Raises:
-        RunError: one is no run directory, has no evidence yet, or is not what was written; both are the same; or the
+        RunError: one is not a run directory, has no evidence yet, or is not what was written; both are the same; or the
             page cannot be written.
     """
     out = out or RunDirectory(after).comparison

@@ -24,7 +24,7 @@ def grouped(jobs: list[J], n_devices: int) -> list[list[J]]:
 
 
 def done_alone(task: Task[..., T], arguments: dict[str, Any], runner: TaskRunner[Any]) -> T:
-    """What a task returns that is no group of shards.
+    """What a task returns that is not a group of shards.
 
     Raises:
         WorkerDied: each time it was tried.

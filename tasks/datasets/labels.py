@@ -29,7 +29,7 @@ from latentprint.tasks.store.splits import split_of
 LARGEST_MAP = 2**24
 """Bytes of a file of labels."""
 MOST_LABELS = 2**16
-"""Distinct labels of a source that are looked at: more are no classes."""
+"""Distinct labels of a source that are looked at: more are not classes."""
 MOST_NAMED = 5
 """Labels that a message names."""
 
@@ -42,7 +42,7 @@ REMEDY = f"give --labels map.json, {EXAMPLE}"
 
 
 class LabelError(UserError):
-    """The labels of the images are no classes of the model."""
+    """The labels of the images are not classes of the model."""
 
 
 class Classes(NamedTuple):
@@ -96,7 +96,7 @@ def labels_of(items: Iterable[tuple[str, str | None]], deadline: float = math.in
         if label not in found:
             found[label] = uri
             if len(found) > MOST_LABELS:
-                raise LabelError(f"{uri}: more than {MOST_LABELS} distinct labels are no classes: {REMEDY}")
+                raise LabelError(f"{uri}: more than {MOST_LABELS} distinct labels are not classes: {REMEDY}")
         if time.monotonic() > deadline:
             break
     return found
@@ -167,7 +167,7 @@ def _classes(
     if len(trained) == n_classes and not all(map(_is_number, trained)):
         return Classes({name: index for index, name in enumerate(trained)}, "names in sorted order")
     some = ", ".join(shortened(name, 40) for name in trained[:MOST_NAMED]) + ", ..." * (len(trained) > MOST_NAMED)
-    reason = "numbers that are no indices of it" if len(trained) == n_classes else "which are not as many"
+    reason = "numbers that are not indices of it" if len(trained) == n_classes else "which are not as many"
     raise LabelError(
         f"the model has {n_classes} classes and the training images {len(trained)} labels ({some}), {reason}: {REMEDY}"
     )

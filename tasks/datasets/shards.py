@@ -130,7 +130,7 @@ def join_manifests(parts: list[Path], manifest: Path) -> None:
     """Concatenate the sources' manifests and see what recurs in them.
 
     Each content's repeats within its split are numbered: ``copies``, ``occurrence``. Near duplicates are looked for
-    across the splits, since a holdout image that nearly is a training image is no control: ``near_duplicate_group`` is
+    across the splits, since a holdout image that nearly is a training image is unfit: ``near_duplicate_group`` is
     null for an image that has no near duplicate but exact copies of itself. An image of several held-out sources is of
     the first that has it: there it is number 0.
     """

@@ -226,7 +226,7 @@ def _check_index(path: Path) -> None:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged ({in_a_line(error)}): put it back") from error
     if outside is not None:
-        raise CheckpointError(f"{path}: names {outside!r:.80}, which is no file beside it")
+        raise CheckpointError(f"{path}: names {outside!r:.80}, which is not a file beside it")
 
 
 def require_modest(part: Path, make: Callable[[], object], weights: Weights, n_bytes: int) -> None:

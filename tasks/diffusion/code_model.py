@@ -115,7 +115,7 @@ def build(model: CodeModel) -> Model:
     """Import the module, and call the function.
 
     Raises:
-        CheckpointError: either fails, or what comes back is no model.
+        CheckpointError: either fails, or what comes back is not a model.
     """
     module_name, _, function = model.name.partition(":")
     if str(model.place) not in sys.path:
@@ -176,7 +176,7 @@ def _schedule(model: CodeModel, made: Model) -> TrainedSchedule:
     try:
         numbers = tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{model}: {name} is no list of numbers ({in_a_line(error)})") from error
+        raise CheckpointError(f"{model}: {name} is not a list of numbers ({in_a_line(error)})") from error
     signal = numbers if name == "alphas_cumprod" else [1.0 / (1.0 + s**2) if s > 0.0 else 2.0 for s in numbers]
     if not falls(signal):
         words = "fall from at most 1 towards 0" if name == "alphas_cumprod" else "rise from above 0"

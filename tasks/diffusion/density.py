@@ -17,7 +17,7 @@ so that the rule is exact there. (The exact log-determinant of each DDIM step, t
 What it is the density of: the trained state at the first timestep, the images with the schedule's first noise still on
 them (sigma_0, 0.01 in diffusers' default), per unit of pixel values -1 ... 1; log p therefore has a peak of
 -d/2 log(2 pi sigma_0^2) - log n at each of n isolated training images. Of a latent diffusion model it is the density of
-the latent *code*; the autoencoder's own determinant is no part of it.
+the latent *code*; the autoencoder's own determinant is not part of it.
 
 Sources: Chen et al. 2018, arXiv 1806.07366; Grathwohl et al. 2019 (FFJORD), arXiv 1810.01367; Song et al. 2021,
 arXiv 2011.13456, appendix D.2; the variables: Karras et al. 2022, arXiv 2206.00364.

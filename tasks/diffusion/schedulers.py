@@ -38,7 +38,7 @@ EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 NO_FLOW = {
     "CMStochasticIterativeScheduler": "a consistency model, which maps noise to an image at once and predicts no noise"
 }
-"""Schedulers of networks that are no denoiser (the mean of clean images given a noised one), which the ODE needs."""
+"""Schedulers of networks that are not denoisers (the mean of clean images given a noised one), which the ODE needs."""
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 GRID_TOLERANCE = 0.02
@@ -124,7 +124,7 @@ def _score_based(path: Path, config: dict[str, Any], class_name: str) -> Varianc
     of KarrasVeScheduler evaluates the same networks, with levels for pixels in [-1, 1]."""
     least, most = (config.get(name, default) for name, default in zip(_RANGE, SCORE_BASED[class_name][:2], strict=True))
     if not all(isinstance(level, int | float) for level in (least, most)) or not 0.0 < least < most <= LARGEST:
-        raise CheckpointError(f"{path}: sigma_min {least!r:.80} and sigma_max {most!r:.80} are no range of noise")
+        raise CheckpointError(f"{path}: sigma_min {least!r:.80} and sigma_max {most!r:.80} are not a range of noise")
     n = positive(path, "num_train_timesteps", config.get("num_train_timesteps", SCORE_BASED[class_name][2]))
     unit = 2.0 if class_name == "ScoreSdeVeScheduler" else 1.0
     levels = [unit * least * (most / least) ** (i / max(n - 1, 1)) for i in range(n)]

@@ -107,7 +107,7 @@ def assess(
 def flag_trained(images: ImageScores, why_void: str = "") -> Flags:
     """All training images, in their order, held by the verdict's score against the controls.
 
-    A control is one image of each near-duplicate group: further ones are no draws of their own. Where a score was
+    A control is one image of each near-duplicate group: further ones are not draws of their own. Where a score was
     fitted, it is of the calibration images, so that controls and training images were scored by fits of one size; a
     training image that no fit has seen scores like those or nearer to the middle, which is on the safe side.
 

@@ -4,7 +4,7 @@ r"""Membership: were these images trained on? One answer, from one score that wa
                    permutation test (Holm) rejects at 2.5% one-sided, the score beats the pixels alone by the lower
                    bound of the paired difference, and a score of known direction lies above 0.5 too
     not_shown      none of this, and nothing speaks against the controls; said with the least AUC that would have shown
-    inconclusive   too few images, the held-out images are no control group, or a score of known direction separates
+    inconclusive   too few images, the held-out images are not a control group, or a score of known direction separates
                    what the calibrated one does not
 
 The controls are none where pixels alone tell them from the training images, where most of them are training images,
@@ -232,7 +232,7 @@ def _unusable(grounds: Grounds) -> str:
 
 
 def _no_controls(grounds: Grounds) -> str:
-    """Why the held-out images are no control group."""
+    """Why the held-out images are not a control group."""
     for what, area in {**grounds.directed, "The calibrated score": grounds.auc}.items():
         if area is not None and area.high < 0.5:
             return WHOLLY_BELOW.format(what=what, high=area.high)

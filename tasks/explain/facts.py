@@ -193,7 +193,7 @@ def _conformal(standing: Row) -> Row:
     """p = (1 + controls that score at least as high) / (1 + controls), of which it is none itself."""
     head: Row = {"n_controls": standing["n_controls"], "p_value": None, "q_value": None, "is_flagged": None}
     if not standing["n_controls"]:
-        return {**head, "note": "there is no control group"}
+        return {**head, "note": "there is not a control group"}
     head["p_value"] = (1 + standing["n_controls_at_least"]) / (1 + standing["n_controls"])
     if standing["split"] == "holdout":
         kind = "a control itself" if standing["is_control"] else "held out, but a training image or nearly one"

@@ -46,7 +46,7 @@ MOST_QUERIES = 4096
 
 @dataclass(frozen=True)
 class _Control:
-    """Images that are no copies of the references."""
+    """Images that are not copies of the references."""
 
     name: str
     queries: Sequence[str]

@@ -153,7 +153,7 @@ class TrainingImages(DistinctImages):
 
 
 class HeldOutImages(DistinctImages):
-    """The distinct held-out images that are no training image, nor nearly one."""
+    """The distinct held-out images that are not a training image, nor nearly one."""
 
     @cached_property
     def rows(self) -> pa.Table:

@@ -2,7 +2,7 @@
 
 Membership is measured as ``verdict.membership`` says: by its score, and not at all where its comparison is void. Copies
 are measured as ``verdict.reproduction`` says: by the believed rule, and only if this run generated images. What the
-training record counted (``generated``) is no measurement of this run.
+training record counted (``generated``) is not a measurement of this run.
 
 Evidence may lack anything and hold anything; whatever is not as it should be becomes a measurement with a reason.
 """

@@ -52,7 +52,7 @@ def day_of(today: date, runs: Iterable[RunDirectory]) -> date:
         if day > today + CLOCKS_DIFFER:
             raise GateError(
                 f"{file} is of {day.isoformat()}, and the clock says {today.isoformat()}: a waiver could be past its "
-                "day; set the clock, or put the file right"
+                "day; set the clock, or correct the file"
             )
         days.append(day)
     return max(days)
@@ -77,7 +77,7 @@ def _remembered(run: RunDirectory) -> Iterator[tuple[Path, date]]:
         try:
             day = date.fromisoformat(content[name])
         except (TypeError, ValueError) as error:
-            raise GateError(f"{file}: {name} is {visible(content[name])}; a date is needed: put it right") from error
+            raise GateError(f"{file}: {name} is {visible(content[name])}; a date is needed: correct it") from error
         yield file, day
 
 

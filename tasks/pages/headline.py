@@ -192,7 +192,7 @@ def _area(
 
 
 def _copies(evidence: Mapping[str, Any]) -> KeyNumber:
-    """Of the images that this run generated and counted; what the training record counted is no measurement."""
+    """Of the images that this run generated and counted; what the training record counted is not a measurement."""
     label = "Generated images that are copies"
     found = _question(evidence, "reproduction")
     level, share = found.get("level"), found.get("share")

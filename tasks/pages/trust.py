@@ -112,7 +112,8 @@ def _why_note(found: Mapping[str, Any]) -> str:
         said += f"{', '.join(shared) or 'nothing that they share stands out'}. "
     else:
         said = f"The highest controls against the others: not computed, {top['reason']}. "
-    said += "Third column: share of pairs, 0.5 is no difference; last: standard deviations of the score. 95% intervals."
+    said += "Third column: share of pairs, where 0.5 means no difference. "
+    said += "Last column: standard deviations of the score. Intervals are of 95%."
     for outcome, compared in found["adjusted_against_raw"].items():
         if compared["status"] == "ok":
             area = compared["auc"]

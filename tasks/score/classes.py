@@ -36,7 +36,7 @@ def planned(
         before: the run of the model before its training set was cleaned, whose classes hold.
 
     Raises:
-        LabelError: the labels are no classes of the model.
+        LabelError: the labels are not classes of the model.
         SourceError: a source cannot be read.
     """
     if n_classes(model) is None:
@@ -76,7 +76,7 @@ def planned_from_run(model: Source, parameters: ScoreParameters, run: RunDirecto
     """The same parameters with the classes of the labels in the manifest; those that the run was begun with stay.
 
     Raises:
-        LabelError: the labels are no classes of the model.
+        LabelError: the labels are not classes of the model.
     """
     count = n_classes(model)
     if count is None:

@@ -38,7 +38,7 @@ def calibration_rows(manifest: Path) -> list[Row]:
 
     Distinct contents of either split, near duplicates all or none: all of them, or ``MOST_IMAGES`` of a split, chosen
     by a hash, the repeated ones in their share. Of a content or a near-duplicate group that is in both splits none is
-    taken: the held-out image is no control.
+    taken: the held-out image is not a control.
     """
     with spilling(manifest.parent) as connection:
         parameters = {"manifest": str(manifest), "most": MOST_IMAGES}

@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object stored at ``path``.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: it is no JSON object of text, too deep, or larger than ``LARGEST_JSON`` bytes.
     """
     with open_regular(path) as stream:
@@ -95,7 +95,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it is no regular file."""
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it is not a regular file."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -107,8 +107,8 @@ def require_ours(folder: Path, kind: Kind) -> None:
     for place in (folder, *(folder / name for name in FOLDERS)):
         if special := _special(place):
             raise RunError(
-                f"{folder}: {special.relative_to(folder)} is no file of latentprint but a pipe or device: remove it, "
-                "or choose another --out"
+                f"{folder}: {special.relative_to(folder)} is not a file of latentprint but a pipe or device: "
+                "remove it, or choose another --out"
             )
 
 
@@ -217,7 +217,7 @@ def _open_lock(folder: Path) -> IO[bytes]:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        raise RunError(f"{folder}: {LOCK} is no file of latentprint: remove it, or choose another --out")
+        raise RunError(f"{folder}: {LOCK} is not a file of latentprint: remove it, or choose another --out")
     return cast("IO[bytes]", os.fdopen(descriptor, "r+b", buffering=0))
 
 

@@ -51,11 +51,11 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """What a part was made from.
 
     Raises:
-        OSError, pa.ArrowException: it cannot be read, or is no score part.
+        OSError, pa.ArrowException: it cannot be read, or is not a part of the scores.
     """
     metadata = pq.read_schema(path).metadata or {}
     if PROVENANCE not in metadata:
-        raise pa.ArrowInvalid("no score part: it does not say what it was made from")
+        raise pa.ArrowInvalid("not a part of the scores: it does not say what it was made from")
     return dict(json.loads(metadata[PROVENANCE]))
 
 

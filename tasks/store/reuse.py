@@ -42,7 +42,7 @@ def write_reusable(
         How many there are.
 
     Raises:
-        RunError: the other directory is no run, or was scored with another checkpoint or other parameters.
+        RunError: the other directory is not a run, or was scored with another checkpoint or other parameters.
     """
     require_same_scoring(other, scoring)
     parts = _valid_parts(other, made_from)
@@ -108,7 +108,7 @@ def require_same_scoring(other: RunDirectory, scoring: Mapping[str, Any]) -> Non
         scoring: checkpoint and parameters, as claimed in this run's ``run.json``.
 
     Raises:
-        RunError: the other directory is no run, or was scored with another checkpoint or other parameters.
+        RunError: the other directory is not a run, or was scored with another checkpoint or other parameters.
     """
     known = other.read_record().get("scoring")
     if known != scoring:

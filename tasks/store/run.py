@@ -290,7 +290,7 @@ class RunDirectory:
 
 
 def _require_objects(record: Mapping[str, Any]) -> None:
-    """Refuse a record whose inputs are no objects: whoever reads them takes them for such.
+    """Refuse a record whose inputs are not objects: whoever reads them takes them for such.
 
     Raises:
         ValueError: one is none.

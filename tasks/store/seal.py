@@ -100,7 +100,7 @@ def recorded_files(run: RunDirectory) -> dict[str, str]:
     """Path within the run -> SHA-256, as SHA256SUMS has it; empty where no stage has finished.
 
     Raises:
-        RunError: SHA256SUMS is no file that can be read.
+        RunError: SHA256SUMS is not a file that can be read.
     """
     try:
         if run.checksums.exists() and not stat.S_ISREG(run.checksums.lstat().st_mode):

@@ -115,7 +115,7 @@ class HistoryWarehouse(Warehouse):
         runs: by name, in the order in which one follows the other.
 
     Raises:
-        RunError: one is no run directory.
+        RunError: one is not a run directory.
     """
 
     layers = (*LAYERS, HISTORY)

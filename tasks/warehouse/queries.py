@@ -93,7 +93,7 @@ class QueryProcess:
         try:
             json.dumps(question, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise QueryError(f"the query, or a value for it, is no text ({error}): write it in UTF-8") from error
+            raise QueryError(f"the query, or a value for it, is not text ({error}): write it in UTF-8") from error
         with ExitStack() as unless_answered:
             unless_answered.callback(self.end)
             process = self._running()

@@ -118,4 +118,4 @@ def _require_table(node: dict[str, Any], system_views: set[str]) -> None:
     allowed = SYSTEM_VIEWS if of_information_schema else set()
     name = node["table_name"].lower()
     if not all(NAME.fullmatch(part) for part in parts) or name in system_views - allowed:
-        raise QueryError(f"{node['table_name']}: this is no relation of the run (see --tables); no file can be read")
+        raise QueryError(f"{node['table_name']}: not a relation of the run (see --tables); files cannot be read")

@@ -2,7 +2,7 @@
 
 Every file in ``sql/staging``, ``sql/marts`` and ``sql/checks`` is one relation: a header comment and a single SELECT,
 named by its file. Staging reads the raw tables (``RAW``); marts and checks read staging. ``sql/queries`` are saved
-questions, which are no relations; for ``sql/history``, over many runs, see ``tasks/warehouse/history.py``.
+questions, which are not relations; for ``sql/history``, over many runs, see ``tasks/warehouse/history.py``.
 
 What a user's query cannot do is in ``tasks/warehouse/queries.py``.
 """

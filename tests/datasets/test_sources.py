@@ -415,9 +415,9 @@ def test_a_damaged_arrow_stream_is_named(doors: dict[str, Path | str], how: str,
         ("pipe:touch {here}/touched", "commands are never run"),
         ("{here}/nothing", "nothing: no such file or folder"),
         ("{here}/x-{{0..3}}.tar", "x-0.tar: no such file or folder"),
-        ("{here}/x.doc", "not a source of images. Understood are: "),
+        ("{here}/x.doc", "not a source of images. Sources are: "),
         *((f"{scheme}://host/x.tar", "read as s3://BUCKET/PATH") for scheme in ("ftp", "gs", "file")),
-        ("hf://datasets/owner/name?token=secret", "credentials belong into the environment"),
+        ("hf://datasets/owner/name?token=secret", "credentials belong in the environment"),
         ("file:///x.tar", "what lies on this machine by its path alone"),
         ("s3:///x.tar", "read as s3://BUCKET/PATH"),
         ("gs://key:secret@bucket/x.tar", "credentials belong"),
@@ -425,7 +425,7 @@ def test_a_damaged_arrow_stream_is_named(doors: dict[str, Path | str], how: str,
         ("{here}/" + "{{a,b{{0..9}}}}" * 30, "a pattern of 17449402268886407318558803753801 names"),
         ("{here}/" + "{{a..z}}" * 5, "a pattern of 11881376 names"),
         ("{here}/" + "x" * 5000, "x: no such file or folder"),
-        ("s3://key:secret@bucket/x.tar", "credentials belong into the environment"),
+        ("s3://key:secret@bucket/x.tar", "credentials belong in the environment"),
     ],
 )
 def test_a_location_that_cannot_be_read_is_refused_in_one_line(location: str, reason: str, tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_a_damaged_list_is_named_and_its_rows_before_are_read(tmp_path: Path) ->
     assert [item.key for item in good(items)] == ["1.png"]
     assert bad(items) == {
         f"{tmp_path}/x.jsonl#1": "no path or file_name in this row",
-        f"{tmp_path}/x.jsonl": "damaged list (a line that is no JSON object): its rows from 2 on are not read",
+        f"{tmp_path}/x.jsonl": "damaged list (a line that is not a JSON object): its rows from 2 on are not read",
     }
     (tmp_path / "x.csv").write_bytes(b"path,label\n\xff\xfe\n")
     assert "damaged list" in bad(open_source(tmp_path / "x.csv"))[f"{tmp_path}/x.csv"]

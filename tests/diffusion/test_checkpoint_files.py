@@ -162,9 +162,9 @@ def test_a_header_is_bounded_whole_and_an_object_of_distinct_names(unet: Path, m
     ("index", "says"),
     [
         ({"weight_map": {"x": FIRST}}, ""),
-        ({"weight_map": {"x": FIRST, "y": "../b"}}, "names '../b', which is no file beside it"),
-        ({"weight_map": {"x": "..\\b"}}, r"names '..\\\\b', which is no file beside it"),
-        ({"weight_map": {"x": 7}}, "names 7, which is no file beside it"),
+        ({"weight_map": {"x": FIRST, "y": "../b"}}, "names '../b', which is not a file beside it"),
+        ({"weight_map": {"x": "..\\b"}}, r"names '..\\\\b', which is not a file beside it"),
+        ({"weight_map": {"x": 7}}, "names 7, which is not a file beside it"),
         ({"weight_map": []}, "damaged"),
         ({}, "damaged"),
         ([], "damaged"),

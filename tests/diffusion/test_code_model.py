@@ -137,7 +137,7 @@ def test_the_fingerprint_covers_source_parameters_and_noise(written: Callable[[s
         ),
         ("\ndef load():\n    return Model(Net(), (1, 8, 8), ABAR.flip(0))\n", "alphas_cumprod must fall"),
         ("\ndef load():\n    return Model(Net(), (1, 8, 8), None, [0.0, 1.0])\n", "sigmas must rise from above 0"),
-        ("\ndef load():\n    return Model(Net(), (1, 8, 8), ['x'])\n", "alphas_cumprod is no list of numbers"),
+        ("\ndef load():\n    return Model(Net(), (1, 8, 8), ['x'])\n", "alphas_cumprod is not a list of numbers"),
     ],
 )
 def test_code_that_builds_no_model_is_one_line(

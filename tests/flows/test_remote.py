@@ -365,7 +365,7 @@ def test_a_secret_in_a_location_is_in_no_file_and_in_nothing_that_is_printed(
     replaced = [next((a.replace(k, v) for k, v in given.items() if a in (k, f"--train={k}")), a) for a in arguments]
     code, output, errors = machine("one", *replaced)
     assert (code, output) == (2, "")
-    assert "credentials belong into the environment" in errors
+    assert "credentials belong in the environment" in errors
     assert "hunter2" not in errors
     assert list(tmp_path.iterdir()) == []
 

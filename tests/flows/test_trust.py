@@ -521,7 +521,7 @@ def test_weights_of_another_folder_are_not_loaded_beside_the_hash(model: Path, t
         {"weight_map": {"a": "../../outside.safetensors"}},
     )
     (model / "unet" / "other.safetensors").touch()
-    with pytest.raises(CheckpointError, match="which is no file beside it"):
+    with pytest.raises(CheckpointError, match="which is not a file beside it"):
         load_denoiser(str(model), "cpu")
 
 

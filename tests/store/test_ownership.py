@@ -159,7 +159,7 @@ def test_links_in_a_folder_that_claims_to_be_ours_reach_nothing(
     mark(folder, kind)
     link(folder, victim)
     assert holder(folder) == ""
-    says = r"leads out of it|is no file of latentprint|cannot be written to"
+    says = r"leads out of it|is not a file of latentprint|cannot be written to"
     with pytest.raises(RunError, match=says), held(folder, kind):
         pytest.fail("it was taken")
     assert tree(victim.parent) == {"file": b"precious"}
@@ -176,7 +176,7 @@ def test_a_pipe_in_a_folder_of_ours_is_refused_before_anyone_waits_for_it(
     os.mkfifo(run.path / ("pipe" if is_link else name))
     if is_link:
         (run.path / name).symlink_to(run.path / "pipe")
-    with pytest.raises(RunError, match=rf"({name}|pipe) is no file of latentprint but a pipe or device"), run.lock():
+    with pytest.raises(RunError, match=rf"({name}|pipe) is not a file of latentprint but a pipe or device"), run.lock():
         pytest.fail("it was taken")
 
 

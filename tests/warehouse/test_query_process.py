@@ -226,7 +226,7 @@ def test_a_process_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyt
 
 def test_what_is_no_text_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child, _ = process(tmp_path, monkeypatch)
-    with pytest.raises(QueryError, match="is no text"):
+    with pytest.raises(QueryError, match="is not text"):
         child.ask("\ud800", None, 60.0)
     assert child._process is None
 

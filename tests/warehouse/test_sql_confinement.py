@@ -364,7 +364,7 @@ def test_no_process_outlives_the_warehouse_or_a_killed_parent(run: RunDirectory,
 
 @pytest.mark.parametrize("parameters", [None, ["a\udc80"], {"a": ["\ud800"]}])
 def test_half_a_surrogate_pair_is_no_query_and_no_value(warehouse: Warehouse, parameters: list[str] | None) -> None:
-    with pytest.raises(QueryError, match="is no text"):
+    with pytest.raises(QueryError, match="is not text"):
         warehouse.query("SELECT 1" if parameters else "SELECT '\ud800'", parameters)
     assert warehouse.query("SELECT 1 AS one").to_pylist() == [{"one": 1}]
 

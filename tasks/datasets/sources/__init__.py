@@ -67,4 +67,4 @@ def open_source(location: str | Path) -> Source:
         if not part.is_file() and not part.is_folder():
             raise SourceError(f"{part}: no such file or folder")
     kinds = "; ".join(source.describes for source in SOURCES)
-    raise SourceError(f"{location}: not a source of images. Understood are: {kinds}")
+    raise SourceError(f"{location}: not a source of images. Sources are: {kinds}")

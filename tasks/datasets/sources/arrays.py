@@ -1,6 +1,6 @@
 """Arrays of raw pixels: MNIST idx and NumPy files, read image by image.
 
-One array is one thing: where it is damaged, or is no array of images, the source is refused as a whole.
+One array is one thing: where it is damaged, or is not an array of images, the source is refused as a whole.
 """
 
 from __future__ import annotations

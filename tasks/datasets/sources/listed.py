@@ -81,7 +81,7 @@ class ImageList(Source):
         try:
             os.fsencode(name)
         except UnicodeEncodeError:
-            return Rejected("a path that is no text")
+            return Rejected("a path that is not text")
         if name.startswith("/") or ".." in name.split("/") or "\0" in name:
             return Rejected("a path that does not stay in the list's folder: not followed")
         file = self.path.sibling(name)

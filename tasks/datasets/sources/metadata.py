@@ -113,7 +113,7 @@ def json_rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in filter(str.strip, lines):
         row = json.loads(line)
         if not isinstance(row, dict):
-            raise ValueError("a line that is no JSON object")
+            raise ValueError("a line that is not a JSON object")
         yield row
 
 

@@ -41,7 +41,7 @@ LARGEST_HEADER = 2**16
 """Bytes of a long name or of extended attributes."""
 
 MOST_BLANKS = 2**14
-"""Blocks of 512 bytes in a row that are no member; an archive of zeros would else be read for hours."""
+"""Blocks of 512 bytes in a row that are not a member; an archive of zeros would else be read for hours."""
 
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -50,7 +50,7 @@ _DIGITS = re.compile(rb"[0-9]{32}")
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _DESCRIPTIONS = (".json", ".cls", ".txt")
 _OURS = ("sample_id", "content_hash")
-"""What the description of an image in a shard of ours begins with; they are no metadata."""
+"""What the description of an image in a shard of ours begins with; they are not metadata."""
 
 
 class WebDatasetTar(Source):
@@ -139,7 +139,7 @@ class _Headers:
         if self.is_attributes:
             self.is_attributes = False
             if _DIGITS.search(content):  # over which tarfile's pattern takes quadratic time (CVE-2024-6232)
-                raise tarfile.ReadError("attributes that are none")
+                raise tarfile.ReadError("attributes that cannot be read")
         return content
 
 

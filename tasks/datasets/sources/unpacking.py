@@ -1,7 +1,7 @@
 """Unpacking that an archive cannot turn into an attack: its own word on sizes counts for nothing.
 
 Deflate makes at most 1,032 bytes of one. Images hardly shrink at all, so what grows by much more than ``MOST_GROWTH``
-beyond a first allowance is no archive of images, and is refused after a second of work, not after an hour of it.
+beyond a first allowance is not an archive of images, and is refused after a second of work, not after an hour of it.
 """
 
 from __future__ import annotations
