@@ -169,7 +169,7 @@ def test_nothing_but_reading_is_a_query(run: RunDirectory, warehouse: Warehouse,
     assert contents(run.path.parent) == before
 
 
-REFUSED = r"^(Catalog|Binder|Parser) Error: |: this function is not allowed in a query|: this is no relation of the run"
+REFUSED = r"^(Catalog|Binder|Parser) Error: |: this function is not allowed in a query|: not a relation of the run"
 
 
 @pytest.mark.parametrize("query", READS)
