@@ -57,7 +57,7 @@ def _hasher() -> Any:
 def _characters(texts: Any) -> memoryview:
     """Of all values, without a copy; ``texts`` are a large_string array without nulls."""
     _, offsets, characters = texts.buffers()
-    if not len(texts) or characters is None:
+    if characters is None:  # nothing was ever put in
         return memoryview(b"")
     bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return memoryview(characters)[bounds[0] : bounds[-1]]
