@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from latentprint.tasks.bounded import open_regular
+from latentprint.tasks.bounded import Oversized, open_regular, read_file
 
 LARGEST_JSON = 2**28
 """Bytes: evidence of fifty thousand images is below a megabyte."""
@@ -60,10 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read, or is not a regular file.
         ValueError: it is no JSON object of text, too deep, or larger than ``LARGEST_JSON`` bytes.
     """
-    with open_regular(path) as stream:
-        content_bytes = stream.read(LARGEST_JSON + 1)
-    if len(content_bytes) > LARGEST_JSON:
-        raise ValueError(f"{path}: a file of at most {LARGEST_JSON >> 20} MiB is expected")
+    try:
+        content_bytes = read_file(path, LARGEST_JSON)
+    except Oversized:
+        raise ValueError(f"{path}: a file of at most {LARGEST_JSON >> 20} MiB is expected") from None
     try:
         text = content_bytes.decode("utf-8")
         content = json.loads(text)
