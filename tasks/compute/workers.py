@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -114,8 +114,9 @@ class WorkerPool:
 
     def __init__(self, devices: Sequence[str], threads: int) -> None:
         with same_signals_blocked():
-            context = _context(devices)
-            self.counter: Synchronized[int] = context.Value("q", 0)
+            resource_tracker.ensure_running()
+        context = _context(devices)
+        self.counter: Synchronized[int] = context.Value("q", 0)
         self.workers = [DeviceWorker(device, threads, self.counter, context) for device in devices]
         self._free: queue.SimpleQueue[DeviceWorker] = queue.SimpleQueue()
         for worker in self.workers:

@@ -149,7 +149,7 @@ def test_a_shard_that_kills_whoever_calibrates_on_it_is_named_and_what_others_me
 def exchange_checkpoint(job: ShardJob, device: str, done: Done) -> int:
     """Half way through, somebody saves another model over the checkpoint; this worker has the first one loaded."""
     if job.shard == POISON:
-        weights = next(job.scoring.model.rglob("*.safetensors"))
+        weights = next(job.scoring.model.folder.rglob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
         loaded_model.cache_clear()  # as in a worker that starts now
     return score_shard(job, device, done)

@@ -197,7 +197,9 @@ def test_relations_columns_questions_and_keywords_are_completed(warehouse: Wareh
 
 
 OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # ignored where the tests run in the background of a script
+    "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
