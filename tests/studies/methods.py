@@ -33,7 +33,6 @@ from latentprint.tasks.diffusion.names import BaselineName
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pixels
 from latentprint.tasks.diffusion.schedule import timestep_of_paper
-from latentprint.tasks.diffusion.spectrum import N_BANDS, band_shares, in_band
 from latentprint.tasks.diffusion.tangents import difference_quotients
 from latentprint.tasks.evidence.auc import auc_interval
 from latentprint.tasks.evidence.calibration import SECOND, calibrate
@@ -45,6 +44,7 @@ from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import Array, auc, spearman
 from latentprint.tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
+from tests.studies.bands import N_BANDS, band_shares, in_band
 from tests.studies.models import FOLDER, MODELS, RESULTS
 
 TIMESTEPS = (5, 20, 50, 100, 200)
