@@ -90,7 +90,7 @@ def _require_no_secret(arguments: list[str]) -> None:
     for before, argument in pairwise(arguments):
         name, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
         if name != "--mlflow" and _IS_URL.match(value) and has_secret(value):  # a tracking store is not recorded
-            raise RunError(f"{redacted(value)}: credentials belong in the environment, not into a location")
+            raise RunError(f"{redacted(value)}: credentials belong in the environment, not in a location")
 
 
 def _resume() -> str:

@@ -356,7 +356,7 @@ def _downloaded(name: str, revision: str | None, pattern: str) -> Path:
 def _require_no_secret(text: str) -> None:
     if has_secret(text):
         raise SourceError(
-            f"{redacted(text)}: credentials belong in the environment, not into a location that is recorded; "
+            f"{redacted(text)}: credentials belong in the environment, not in a location that is recorded; "
             f"options are {', '.join(sorted(STORE_OPTIONS))}"
         )
 
