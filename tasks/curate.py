@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from latentprint.tasks.datasets.decoding import Picture, Rejected
 from latentprint.tasks.datasets.modification import modified
 from latentprint.tasks.datasets.shards import members_of, pixels_of, read_samples, write_tar
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.datasets.sources.tar import CLEANED
 from latentprint.tasks.diffusion.noise import seed_for
 from latentprint.tasks.parameters import FLAGGED, CurateParameters
+from latentprint.tasks.score.classes import recorded_classes
 from latentprint.tasks.store.containment import inside
 from latentprint.tasks.store.files import atomic_path, read_json, write_json
 from latentprint.tasks.store.ownership import BUILDING, building
@@ -39,7 +41,7 @@ from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
 ROWS_PER_BATCH = 10_000
-RECORD, DECISIONS, PUBLISHING = "curation.json", "curation.parquet", "publishing.json"
+RECORD, DECISIONS, PUBLISHING = CLEANED, "curation.parquet", "publishing.json"
 FOLDERS = {"kept": "", "modified": "", "quarantined": "quarantine"}
 """Where samples of each fate lie within the cleaned set."""
 Row = dict[str, Any]
@@ -118,6 +120,7 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
             "n_samples": fates["kept"] + fates["modified"],
             "data": location(out, tars[""]),
             "quarantine": location(out / "quarantine", tars["quarantine"]),
+            **_class_ids(directory.read_record()),
         }
         try:
             _publish(folder, out, [*(f"{where}/{tar}".lstrip("/") for where in tars for tar in tars[where]), DECISIONS])
@@ -180,6 +183,12 @@ def _made_from(directory: RunDirectory, chosen: pa.Table, parameters: CuratePara
         "n_selected": len(chosen),
         "selected_digest": _digest(chosen),
     }
+
+
+def _class_ids(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Label -> class of the run, for the audit of a model that is trained on the set: a tar holds names alone."""
+    ids = recorded_classes(record) or (record.get("class_ids") or {}).get("train")
+    return {"class_ids": ids} if ids else {}
 
 
 def _digest(chosen: pa.Table) -> str:

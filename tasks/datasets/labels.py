@@ -3,7 +3,8 @@
 The first of these that applies decides; the result is recorded in ``run.json`` where labels are not indices already:
 
 1. a file that the user gives, ``{"cat": 0, "dog": 1}``, or the classes of the run before the set was cleaned;
-2. ids that the training source carries (a Hugging Face ClassLabel), whose order need not be that of the names;
+2. ids that the training source carries (a Hugging Face ClassLabel, a cleaned set), whose order need not be that of
+   the names;
 3. labels that are decimal numbers below the number of classes are the indices;
 4. the distinct names in sorted order, if they are as many as the classes (the rule of torchvision's ImageFolder).
 

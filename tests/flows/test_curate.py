@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,28 @@ def test_dedupe_keeps_one_of_each_image(audited: Path, tmp_path: Path) -> None:
     assert result["fates"] == {"kept": 60, "left out": 20}
     assert Counter(contents(result["data"])) == dict.fromkeys(originals(audited), 1)
     assert all(row["weight"] == (row["fate"] == "kept") for row in decisions(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("place", ["scoring", "images"])
+def test_classes_of_the_run_go_with_the_set(place: str, audited: Path, tmp_path: Path) -> None:
+    run, ids = RunDirectory(Path(shutil.copytree(audited, tmp_path / "run"))), {"zebra": 0, "ant": 1}
+    record = run.read_record()
+    if place == "scoring":
+        record["scoring"]["parameters"]["labels"] = ids
+        record["class_ids"] = {"train": {"zebra": 7}}
+    else:
+        record["class_ids"] = {"train": ids}
+    write_json(run.record, record)
+    reseal(run)
+    result = curate(run.path, tmp_path / "set", CurateParameters(action="dedupe", alike="exact"))
+    assert open_source(result["data"]).class_ids() == result["class_ids"] == ids
+    kept = tmp_path / "set" / "curation.json"
+    for damage in ('{"class_ids": {"zebra": "0"}}', '{"class_ids": {"zebra": -1}}', '{"class_ids": [0]}', "{"):
+        kept.write_text(damage)
+        with pytest.raises(SourceError, match=r"curation\.json: damaged"):
+            open_source(result["data"]).class_ids()
+    kept.unlink()
+    assert open_source(result["data"]).class_ids() == {}
 
 
 def test_dropped_images_are_gone_with_all_their_copies(audited: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from latentprint.tasks.bounded import read_at_most
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.folder import ARCHIVE_WITHIN
-from latentprint.tasks.datasets.sources.location import Location, SourceError
+from latentprint.tasks.datasets.sources.location import LocalLocation, Location, SourceError
 from latentprint.tasks.datasets.sources.metadata import LONGEST_TEXT, as_metadata
 from latentprint.tasks.datasets.sources.names import (
     LONGEST_LABEL,
@@ -24,6 +24,7 @@ from latentprint.tasks.datasets.sources.names import (
     shortened_name,
 )
 from latentprint.tasks.datasets.sources.unpacking import decompressed
+from latentprint.tasks.store.files import read_json
 
 LARGEST_SAMPLE = 16
 """Images of one sample that wait for a description behind them; a bound on memory."""
@@ -47,6 +48,8 @@ _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _DIGITS = re.compile(rb"[0-9]{32}")
 
+CLEANED = "curation.json"
+"""Record of a cleaned set, beside its tars."""
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _DESCRIPTIONS = (".json", ".cls", ".txt")
 _OURS = ("sample_id", "content_hash")
@@ -76,6 +79,21 @@ class WebDatasetTar(Source):
             for member, content, label, metadata in _described(_members(file)):
                 key = unique(f"{name}/{member}" if member else name)
                 yield named_item(key, f"{file}/{member}" if member else str(file), content, label, metadata)
+
+    def class_ids(self) -> dict[str, int]:
+        """Those of the run that a cleaned set was made from, as the record beside its tars says."""
+        folders = {file.path.parent for file in self.path.expand() if isinstance(file, LocalLocation)}
+        for record in (folder / CLEANED for folder in sorted(folders)):
+            try:
+                ids = read_json(record).get("class_ids", {})
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise SourceError(f"{record}: damaged ({in_words(error)}): clean the set again") from error
+            if not isinstance(ids, dict) or not all(type(index) is int and index >= 0 for index in ids.values()):
+                raise SourceError(f"{record}: damaged (its class_ids): clean the set again")
+            return ids
+        return {}
 
 
 def read_tar(stream: IO[bytes], wanted: Callable[[str], bool | Rejected]) -> Iterator[tuple[str, bytes | Rejected]]:
