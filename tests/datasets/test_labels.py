@@ -143,7 +143,7 @@ def test_labels_without_a_class_are_refused_by_the_first_image(tmp_path: Path) -
     with pytest.raises(LabelError, match=r"train/top\.png: no label, and this model's 2 classes need one"):
         settled(2, train)
     one_based = parquet_of(tmp_path / "one.parquet", [1, 2, 3], None)
-    with pytest.raises(LabelError, match=r"3 classes and .* 3 labels \(1, 2, 3\), numbers that are no indices"):
+    with pytest.raises(LabelError, match=r"3 classes and .* 3 labels \(1, 2, 3\), numbers that are not indices"):
         settled(3, one_based)
     beyond = parquet_of(tmp_path / "beyond.parquet", [0, 2], ["a", "b", "c"])
     with pytest.raises(LabelError, match="label c of a training image has no class among this model's 2"):
