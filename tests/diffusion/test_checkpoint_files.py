@@ -257,10 +257,6 @@ def test_parameters_and_modules_are_counted_up_to_their_limits() -> None:
         other.join()
 
 
-def kind(*arguments: Any) -> Any:
-    return SimpleNamespace(from_config=lambda config: Many(*arguments))
-
-
 @pytest.mark.parametrize(
     ("sizes", "fits"),
     [
@@ -273,31 +269,31 @@ def kind(*arguments: Any) -> Any:
 def test_a_config_may_imply_four_times_what_is_there_and_a_little(sizes: list[int], fits: bool, tmp_path: Path) -> None:
     weights = Weights(10, 1000)
     if fits:
-        require_modest(tmp_path / "unet", kind(sizes), {}, weights, 4)
+        require_modest(tmp_path / "unet", lambda: Many(sizes), weights, 4)
         return
     says = (
         f"{tmp_path}/unet: its config implies more than 104 tensors or {4000 + 2**20} numbers, but 10 tensors of 1000"
     )
     with pytest.raises(CheckpointError, match=re.escape(f"{says} numbers are there: wrong config?")):
-        require_modest(tmp_path / "unet", kind(sizes), {}, weights, 4)
+        require_modest(tmp_path / "unet", lambda: Many(sizes), weights, 4)
 
 
 def test_weights_must_fit_into_memory_and_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[torch.device] = []
 
-    def from_config(config: Any) -> None:
-        made.append(torch.empty(1).device)
-        if config:
-            raise ValueError("no such setting. More about it")
+    def fails() -> None:
+        raise ValueError("no such setting. More about it")
 
-    some: Any = SimpleNamespace(from_config=from_config)
+    def make() -> None:
+        made.append(torch.empty(1).device)
+
     monkeypatch.setattr(checkpoint_files, "free_memory", lambda: 4000.0)
-    require_modest(tmp_path / "unet", some, {}, Weights(1, 1000), 4)
+    require_modest(tmp_path / "unet", make, Weights(1, 1000), 4)
     assert made == [torch.device("meta")]
     with pytest.raises(CheckpointError, match=r"unet: its weights need 4e\+03 bytes of memory, 4e\+03 are free$"):
-        require_modest(tmp_path / "unet", some, {}, Weights(1, 1001), 4)
+        require_modest(tmp_path / "unet", make, Weights(1, 1001), 4)
     with pytest.raises(CheckpointError, match=r"unet: not loadable \(no such setting\): damaged, or a wrong config\?$"):
-        require_modest(tmp_path / "unet", some, {"a": 1}, Weights(1, 1000), 4)
+        require_modest(tmp_path / "unet", fails, Weights(1, 1000), 4)
 
 
 @pytest.mark.parametrize(("limit", "free"), [(resource.RLIM_INFINITY, 500.0), (1000, 300.0), (9000, 500.0)])

@@ -82,7 +82,7 @@ def test_weights_that_are_none_are_one_line(weights: object, tmp_path: Path) -> 
         pq.write_table(pa.table({"other": [1]}), file)
     else:
         file.write_text("no table")
-    with pytest.raises(SourceError, match=r"curation.parquet: (no curation.parquet of|a weight is negative or no)"):
+    with pytest.raises(SourceError, match=r"curation.parquet: (no curation.parquet of|a weight is negative, or not)"):
         latentprint.tasks.train.load_weights(file, ["a"])
 
 
