@@ -61,11 +61,12 @@ def shard(
                 shard_split(run, name, location, parameters)
             join_manifest(run, list(sources))
         require_columns(directory.manifest)
+        if class_ids := class_ids_of(sources):  # before the sums, by which the images count as sharded
+            directory.update_record(class_ids=class_ids)
         if resharded or directory.manifest.name not in read_checksums(directory):
             add_checksums(directory, [directory.manifest, directory.rejects, *directory.shards.glob("*.tar")])
         directory.update_record(
             manifest_digest=manifest_digest(directory.manifest),
             images=count_images(directory.manifest),
             images_by_source=compare_sources(run, sources),
-            **({"class_ids": class_ids} if (class_ids := class_ids_of(sources)) else {}),
         )

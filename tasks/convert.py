@@ -28,6 +28,8 @@ from latentprint.tasks.diffusion.layout import CONDITION, CONFIG, OTHER_PARTS, P
 
 NAMES = re.compile(r"(diffusion_pytorch_model|pytorch_model)((?:\.\w+)?(?:-\d+-of-\d+)?)\.bin")
 """Of pickled weights as diffusers and transformers write them."""
+READ = re.compile(r"config\.json|merges\.txt|vocab\.json|special_tokens_map\.json|tokenizer(_config)?\.json")
+"""Texts of a part that are read to load it. Others stay behind: a link may lead anywhere."""
 SAFE = {"diffusion_pytorch_model": "diffusion_pytorch_model", "pytorch_model": "model"}
 NO_PIPELINE = (
     "weights without a config: no file says which network they are of. Write them with save_pretrained of diffusers, "
@@ -88,7 +90,7 @@ def _part(source: Path, target: Path) -> list[str]:
             converted.append(f"{target.name}/{file.name}")
         elif file.name.endswith(".bin.index.json") and not has_safe:
             _index(file, target)
-        elif file.suffix in (".json", ".safetensors", ".txt") and file.name not in (PIPELINE, SCHEDULER_CONFIG):
+        elif file.suffix == ".safetensors" or ".safetensors.index" in file.name or READ.fullmatch(file.name):
             _copy(file, target / file.name)
     return converted
 
@@ -113,6 +115,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
     ):
         raise CheckpointError(f"{file}: holds more than named tensors: not a file of weights as diffusers writes it")
+    if not all(value.layout is torch.strided and value.device.type == "cpu" for value in found.values()):
+        raise CheckpointError(f"{file}: holds tensors that are not dense: write them as plain ones")
+    if sum(value.numel() * value.element_size() for value in found.values()) > free_memory():
+        raise CheckpointError(f"{file}: its tensors take more than the free memory")
     return found
 
 

@@ -81,9 +81,11 @@ class Harm:
         ({"a": Harm()}, "a pickle of tensors alone is needed"),
         ({"model": {"a": torch.zeros(2)}}, "holds more than named tensors"),
         ([torch.zeros(2)], "holds more than named tensors"),
+        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "its tensors take more than the free memory"),
+        ({"a": torch.zeros(2).to_sparse()}, "holds tensors that are not dense"),
         ({}, "pickled/unet: its config implies more than 64 tensors .* but 0 tensors of 0 numbers"),
     ],
-    ids=["code", "a training's state", "a list", "nothing"],
+    ids=["code", "a training's state", "a list", "one number 10^12 times", "sparse", "nothing"],
 )
 def test_anything_else_in_a_pickle_is_refused_and_leaves_nothing(
     content: Any, complaint: str, pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

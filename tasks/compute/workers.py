@@ -85,7 +85,8 @@ class DeviceWorker:
             raise WorkersClosed
         processes: list[BaseProcess] = []
         try:
-            call = self._executor.submit(_run, function, arguments, self.device)
+            with _safe_path():
+                call = self._executor.submit(_run, function, arguments, self.device)
             processes = list(self._executor._processes.values())
             return call.result()
         except RuntimeError as error:  # a broken pool's, or that of one shut down since we looked; or the function's
@@ -113,7 +114,7 @@ class WorkerPool:
     """The workers of all devices; ``run`` waits for a free one."""
 
     def __init__(self, devices: Sequence[str], threads: int) -> None:
-        with same_signals_blocked():
+        with _safe_path(), same_signals_blocked():
             resource_tracker.ensure_running()
         context = _context(devices)
         self.counter: Synchronized[int] = context.Value("q", 0)
@@ -138,6 +139,7 @@ class WorkerPool:
 
 _pool: ContextVar[WorkerPool | None] = ContextVar("device workers", default=None)
 _done: Synchronized[int] | None = None
+_starting = threading.Lock()
 
 
 @contextmanager
@@ -198,8 +200,27 @@ def _context(devices: Sequence[str]) -> Context:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()  # here, where Ctrl-C is blocked, and in time
+    with _safe_path():
+        forkserver.ensure_running()  # here, where Ctrl-C is blocked, and in time
     return context
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Within, a Python that is started imports nothing from the current folder, which may be a stranger's.
+
+    Afterwards a child takes its parent's ``sys.path``.
+    """
+    with _starting:
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = before
 
 
 def _begin_child(threads: int, counter: Synchronized[int], environment: dict[str, str]) -> None:

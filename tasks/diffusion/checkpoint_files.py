@@ -58,6 +58,8 @@ MOST_AXES = 16
 """Of a tensor: the product of its sides is made."""
 DTYPES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 """Of weights, with their bytes. Integers would be loaded as if they were floats; F8 has a scale that no file has."""
+POSITIONS = {"I64": 8}
+"""Of ``position_ids``, a buffer that older text encoders hold beside their weights."""
 
 
 class CheckpointError(UserError):
@@ -200,9 +202,10 @@ def _n_numbers(path: Path, name: str, tensor: Any, n_bytes: int) -> int:
         is_whole = len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
     except (KeyError, TypeError, ValueError):
         is_whole, dtype, shape, begin, end = False, "", [], 0, 0
-    if is_whole and dtype not in DTYPES:
+    sizes = DTYPES | POSITIONS if name.endswith("position_ids") else DTYPES
+    if is_whole and dtype not in sizes:
         raise CheckpointError(f"{path}: {name!r:.200} is of type {dtype!r:.20}; one of {', '.join(DTYPES)} is needed")
-    if not is_whole or end > n_bytes or math.prod(shape) * DTYPES[dtype] != end - begin:
+    if not is_whole or end > n_bytes or math.prod(shape) * sizes[dtype] != end - begin:
         raise CheckpointError(
             f"{path.parent}: not loadable (Error while deserializing header: {name!r:.200} does not fit into "
             f"{path.name}): damaged?"

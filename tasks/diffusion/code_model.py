@@ -79,7 +79,10 @@ class CodeModel:
         return described(self).sha256
 
     def choices(self) -> list[str]:
-        return [f"The network is built by code, {self.name}."]
+        said = [f"The network is built by code, {self.name}."]
+        if not described(self).is_module:
+            said.append("It is not a torch.nn.Module, so a change of its weights is not noticed.")
+        return said
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,14 @@ class Description:
     schedule: TrainedSchedule
     prediction_type: PredictionType
     sha256: str
+    is_module: bool
+    """Its parameters are part of the hash."""
 
 
 def named(name: str) -> CodeModel:
     """Code that the user names."""
     _named.add(name)
+    described.cache_clear()  # the weights that it reads may be others by now
     return CodeModel(name, Path.cwd())
 
 
@@ -155,7 +161,8 @@ def described(model: CodeModel) -> Description:
             if isinstance(value, Tensor):
                 total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
                 total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Description(shape, classes, schedule, made.prediction_type, total.hexdigest())
+    is_module = isinstance(made.network, nn.Module)
+    return Description(shape, classes, schedule, made.prediction_type, total.hexdigest(), is_module)
 
 
 def _source(model: CodeModel) -> bytes:

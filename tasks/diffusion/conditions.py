@@ -82,17 +82,23 @@ def text_states(pipeline: Path, text: str) -> Tensor:
     try:
         with quiet_diffusers(), torch.inference_mode():
             tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer", local_files_only=True)
-            encoder = CLIPTextModel.from_pretrained(
+            encoder, info = CLIPTextModel.from_pretrained(
                 part,
                 use_safetensors=True,
                 local_files_only=True,
                 variant=weights.variant or None,
                 dtype=torch.float32,
-            ).eval()
+                output_loading_info=True,
+            )
+            encoder = encoder.eval()
+            if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:  # they would be drawn at random
+                raise ValueError(f"weights are missing or of another shape, {str(lacking[0])[:200]} first")
             length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
             tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
             states: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0][0].clone()
+            if not bool(states.isfinite().all()):
+                raise ValueError("its states of the text are not finite")
     except Exception as error:  # transformers raises a dozen types for a damaged or foreign file
         raise not_loadable(part, error) from error
     return states

@@ -248,7 +248,7 @@ def _along(eps: Tensor) -> Tensor:
     """Axes (B, 1, C, H, W) along ``eps``; the first pixel's where it is zero or not finite, so is its growth then."""
     lengths = torch.linalg.vector_norm(eps.flatten(1), dim=1)
     first = torch.zeros_like(eps)
-    first.flatten(1)[:, 0] = 1.0
+    first[:, 0, 0, 0] = 1.0
     has_direction = (torch.isfinite(lengths) & (lengths > 0.0)).view(-1, *[1] * (eps.ndim - 1))
     return torch.where(has_direction, eps, first)[:, None]
 

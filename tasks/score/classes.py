@@ -43,7 +43,8 @@ def planned(
         return parameters
     if is_sharded(run):
         known = _given(parameters, before)
-        return planned_from_run(model, parameters.model_copy(update={"labels": known}), run)
+        given = parameters.model_copy(update={"labels": known})
+        return planned_from_run(model, given, run, class_ids_of(sources))
     classes = classes_of_sources(model, parameters, sources, before)
     logger.info("%s", in_words(classes))
     return parameters.model_copy(update={"labels": classes.ids})
@@ -72,8 +73,13 @@ def _given(parameters: ScoreParameters, before: Path | None) -> Ids | None:
     return recorded_classes(RunDirectory(before).read_record())
 
 
-def planned_from_run(model: Source, parameters: ScoreParameters, run: RunDirectory) -> ScoreParameters:
+def planned_from_run(
+    model: Source, parameters: ScoreParameters, run: RunDirectory, carried: Mapping[str, Ids] | None = None
+) -> ScoreParameters:
     """The same parameters with the classes of the labels in the manifest; those that the run was begun with stay.
+
+    Args:
+        carried: ids of the sources, where these are at hand; else those that the run recorded.
 
     Raises:
         LabelError: the labels are not classes of the model.
@@ -84,7 +90,8 @@ def planned_from_run(model: Source, parameters: ScoreParameters, run: RunDirecto
     record = run.read_record()
     labels: dict[str, Labels] = {name: labels_of(pairs) for name, pairs in first_of_labels(run.manifest).items()}
     given = parameters.labels if parameters.labels is not None else recorded_classes(record)
-    return parameters.model_copy(update={"labels": settle(count, labels, record.get("class_ids") or {}, given).ids})
+    known = record.get("class_ids") or {} if carried is None else carried
+    return parameters.model_copy(update={"labels": settle(count, labels, known, given).ids})
 
 
 def recorded_classes(record: Mapping[str, Any]) -> Ids | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,24 @@ def test_children_have_the_environment_of_now_and_what_is_imported_once(monkeypa
         parents |= {parent, other[0]}
     assert len(parents) == 1
     assert parents != {os.getpid()}
+
+
+def test_workers_import_nothing_from_the_folder_that_they_are_started_in(tmp_path: Path) -> None:
+    here, script = tmp_path / "model", tmp_path / "script.py"
+    here.mkdir()
+    for name in ("torch", "calendar", "diffusers"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    script.write_text(
+        "from latentprint.tasks.compute.workers import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = WorkerPool(['cpu'], 1)\n"
+        "    pool.run(print, 'from a worker')\n"
+        "    pool.close()\n"
+    )
+    answer = subprocess.run([sys.executable, str(script)], cwd=here, capture_output=True, text=True, check=True)
+    assert "from a worker" in answer.stdout
+    assert not (tmp_path / "ran").exists(), answer.stderr
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 @pytest.mark.parametrize(

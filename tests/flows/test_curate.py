@@ -91,7 +91,7 @@ def test_classes_of_the_run_go_with_the_set(place: str, audited: Path, tmp_path:
     result = curate(run.path, tmp_path / "set", CurateParameters(action="dedupe", alike="exact"))
     assert open_source(result["data"]).class_ids() == result["class_ids"] == ids
     kept = tmp_path / "set" / "curation.json"
-    for damage in ('{"class_ids": {"zebra": "0"}}', '{"class_ids": {"zebra": -1}}', '{"class_ids": [0]}', "{"):
+    for damage in ('{"class_ids": {"zebra": "0"}}', '{"class_ids": {"zebra": -2}}', '{"class_ids": [0]}', "{"):
         kept.write_text(damage)
         with pytest.raises(SourceError, match=r"curation\.json: damaged"):
             open_source(result["data"]).class_ids()

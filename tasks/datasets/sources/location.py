@@ -336,8 +336,10 @@ class _StoreStream(io.RawIOBase):
 def _locate_on_hub(text: str) -> LocalLocation:
     _require_no_secret(text)
     found = _ON_HUB.fullmatch(text)
-    if found is None or ".." in found["path"].split("/"):
+    if found is None or any(path.startswith("/") or ".." in path.split("/") for path in _expand(found["path"])):
         raise SourceError(f"{text}: a data set on the hub is named hf://datasets/OWNER/NAME, or .../NAME@REVISION/PATH")
+    if found["path"].endswith((".csv", ".jsonl")):
+        raise SourceError(f"{text}: the images of a list are not fetched: download the data set, and name its list")
     return LocalLocation(_downloaded(found["name"], found["revision"], found["path"]) / found["path"])
 
 
@@ -393,7 +395,7 @@ def _expand(text: str) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     """The files whose paths match, in the order of the paths' parts; the pattern itself, if it is none."""
-    if not glob.has_magic(pattern):
+    if not glob.has_magic(pattern) or os.path.lexists(pattern):
         return [pattern]
     found = list(islice(filter(os.path.isfile, glob.iglob(pattern)), MOST_NAMES + 1))
     if len(found) > MOST_NAMES:

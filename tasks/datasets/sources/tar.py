@@ -83,6 +83,7 @@ class WebDatasetTar(Source):
     def class_ids(self) -> dict[str, int]:
         """Those of the run that a cleaned set was made from, as the record beside its tars says."""
         folders = {file.path.parent for file in self.path.expand() if isinstance(file, LocalLocation)}
+        found: dict[str, int] = {}
         for record in (folder / CLEANED for folder in sorted(folders)):
             try:
                 ids = read_json(record).get("class_ids", {})
@@ -90,10 +91,11 @@ class WebDatasetTar(Source):
                 continue
             except (OSError, ValueError) as error:
                 raise SourceError(f"{record}: damaged ({in_words(error)}): clean the set again") from error
-            if not isinstance(ids, dict) or not all(type(index) is int and index >= 0 for index in ids.values()):
+            if not isinstance(ids, dict) or not all(type(index) is int and index >= -1 for index in ids.values()):
                 raise SourceError(f"{record}: damaged (its class_ids): clean the set again")
-            return ids
-        return {}
+            for name, index in ids.items():
+                found[name] = index if found.get(name, index) == index else -1
+        return found
 
 
 def read_tar(stream: IO[bytes], wanted: Callable[[str], bool | Rejected]) -> Iterator[tuple[str, bytes | Rejected]]:
