@@ -75,8 +75,8 @@ def serve(
         "compute": compute,
         "sharding": sharding,
         "extraction": extraction,
+        "loading": loading,
     }
-    options["loading"] = loading
     scheduled_audit.serve(
         name="latentprint",
         cron=cron,

@@ -481,7 +481,7 @@ def test_an_icon_of_one_size_had_no_choice() -> None:
     ],
 )
 def test_each_mode_becomes_grey_or_colour_in_one_way(mode: str, colour: object, kept: object, conversion: str) -> None:
-    image, name = decoding._to_l_or_rgb(Image.new(mode, (1, 1), colour))  # type: ignore[arg-type]
+    image, name = decoding._to_l_or_rgb(Image.new(mode, (1, 1), colour))
     assert (np.asarray(image).tolist(), name) == ([[kept]], conversion)
 
 

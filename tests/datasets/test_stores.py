@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.sources import SourceError, open_source
+from latentprint.tasks.datasets.sources.location import StoredLocation, locate
 from tests.datasets.archives import FILES, HASHES, IMAGES, LABELS, PNGS, decoded, folder, tarred, zipped
 from tests.datasets.test_sources import parquet
 
@@ -27,6 +29,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zipped(home / "x.zip", FILES)
     np.save(home / "x.npy", IMAGES)
     parquet(folder(home / "hub", [("README.md", b"")]) / "x.parquet", {"image": PNGS, "label": LABELS})
+    for name, ids in (("one", {"a": 1, "b": 0}), ("two", {"a": 2, "c": 3})):
+        place = folder(home / "cleaned" / name, [("curation.json", json.dumps({"class_ids": ids}).encode())])
+        tarred(place / "x.tar", FILES[:1])
     return home
 
 
@@ -52,6 +57,23 @@ def test_a_store_gives_the_same_items_as_this_machine(bucket: str, options: str,
     usable = decoded(there)[0]
     assert sorted(item.picture().content_hash for item in there if item.key in usable) == sorted(HASHES)
     assert there[0].uri == here[0].uri.replace(str(local), bucket)
+
+
+def test_a_cleaned_set_in_a_store_keeps_its_classes(bucket: str, options: str, local: Path) -> None:
+    for place, end in ((f"{local}/cleaned", ""), (f"{bucket}/cleaned", options)):
+        assert open_source(f"{place}/one/x.tar{end}").class_ids() == {"a": 1, "b": 0}
+        assert open_source(f"{place}/{{one,two}}/x.tar{end}").class_ids() == {"a": -1, "b": 0, "c": 3}
+    assert open_source(f"{bucket}/x-*.tar{options}").class_ids() == {}
+
+
+def test_what_was_listed_is_not_asked_for_again_and_its_sibling_is_another(
+    bucket: str, options: str, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = locate(f"{bucket}/x-[0]*.tar{options}").expand()
+    beside = found.sibling("x.npy")  # of another size
+    assert beside.version() == locate(f"{bucket}/x.npy{options}").version() != found.version()
+    monkeypatch.setattr(StoredLocation, "_type", lambda _: pytest.fail("the store was asked"))
+    assert found.is_file()
 
 
 def test_a_changed_object_changes_the_fingerprint(bucket: str, options: str) -> None:

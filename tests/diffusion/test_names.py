@@ -37,7 +37,7 @@ def test_a_baseline_takes_as_many_evaluations_as_are_said(name: str) -> None:
     assert EVALUATIONS.keys() == BASELINES.keys() == set(BASELINE_NAMES)
     model = Denoiser(lambda x, t: 0.5 * x, linear_ddpm(), dtype=torch.float64)
     generators = [generator_for(0, str(i)) for i in range(2)]
-    BASELINES[name](model, draw(1, 2, 1, 2, 2), linear_ddpm(), generators)  # type: ignore[index]
+    BASELINES[name](model, draw(1, 2, 1, 2, 2), linear_ddpm(), generators)
     assert model.n_evaluations == 2 * EVALUATIONS[name]
 
 

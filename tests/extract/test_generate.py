@@ -66,12 +66,12 @@ def test_a_batch_too_large_for_the_memory_is_halved_down_to_one(
         return np.array(names, dtype=np.uint8)[:, None, None, None]
 
     monkeypatch.setattr(generate, "sample_pixels", sampled)
-    found = [int(pixels.item()) for pixels in generate._generate(job, SimpleNamespace(), 4, uncounted, 0)]  # type: ignore[arg-type]
+    found = [int(pixels.item()) for pixels in generate._generate(job, SimpleNamespace(), 4, uncounted, 0)]
     assert found == [*range(7)]
     assert [len(names) for names in asked] == [4, 2, *[1] * 7]
     fits = 0
     with pytest.raises(torch.OutOfMemoryError):
-        list(generate._generate(job, SimpleNamespace(), 4, uncounted, 0))  # type: ignore[arg-type]
+        list(generate._generate(job, SimpleNamespace(), 4, uncounted, 0))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])

@@ -91,14 +91,14 @@ def test_spacing_is_over_one_image_of_each_other_group(run: RunDirectory) -> Non
 
 
 def test_chunks_hold_so_many_values_and_one_query_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(chunks(np.zeros((1, 784)), 20_000)) == [slice(0, 2**24 // 784)]  # type: ignore[arg-type]
+    assert list(chunks(np.zeros((1, 784)), 20_000)) == [slice(0, 2**24 // 784)]
     features = np.zeros((7, 8))
     monkeypatch.setattr(references, "QUERY_VALUES", 23)
-    assert list(chunks(features, 5)) == [slice(0, 2), slice(2, 4), slice(4, 6)]  # type: ignore[arg-type]
+    assert list(chunks(features, 5)) == [slice(0, 2), slice(2, 4), slice(4, 6)]
     monkeypatch.setattr(references, "QUERY_VALUES", 7)
-    assert list(chunks(features, 2)) == [slice(0, 1), slice(1, 2)]  # type: ignore[arg-type]
-    assert list(chunks(features, 0)) == []  # type: ignore[arg-type]
-    assert list(chunks(features[:0], 9)) == [slice(0, 7), slice(7, 14)]  # type: ignore[arg-type]
+    assert list(chunks(features, 2)) == [slice(0, 1), slice(1, 2)]
+    assert list(chunks(features, 0)) == []
+    assert list(chunks(features[:0], 9)) == [slice(0, 7), slice(7, 14)]
 
 
 def test_an_array_on_disk_lies_on_that_of_the_run_and_leaves_no_file(

@@ -254,10 +254,10 @@ class StoredLocation(Location):
         return [file for file in found if isinstance(file, StoredLocation)] or [itself]
 
     def sibling(self, name: str) -> Location:
-        return replace(self, key=f"{self.key.rpartition('/')[0]}/{name}")
+        return replace(self, key=f"{self.key.rpartition('/')[0]}/{name}", size=None, modified_ns=None)
 
     def is_file(self) -> bool:
-        return self._type() == pafs.FileType.File
+        return self.size is not None or self._type() == pafs.FileType.File  # only what was listed has a size
 
     def is_folder(self) -> bool:
         return self._type() == pafs.FileType.Directory

@@ -13,7 +13,7 @@ from latentprint.tasks.bounded import read_at_most
 from latentprint.tasks.datasets.decoding import MAX_BYTES, Rejected, in_words
 from latentprint.tasks.datasets.sources.base import Item, Source, named_item, names_apart
 from latentprint.tasks.datasets.sources.folder import ARCHIVE_WITHIN
-from latentprint.tasks.datasets.sources.location import LocalLocation, Location, SourceError
+from latentprint.tasks.datasets.sources.location import Location, SourceError
 from latentprint.tasks.datasets.sources.metadata import LONGEST_TEXT, as_metadata
 from latentprint.tasks.datasets.sources.names import (
     LONGEST_LABEL,
@@ -24,7 +24,6 @@ from latentprint.tasks.datasets.sources.names import (
     shortened_name,
 )
 from latentprint.tasks.datasets.sources.unpacking import decompressed
-from latentprint.tasks.store.files import read_json
 
 LARGEST_SAMPLE = 16
 """Images of one sample that wait for a description behind them; a bound on memory."""
@@ -82,14 +81,13 @@ class WebDatasetTar(Source):
 
     def class_ids(self) -> dict[str, int]:
         """Those of the run that a cleaned set was made from, as the record beside its tars says."""
-        folders = {file.path.parent for file in self.path.expand() if isinstance(file, LocalLocation)}
+        records = {str(record): record for record in (file.sibling(CLEANED) for file in self.path.expand())}
         found: dict[str, int] = {}
-        for record in (folder / CLEANED for folder in sorted(folders)):
+        for record in records.values():
+            content = record.read() if record.is_file() else b"{}"
             try:
-                ids = read_json(record).get("class_ids", {})
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
+                ids = json.loads(content if isinstance(content, bytes) else b"").get("class_ids", {})
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise SourceError(f"{record}: damaged ({in_words(error)}): clean the set again") from error
             if not isinstance(ids, dict) or not all(type(index) is int and index >= -1 for index in ids.values()):
                 raise SourceError(f"{record}: damaged (its class_ids): clean the set again")
