@@ -27,7 +27,8 @@ import io
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,12 @@ from latentprint.tasks.errors import first_line
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Image formats that are read, by Pillow's names."""
+
+KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Formats that shards hold as they came, and the names of their members: anything that reads WebDataset knows them."""
+
+LONGEST_HEADER = 1024
+"""Bytes of a kept file beyond those of its pixels: what a small picture takes, and little for a hidden attachment."""
 
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decompressed."""
@@ -113,6 +120,8 @@ class Picture:
     pixels: NDArray[np.uint8]
     conversion: str = ""
     """Conversions applied on the way, comma separated, in order."""
+    original: bytes | None = field(default=None, repr=False, compare=False)
+    """The file that it was decoded from, where that is of a kind in ``KEPT`` and nothing was converted."""
 
     @property
     def mode(self) -> str:
@@ -130,10 +139,16 @@ class Picture:
         return hashlib.blake2b(header + self.pixels.tobytes(), digest_size=16).hexdigest()
 
     def png(self) -> bytes:
-        """Lossless PNG; the same picture gives the same bytes."""
+        """Lossless PNG; the same pixels give the same bytes."""
         buffer = io.BytesIO()
         Image.fromarray(self.pixels).save(buffer, format="PNG", optimize=False, compress_level=6)
         return buffer.getvalue()
+
+    def file(self) -> bytes:
+        """A file with exactly these pixels: the original, or a PNG where there is none or it is longer than pixels."""
+        if self.original and len(self.original) <= self.pixels.nbytes + LONGEST_HEADER:
+            return self.original
+        return self.png()
 
 
 class _Pieces(io.BytesIO):
@@ -153,8 +168,8 @@ class _Pieces(io.BytesIO):
         return super().read(size)
 
 
-def decode(content: bytes) -> Picture:
-    """Decode an image file.
+def decode(content: bytes, formats: Sequence[str] = FORMATS) -> Picture:
+    """Decode an image file of one of these ``FORMATS``.
 
     Raises:
         Rejected: for anything that is not one whole, reasonably sized image.
@@ -164,10 +179,12 @@ def decode(content: bytes) -> Picture:
     if len(content) > MAX_BYTES:
         raise Rejected(f"{len(content)} bytes: at most {MAX_BYTES} are read")
     try:
-        with Image.open(_Pieces(content), formats=FORMATS) as image:
+        with Image.open(_Pieces(content), formats=formats) as image:
             if image.format in ("JPEG", "MPO") and (n_scans := content.count(_START_OF_SCAN)) > MOST_SCANS:
                 raise Rejected(f"{n_scans} scans: at most {MOST_SCANS} are decoded")
-            return _decode(image)
+            picture = _decode(image)
+            is_kept = image.format in KEPT and not picture.conversion
+            return replace(picture, original=content) if is_kept else picture
     except Rejected:
         raise
     except MemoryError as error:

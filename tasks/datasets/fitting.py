@@ -40,6 +40,8 @@ class Fitting:
         Raises:
             Rejected: so long and narrow that it would take more than ``MAX_PIXELS`` to cover the size.
         """
+        if self.mode in ("keep", picture.mode) and self.size in (None, picture.size):
+            return picture
         image, done = Image.fromarray(picture.pixels), [picture.conversion]
         if self.mode not in ("keep", image.mode):
             done.append(f"{image.mode}_to_{self.mode}".lower())

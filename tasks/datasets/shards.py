@@ -1,8 +1,9 @@
 """Deterministic WebDataset shards and their manifest.
 
-A shard is a plain WebDataset tar, ``KEY.json`` then ``KEY.png``, with fixed owners and times: the same images in the
-same order give the same bytes. It is the data set itself, repeats included; the manifest says which rows are the same
-picture, so that each distinct content is scored once, and which nearly are.
+A shard is a plain WebDataset tar, ``KEY.json`` then ``KEY.png``, with fixed owners and times: the same files in the
+same order give the same bytes. JPEG and WebP stay what they are, ``KEY.jpg`` and ``KEY.webp``; identity is by decoded
+pixels. It is the data set itself, repeats included; the manifest says which rows are the same picture, so that each
+distinct content is scored once, and which nearly are.
 
 Memory is bounded by twice the largest shard while writing, and by what DuckDB may take while joining, beside some bytes
 for each image that has near duplicates.
@@ -21,10 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
 from numpy.typing import NDArray
-from PIL import Image
 
 from latentprint.tasks.bounded import open_regular
-from latentprint.tasks.datasets.decoding import Picture, Rejected
+from latentprint.tasks.datasets.decoding import KEPT, Picture, Rejected, decode
 from latentprint.tasks.datasets.duplicates import near_duplicate_groups, signature, signs
 from latentprint.tasks.datasets.fitting import Fitting
 from latentprint.tasks.datasets.sources import Item, Source, SourceError
@@ -37,6 +37,8 @@ from latentprint.tasks.store.spill import spilling
 from latentprint.tasks.store.splits import holdout_source, split_of
 
 ROWS_PER_BATCH = 10_000
+_MAGIC = {b"\x89PNG": KEPT["PNG"], b"\xff\xd8": KEPT["JPEG"], b"RIFF": KEPT["WEBP"]}
+_PICTURES = tuple(f".{kind}" for kind in KEPT.values())
 
 SPLIT_MANIFEST = MANIFEST.append(pa.field("signature", pa.binary())).append(pa.field("signs", pa.uint64()))
 """Rows of one source until the sources are joined: what near duplicates are told from is not kept."""
@@ -95,9 +97,10 @@ def write_shards(
     return ShardingResult(rows.n_rows, bad.n_rows, shards.n_shards)
 
 
-def members_of(key: str, description: Mapping[str, Any], png: bytes) -> dict[str, Any]:
-    """One sample of a tar: its description and its picture."""
-    return {"__key__": key, "json": json.dumps(description, ensure_ascii=False).encode(), "png": png}
+def members_of(key: str, description: Mapping[str, Any], picture: bytes) -> dict[str, Any]:
+    """One sample of a tar: its description and its picture, a file of a kind in ``KEPT``."""
+    kind = next((kind for magic, kind in _MAGIC.items() if picture.startswith(magic)), KEPT["PNG"])
+    return {"__key__": key, "json": json.dumps(description, ensure_ascii=False).encode(), kind: picture}
 
 
 def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> None:
@@ -105,19 +108,20 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     tar = io.BytesIO()  # written at once: a tar that cannot be finished, on a full disk, complains for ever after
     writer = webdataset.TarWriter(tar, user="root", group="root", mtime=0, encoder=False)
     for members in samples:
-        writer.write(members)
+        for name in ("json", *(members.keys() - {"__key__", "json"})):  # by itself it would write jpg first
+            writer.write({"__key__": members["__key__"], name: members[name]})
     writer.close()
     with atomic_open(path) as stream:
         stream.write(tar.getbuffer())
 
 
 def read_samples(path: Path) -> Iterator[tuple[dict[str, Any], bytes | Rejected]]:
-    """(description, PNG) of each sample; damage of the archive with an empty description."""
+    """(description, picture's file) of each sample; damage of the archive with an empty description."""
     description: dict[str, Any] = {}
     try:
         with open_regular(path) as stream:
             for name, content in read_tar(stream, wanted=lambda name: True):
-                if isinstance(content, Rejected) or name.endswith(".png"):
+                if isinstance(content, Rejected) or name.endswith(_PICTURES):
                     yield description, content
                     description = {}
                 else:
@@ -194,13 +198,13 @@ def read_positions(path: Path, wanted: Container[int] | None = None) -> Iterator
     """
     try:
         with open_regular(path) as stream:
-            pictures = read_tar(stream, wanted=lambda name: name.endswith(".png"))
+            pictures = read_tar(stream, wanted=lambda name: name.endswith(_PICTURES))
             for index, (_, content) in enumerate(pictures):
                 if isinstance(content, Rejected):
                     raise SourceError(f"{path}: damaged shard ({content}); delete it and run again")
                 if wanted is None or index in wanted:
                     yield index, pixels_of(content)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path}: damaged shard ({error}); delete it and run again") from error
 
 
@@ -261,13 +265,16 @@ def _within(folder: Path, shard: str) -> Path:
         raise SourceError(f"{folder}: {error}; the run is damaged, or another's: do not use it") from error
 
 
-def pixels_of(png: bytes) -> NDArray[np.uint8]:
-    """The picture in a PNG of a shard, uint8, (H, W) or (H, W, 3).
+def pixels_of(file: bytes) -> NDArray[np.uint8]:
+    """The picture in a file of a shard, uint8, (H, W) or (H, W, 3).
 
     Raises:
-        OSError, SyntaxError, ValueError: Pillow's, for a damaged one.
+        ValueError: it is damaged, or of no kind in ``KEPT``.
     """
-    return np.array(Image.open(io.BytesIO(png), formats=["PNG"]), dtype=np.uint8)
+    try:
+        return decode(file, tuple(KEPT)).pixels
+    except Rejected as error:
+        raise ValueError(str(error)) from error
 
 
 def _description(content: bytes) -> dict[str, Any]:
@@ -292,7 +299,7 @@ def _sample_difference(
         return f"described as {dict(description)}"
     try:
         same = Picture(pixels_of(content)).content_hash == row["content_hash"]
-    except (OSError, SyntaxError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return "" if same else "another picture: its content hash differs"
 
@@ -318,12 +325,12 @@ class _ShardWriter:
 
     def write(self, picture: Picture, sample_id: str, item: Item) -> dict[str, Any]:
         """Add one image; returns its manifest row."""
-        png = picture.png()
+        file = picture.file()
         description = {"sample_id": sample_id, "content_hash": picture.content_hash, "label": item.label}
         if item.metadata:
             description["metadata"] = item.metadata
-        members = members_of(f"{self._n_images:09d}", description, png)
-        size = sum(512 + -(-len(members[name]) // 512) * 512 for name in ("json", "png"))
+        members = members_of(f"{self._n_images:09d}", description, file)
+        size = sum(512 + -(-len(content) // 512) * 512 for name, content in members.items() if name != "__key__")
         if self._pending and self._size + size > self.shard_bytes:
             self.close()
         looks = signature(picture.pixels)
@@ -338,7 +345,7 @@ class _ShardWriter:
             "height": picture.size[1],
             "mode": picture.mode,
             "conversion": picture.conversion,
-            "bytes": len(png),
+            "bytes": len(file),
             "copies": 1,
             "occurrence": 0,
             "near_duplicate_group": None,

@@ -45,7 +45,7 @@ LABEL_SECONDS = 60.0
 MOST_THREADS = 1024
 """Of a worker: torch crashes on many more, without an error that could be caught."""
 MANIFEST_BYTES, PART_BYTES, MEMBER_BYTES = 200, 150, 2048
-"""Of disk an image, beside its PNG: manifest row, scores with their tables, the tar's two headers and their padding."""
+"""Of disk an image, beside its file: manifest row, scores with their tables, the tar's two headers and padding."""
 
 
 def examine(patient: Patient) -> Iterator[Check]:
@@ -230,9 +230,9 @@ def _identities(patient: Patient) -> dict[str, Any]:
 
 
 def _disk(patient: Patient) -> Check:
-    png_bytes = float(np.mean([len(picture.png()) for picture in patient.pictures]))
+    picture_bytes = float(np.mean([len(picture.file()) for picture in patient.pictures]))
     n = patient.n_in_all + (patient.extraction.samples if patient.extraction else 0)
-    needed = n * (png_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
+    needed = n * (picture_bytes + MEMBER_BYTES + MANIFEST_BYTES + PART_BYTES)
     place = next(parent for parent in (patient.out.resolve(), *patient.out.resolve().parents) if parent.exists())
     free = shutil.disk_usage(place).free
     finding = f"about {size(needed)} needed, {size(free)} free at {place}"

@@ -17,7 +17,7 @@ from latentprint.tasks.store.spill import spilling
 from latentprint.tasks.store.splits import source_name
 
 NOT_COVERED = ("source_uri", "bytes")
-"""Columns outside the digest: where the images were read from, and the size that an encoder of PNG gave them."""
+"""Columns outside the digest: where the images were read from, and how large their files are."""
 
 
 def require_columns(manifest: Path) -> None:

@@ -39,7 +39,7 @@ MANIFEST = pa.schema(
         _field("height", pa.int32(), "image height", "pixels"),
         _field("mode", pa.string(), "L | RGB"),
         _field("conversion", pa.string(), "conversions applied in decoding, comma separated; empty: none"),
-        _field("bytes", pa.int64(), "size of the PNG in the shard", "bytes"),
+        _field("bytes", pa.int64(), "size of its file in the shard, PNG, JPEG or WebP", "bytes"),
         _field("copies", pa.int32(), "how often exactly this content occurs in its split", "images"),
         _field("occurrence", pa.int32(), "which of the copies this is, from 0; number 0 is the scored one", "ordinal"),
         _field(

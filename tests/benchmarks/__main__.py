@@ -40,6 +40,7 @@ from latentprint.tasks.score.job import Scoring, ShardJob, distinct_rows, score_
 from latentprint.tasks.score.measure import measure
 from latentprint.tasks.store.files import sha256
 from latentprint.tasks.store.run import RunDirectory
+from tests.benchmarks import photographs
 from tests.benchmarks.orchestration import seconds_a_shard
 from tests.benchmarks.rows import measured
 
@@ -196,6 +197,7 @@ def main() -> None:
             "images read and decoded a second": scoring.n / decode_seconds,
             **{f"bytes an image, {name}": path.stat().st_size / scoring.n for name, path in stored.items()},
         }
+        results["photographs"] = photographs.costs(scratch)
         results["orchestration"] = {"ms a shard": 1e3 * seconds_a_shard(arguments.shards, scratch)}
     for title, values in results.items():
         show(title, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from latentprint.tasks.datasets import shards
 from latentprint.tasks.datasets.decoding import Picture, decode
+from latentprint.tasks.datasets.fitting import Fitting
 from latentprint.tasks.datasets.shards import (
     Difference,
     join_manifests,
@@ -168,12 +168,59 @@ def test_what_came_of_a_source_is_counted_and_a_refusal_names_the_first_bad_item
         write_shards(open_source(tmp_path / "empty.npy"), "holdout2", run.shards, *paths, **LIMITS)
 
 
-def test_pictures_of_a_shard_are_png_and_nothing_else(digits: np.ndarray) -> None:
+def test_pictures_of_a_shard_are_png_jpeg_or_webp(digits: np.ndarray) -> None:
     assert (pixels_of(Picture(digits[0]).png()) == digits[0]).all()
-    other = io.BytesIO()
-    Image.fromarray(digits[0]).save(other, "BMP")
-    with pytest.raises(OSError, match="cannot identify"):
-        pixels_of(other.getvalue())
+    with pytest.raises(ValueError, match="not a readable image"):
+        pixels_of(encoded(Image.fromarray(digits[0]), "BMP"))
+
+
+def as_they_come(photo: Image.Image) -> dict[str, tuple[bytes, str]]:
+    """File name -> (file, what kind of member it becomes)."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    return {
+        "a.jpg": (encoded(photo, "JPEG", quality=90), "jpg"),
+        "b.webp": (encoded(photo, "WEBP", quality=80), "webp"),
+        "c.webp": (encoded(photo, "WEBP", lossless=True), "webp"),
+        "d.png": (encoded(photo, "PNG", compress_level=9), "png"),
+        "e.jpg": (encoded(photo.convert("L"), "JPEG"), "jpg"),
+        "f.png": (encoded(photo, "JPEG"), "jpg"),  # the content says what it is
+        "turned.jpg": (encoded(photo, "JPEG", exif=turned), "new png"),
+        "cmyk.jpg": (encoded(photo.convert("CMYK"), "JPEG"), "new png"),
+        "palette.png": (encoded(photo.quantize(16), "PNG"), "new png"),
+        "attached.jpg": (encoded(photo, "JPEG") + bytes(10 * 40 * 50 * 3), "new png"),
+        "x.bmp": (encoded(photo, "BMP"), "new png"),
+    }
+
+
+def test_files_that_need_no_conversion_stay_as_they_came(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    files = as_they_come(Image.fromarray(noise).resize((50, 40), Image.Resampling.BICUBIC))
+    for name, (file, _) in files.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(file)
+    run = RunDirectory(tmp_path / "run")
+    rows = sharded(run, tmp_path / "in", shard_bytes=2**30)
+    shard = run.shards / "train-000000.tar"
+    pictures = [(member.name, content) for member, content in members(shard)][1::2]
+    for row, (name, content) in zip(rows, pictures, strict=True):
+        file, kind = files[Path(str(row["source_uri"])).name]
+        assert (content == file) == (kind != "new png")
+        assert name.endswith("." + kind.removeprefix("new "))
+        assert row["bytes"] == len(content)
+        assert Picture(decode(file).pixels).content_hash == row["content_hash"] == decode(content).content_hash
+    assert verify_shard(shard, rows) == []
+    for row, pixels in zip(rows, read_shard(shard), strict=True):
+        assert (pixels == decode(files[Path(str(row["source_uri"])).name][0]).pixels).all()
+    again = list(open_source(shard))  # by what a stranger reads WebDataset with
+    assert [item.picture().content_hash for item in again] == [row["content_hash"] for row in rows]
+
+
+def test_what_is_fitted_is_a_new_png(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.jpg")
+    picture = next(iter(open_source(tmp_path / "a.jpg"))).picture()
+    assert Fitting("RGB", (20, 10))(picture).file() == (tmp_path / "a.jpg").read_bytes()
+    assert Fitting("L")(picture).file().startswith(b"\x89PNG")
 
 
 def test_manifest_says_where_each_image_lies_and_counts_its_repeats(digits: np.ndarray, tmp_path: Path) -> None:
