@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from latentprint.tasks.evidence.calibration import (
+    BANDS,
     FEATURES,
     NORMS,
+    WITHOUT_BANDS,
     Calibration,
     Design,
     TooFewImages,
@@ -114,8 +117,33 @@ def test_features_are_growth_logs_of_norms_to_the_first_power_and_the_cosine() -
     """|eps| = 3 in all of 16 pixels: |eps|_2 = 12, |eps|_4^4 = 16 81, whose fourth root is 6."""
     scores = {"log_growth": [2.5], "eps_norm": [12.0], "sima": [16 * 81.0], "tangent_norm": [0.5]}
     one = {name: np.array(values) for name, values in {**scores, "tangent_cosine": [-0.25]}.items()}
-    np.testing.assert_allclose(matrix(FEATURES, one), [[2.5, math.log(12), math.log(6), math.log(0.5), -0.25]])
+    expected = [2.5, math.log(12), math.log(6), math.log(0.5), -0.25]
+    np.testing.assert_allclose(matrix(WITHOUT_BANDS, one), [expected])
+    shares = {name: np.array([share]) for name, share in zip(BANDS, (0.5, 0.25, 0.125, 0.125, 0.0, 0.0), strict=True)}
+    halvings = [-1.0, -2.0, -3.0, -3.0, math.log2(1e-12), math.log2(1e-12)]
+    np.testing.assert_allclose(matrix(tuple(FEATURES), one | shares), [[*expected, *(math.log(2) * np.array(halvings))]])
     np.testing.assert_allclose(matrix(NORMS, one, {**one, "eps_norm": np.ones(1)})[0, 1:3], [math.log(6), 0.0])
+
+
+def with_bands(scores: dict[str, Array], means: Array) -> dict[str, Array]:
+    """Shares whose logs of ratios are Gaussian; trained images lie ``means`` standard deviations apart, band by band."""
+    logits = np.random.default_rng(9).normal(size=(N, len(BANDS))) + IS_TRAIN[:, None] * means
+    return scores | dict(zip(BANDS, softmax(logits, axis=1).T, strict=True))
+
+
+def test_fused_uses_what_bands_know_and_does_without_where_they_were_not_measured() -> None:
+    """Of log ratios z_b - mean(z), the separations left are those of ``means`` without their mean."""
+    means = np.array([0.5, -0.5, 0.0, 0.0, 1.0, -1.0])
+    bare = drawn(1, 1.0)
+    found = calibrate({20: with_bands(bare, means)}, IS_TRAIN)
+    assert found.features == tuple(FEATURES)
+    fused = found.scores(with_bands(drawn(2, 1.0), means))["fused"]
+    distance = math.sqrt(1.0 + (means**2).sum())
+    assert auc(fused[IS_TRAIN], fused[~IS_TRAIN]) == pytest.approx(0.5 * (1.0 + math.erf(distance / 2.0)), abs=0.02)
+    known = calibrate({20: bare}, IS_TRAIN)
+    assert (known.features, len(known.fused.weights)) == (WITHOUT_BANDS, 5)
+    of_an_earlier_version = Calibration(**known.model_dump(mode="json", exclude={"features"}))
+    np.testing.assert_array_equal(of_an_earlier_version.scores(with_bands(bare, means))["fused"], known.scores(bare)["fused"])
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:
