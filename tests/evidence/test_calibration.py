@@ -121,7 +121,9 @@ def test_features_are_growth_logs_of_norms_to_the_first_power_and_the_cosine() -
     np.testing.assert_allclose(matrix(WITHOUT_BANDS, one), [expected])
     shares = {name: np.array([share]) for name, share in zip(BANDS, (0.5, 0.25, 0.125, 0.125, 0.0, 0.0), strict=True)}
     halvings = [-1.0, -2.0, -3.0, -3.0, math.log2(1e-12), math.log2(1e-12)]
-    np.testing.assert_allclose(matrix(tuple(FEATURES), one | shares), [[*expected, *(math.log(2) * np.array(halvings))]])
+    np.testing.assert_allclose(
+        matrix(tuple(FEATURES), one | shares), [[*expected, *(math.log(2) * np.array(halvings))]]
+    )
     np.testing.assert_allclose(matrix(NORMS, one, {**one, "eps_norm": np.ones(1)})[0, 1:3], [math.log(6), 0.0])
 
 
@@ -143,7 +145,9 @@ def test_fused_uses_what_bands_know_and_does_without_where_they_were_not_measure
     known = calibrate({20: bare}, IS_TRAIN)
     assert (known.features, len(known.fused.weights)) == (WITHOUT_BANDS, 5)
     of_an_earlier_version = Calibration(**known.model_dump(mode="json", exclude={"features"}))
-    np.testing.assert_array_equal(of_an_earlier_version.scores(with_bands(bare, means))["fused"], known.scores(bare)["fused"])
+    np.testing.assert_array_equal(
+        of_an_earlier_version.scores(with_bands(bare, means))["fused"], known.scores(bare)["fused"]
+    )
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:

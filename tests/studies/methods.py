@@ -36,7 +36,7 @@ from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pi
 from latentprint.tasks.diffusion.schedule import timestep_of_paper
 from latentprint.tasks.diffusion.tangents import difference_quotients
 from latentprint.tasks.evidence.auc import auc_interval
-from latentprint.tasks.evidence.calibration import BANDS, SECOND, WITHOUT_BANDS, calibrate
+from latentprint.tasks.evidence.calibration import BANDS, SECOND, calibrate
 from latentprint.tasks.evidence.comparison import true_positive_rate
 from latentprint.tasks.evidence.confounders import pixel_statistics
 from latentprint.tasks.evidence.copies import nearest, ratio_rule
@@ -238,6 +238,7 @@ def scores_at(features: Features, t: int) -> dict[str, Array]:
         "tangent_cosine": features[f"cosine_1@{t}"],
         "neighbour_eps_norm": np.sqrt(features[f"bias_1@{t}"]),
         "crowding": features[f"crowding_1@{t}"],
+        **{name: np.exp(features[f"band_{band}@{t}"]) for band, name in enumerate(BANDS)},
     }
 
 
