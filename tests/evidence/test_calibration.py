@@ -128,7 +128,7 @@ def test_features_are_growth_logs_of_norms_to_the_first_power_and_the_cosine() -
 
 
 def with_bands(scores: dict[str, Array], means: Array) -> dict[str, Array]:
-    """Shares whose logs of ratios are Gaussian; trained images lie ``means`` standard deviations apart, band by band."""
+    """Shares with Gaussian log ratios; trained images lie ``means`` standard deviations apart, band by band."""
     logits = np.random.default_rng(9).normal(size=(N, len(BANDS))) + IS_TRAIN[:, None] * means
     return scores | dict(zip(BANDS, softmax(logits, axis=1).T, strict=True))
 
