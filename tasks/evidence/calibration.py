@@ -7,9 +7,13 @@ Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. T
     dime  = (cos(phi) B^2 + sin(phi) V - m) / s     Do & Alabi 2026 (DIME), standardised; lower: member
     fused = b + sum_j w_j (f_j - m_j) / s_j         log odds of membership, logistic regression; higher: member
 
-with f = log growth, log |eps|, log |eps|_4, log |J q|, the cosine between J q and eps, and the logs of the shares of
-|eps|^2 in bands of spatial frequency (:mod:`latentprint.tasks.diffusion.bands`), m the midpoint of both kinds' means
-and s^2 the mean of their variances. One more evaluation, at a second timestep t', gives
+with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps, m the midpoint of both kinds'
+means and s^2 the mean of their variances. Six more, the logs of the shares of |eps|^2 in bands of spatial frequency
+(:mod:`latentprint.tasks.diffusion.bands`), are among the f where these images say that they help: where the deviance
+2 sum_i c_i log(1 + exp(-y_i fused_i)) falls by more than 6 log n (Schwarz 1978, Annals of Statistics 6, 461). On few
+images, or small ones, six weights fitted to nothing would cost more than they bring.
+
+One more evaluation, at a second timestep t', gives
 
     fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
 
@@ -308,8 +312,8 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
         labels = is_train[kept.members]
         timestep = _best(kept.choices(labels))
         if "fused" in names:
-            fused = LogOdds.fitted(kept.standardised(timestep), labels)
-            scores["fused"][mine] = fused.of(design.features(k, timestep))
+            fused = kept.fused(timestep, labels)
+            scores["fused"][mine] = fused.of(design.features(k, timestep)[:, : len(fused.weights)])
         if "dime" in names:
             phi, centre, scale = kept.dime(timestep, labels)
             scores["dime"][mine] = (dime(design.of_fold(k)[timestep], phi) - centre) / scale
@@ -340,14 +344,15 @@ class _Sample:
         choices = kept.choices(labels)
         timestep = _best(choices)
         phi, centre, scale = kept.dime(timestep, labels)
+        fused = kept.fused(timestep, labels)
         return Fit(
             timestep=timestep,
             choices=choices,
             phi=phi,
             dime_centre=centre,
             dime_scale=scale,
-            fused=LogOdds.fitted(kept.standardised(timestep), labels),
-            features=self.features,
+            fused=fused,
+            features=self.features[: len(fused.weights)],
             second=kept.second(timestep, labels) if second else None,
             n_train=int(labels.sum()),
             n_control=int((~labels).sum()),
@@ -394,6 +399,18 @@ class _Kept:
             features = features_of(self.by_timestep) if len(timesteps) == 1 else NORMS
             self._standardised[timesteps] = Standardised.of(matrix(features, *(self.by_timestep[t] for t in timesteps)))
         return self._standardised[timesteps]
+
+    def fused(self, timestep: int, is_train: Mask) -> LogOdds:
+        """Of ``WITHOUT_BANDS``, the first of the features, or of all where bands lower the deviance by enough."""
+        with_bands = self.standardised(timestep)
+        without = with_bands.first(len(WITHOUT_BANDS))
+        plain = LogOdds.fitted(without, is_train)
+        n, n_more = with_bands.z.shape[0], with_bands.z.shape[1] - len(WITHOUT_BANDS)
+        if n_more == 0:
+            return plain
+        fused = LogOdds.fitted(with_bands, is_train)
+        gain = plain.deviance(without, is_train) - fused.deviance(with_bands, is_train)
+        return fused if gain > n_more * math.log(n) else plain
 
     def dime(self, timestep: int, is_train: Mask) -> tuple[float, float, float]:
         """(phi, centre, scale): the first angle at which DIME separates best, by its ranks at all, which are kept."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -148,6 +148,32 @@ def test_fused_uses_what_bands_know_and_does_without_where_they_were_not_measure
     np.testing.assert_array_equal(
         of_an_earlier_version.scores(with_bands(bare, means))["fused"], known.scores(bare)["fused"]
     )
+
+
+def test_bands_that_say_nothing_are_left_out() -> None:
+    """Each of 2,000 deviances falls by a chi-square of 6 degrees, mean 6; the threshold is 6 log n = 45.6."""
+    nothing = with_bands(drawn(1, 1.0), np.zeros(len(BANDS)))
+    found, known = calibrate({20: nothing}, IS_TRAIN), calibrate({20: drawn(1, 1.0)}, IS_TRAIN)
+    assert (found.features, found.fused) == (WITHOUT_BANDS, known.fused)
+
+
+@pytest.mark.parametrize("excess", [-2.0, 2.0])
+def test_bands_are_used_where_they_lower_the_deviance_by_six_log_n(excess: float) -> None:
+    """The weight of one band is raised until the fits' deviances part by a little less, or more, than that."""
+    scores, threshold = drawn(3, 1.0), 6 * math.log(N)
+
+    def fitted(mean: float) -> tuple[dict[str, Array], float]:
+        bands = with_bands(scores, np.array([mean, 0, 0, 0, 0, 0]))
+        x = Standardised.of(matrix(tuple(FEATURES), bands))
+        odds = [
+            LogOdds.fitted(features, IS_TRAIN).of(raw)
+            for features, raw in ((x.first(5), matrix(WITHOUT_BANDS, bands)), (x, matrix(tuple(FEATURES), bands)))
+        ]
+        deviances = [2 * np.logaddexp(0, np.where(IS_TRAIN, -z, z)).sum() for z in odds]
+        return bands, deviances[0] - deviances[1] - threshold
+
+    mean = brentq(lambda mean: fitted(mean)[1] - excess, 0.0, 1.0, xtol=1e-6)
+    assert len(calibrate({20: fitted(mean)[0]}, IS_TRAIN).features) == (11 if excess > 0 else 5)
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:
