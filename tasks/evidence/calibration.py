@@ -8,7 +8,12 @@ Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. T
     fused = b + sum_j w_j (f_j - m_j) / s_j         log odds of membership, logistic regression; higher: member
 
 with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps, m the midpoint of both kinds'
-means and s^2 the mean of their variances. One more evaluation, at a second timestep t', gives
+means and s^2 the mean of their variances. Six more, the logs of the shares of |eps|^2 in bands of spatial frequency
+(:mod:`latentprint.tasks.diffusion.bands`), are among the f where these images say that they help: where the deviance
+2 sum_i c_i log(1 + exp(-y_i fused_i)) falls by more than 6 log n (Schwarz 1978, Annals of Statistics 6, 461). On few
+images, or small ones, six weights fitted to nothing would cost more than they bring.
+
+One more evaluation, at a second timestep t', gives
 
     fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
 
@@ -60,19 +65,29 @@ Scores = Mapping[str, Array]
 """Columns of ``scores``, one entry an image."""
 ByTimestep = Mapping[int, Scores]
 """Those of the same images, from each timestep."""
+BANDS = tuple(f"eps_band_{band}" for band in range(6))
+"""Columns of the shares of |eps|^2, from low to high frequencies."""
+LEAST_SHARE = 1e-12
+"""A small image has bands without any frequency; a perfect model may leave one without energy."""
 
-Features = Mapping[str, Callable[[Scores], Array]]
-NORMS: Features = {
+
+def _log_share(name: str) -> Callable[[Scores], Array]:
+    return lambda scores: np.log(np.maximum(scores[name], LEAST_SHARE))
+
+
+FEATURES: Mapping[str, Callable[[Scores], Array]] = {
+    "log_growth": lambda scores: scores["log_growth"],
     "log_eps_norm": lambda scores: np.log(scores["eps_norm"]),
     "log_eps_4_norm": lambda scores: np.log(scores["sima"]) / 4.0,
-}
-FEATURES: Features = {
-    "log_growth": lambda scores: scores["log_growth"],
-    **NORMS,
     "log_tangent_norm": lambda scores: np.log(scores["tangent_norm"]),
     "tangent_cosine": lambda scores: scores["tangent_cosine"],
+    **{f"log_{name}": _log_share(name) for name in BANDS},
 }
-COLUMNS = ("log_growth", "eps_norm", "sima", "tangent_norm", "tangent_cosine", "neighbour_eps_norm", "crowding")
+"""What calibrated scores are made of."""
+NORMS = ("log_eps_norm", "log_eps_4_norm")
+WITHOUT_BANDS = tuple(name for name in FEATURES if name.removeprefix("log_") not in BANDS)
+"""Of runs that were scored before bands were measured."""
+COLUMNS = ("log_growth", "eps_norm", "sima", "tangent_norm", "tangent_cosine", "neighbour_eps_norm", "crowding", *BANDS)
 """Of ``scores``: what features and DIME are made of."""
 FITTED = ("fused", "dime", "fused_norms")
 """Scores that are calibrated."""
@@ -126,7 +141,8 @@ class Fit(BaseModel):
     dime_scale: float
     """Root of the mean of their variances; 1 where nothing scatters."""
     fused: LogOdds
-    """Of the ``FEATURES``."""
+    features: tuple[str, ...] = WITHOUT_BANDS
+    """Which of ``FEATURES`` it is made of."""
     second: SecondTimestep | None = None
     """None where it was not asked for, or there is no other to choose from."""
     n_train: int
@@ -135,7 +151,7 @@ class Fit(BaseModel):
     def scores(self, scores: Scores) -> dict[str, Array]:
         """``dime`` and ``fused`` of further images; ``fused_norms`` too where there is a second timestep."""
         standardised = (dime(scores, self.phi) - self.dime_centre) / self.dime_scale
-        combined = {"dime": standardised, "fused": self.fused.of(matrix(FEATURES, scores))}
+        combined = {"dime": standardised, "fused": self.fused.of(matrix(self.features, scores))}
         if self.second is not None:
             there = {name.removeprefix(SECOND): values for name, values in scores.items() if name.startswith(SECOND)}
             combined["fused_norms"] = self.second.fused_norms.of(matrix(NORMS, scores, there))
@@ -200,10 +216,20 @@ class CrossFit:
         return tuple(fold.timestep for fold in self.calibration.folds)
 
 
-def matrix(features: Features, *scores: Scores) -> Array:
-    """(n, features), those of each ``scores`` after those of the one before."""
+def matrix(features: Sequence[str], *scores: Scores) -> Array:
+    """(n, features), those of each ``scores`` after those of the one before.
+
+    Args:
+        features: of ``FEATURES``.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.column_stack([feature(of) for of in scores for feature in features.values()])
+        return np.column_stack([FEATURES[name](of) for of in scores for name in features])
+
+
+def features_of(by_timestep: ByTimestep) -> tuple[str, ...]:
+    """All ``FEATURES``, or those ``WITHOUT_BANDS`` where bands were not measured."""
+    has_bands = all(scores.keys() >= set(BANDS) for scores in by_timestep.values())
+    return tuple(FEATURES) if has_bands else WITHOUT_BANDS
 
 
 def dime(scores: Scores, phi: float) -> Array:
@@ -262,10 +288,10 @@ class Design:
         return self._folds[k]
 
     def features(self, k: int, *timesteps: int) -> Array:
-        """Of the images of fold k: ``FEATURES`` at one timestep, or ``NORMS`` at two; made once."""
+        """Of the images of fold k: all features at one timestep, or ``NORMS`` at two; made once."""
         if (k, timesteps) not in self._features:
             scores = self.of_fold(k)
-            features = FEATURES if len(timesteps) == 1 else NORMS
+            features = features_of(scores) if len(timesteps) == 1 else NORMS
             self._features[k, timesteps] = matrix(features, *(scores[t] for t in timesteps))
         return self._features[k, timesteps]
 
@@ -286,8 +312,8 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
         labels = is_train[kept.members]
         timestep = _best(kept.choices(labels))
         if "fused" in names:
-            fused = LogOdds.fitted(kept.standardised(timestep), labels)
-            scores["fused"][mine] = fused.of(design.features(k, timestep))
+            fused = kept.fused(timestep, labels)
+            scores["fused"][mine] = fused.of(design.features(k, timestep)[:, : len(fused.weights)])
         if "dime" in names:
             phi, centre, scale = kept.dime(timestep, labels)
             scores["dime"][mine] = (dime(design.of_fold(k)[timestep], phi) - centre) / scale
@@ -304,8 +330,10 @@ class _Sample:
     def __init__(self, by_timestep: ByTimestep, is_member: Mask) -> None:
         self.members = np.flatnonzero(is_member)
         self.by_timestep = _only(by_timestep, is_member)
+        self.features = features_of(by_timestep)
         self.finite = {
-            t: np.asarray(np.isfinite(matrix(FEATURES, scores)).all(axis=1)) for t, scores in self.by_timestep.items()
+            t: np.asarray(np.isfinite(matrix(self.features, scores)).all(axis=1))
+            for t, scores in self.by_timestep.items()
         }
         self._kept: dict[tuple[int, ...], _Kept] = {}
 
@@ -316,13 +344,15 @@ class _Sample:
         choices = kept.choices(labels)
         timestep = _best(choices)
         phi, centre, scale = kept.dime(timestep, labels)
+        fused = kept.fused(timestep, labels)
         return Fit(
             timestep=timestep,
             choices=choices,
             phi=phi,
             dime_centre=centre,
             dime_scale=scale,
-            fused=LogOdds.fitted(kept.standardised(timestep), labels),
+            fused=fused,
+            features=self.features[: len(fused.weights)],
             second=kept.second(timestep, labels) if second else None,
             n_train=int(labels.sum()),
             n_control=int((~labels).sum()),
@@ -364,11 +394,23 @@ class _Kept:
         return _choices(tuple(self.by_timestep), self.growth, self.ranks, is_train)
 
     def standardised(self, *timesteps: int) -> Standardised:
-        """``FEATURES`` at one timestep, or ``NORMS`` at two."""
+        """All features at one timestep, or ``NORMS`` at two."""
         if timesteps not in self._standardised:
-            scores = (self.by_timestep[t] for t in timesteps)
-            self._standardised[timesteps] = Standardised.of(matrix(FEATURES if len(timesteps) == 1 else NORMS, *scores))
+            features = features_of(self.by_timestep) if len(timesteps) == 1 else NORMS
+            self._standardised[timesteps] = Standardised.of(matrix(features, *(self.by_timestep[t] for t in timesteps)))
         return self._standardised[timesteps]
+
+    def fused(self, timestep: int, is_train: Mask) -> LogOdds:
+        """Of ``WITHOUT_BANDS``, the first of the features, or of all where bands lower the deviance by enough."""
+        with_bands = self.standardised(timestep)
+        without = with_bands.first(len(WITHOUT_BANDS))
+        plain = LogOdds.fitted(without, is_train)
+        n, n_more = with_bands.z.shape[0], with_bands.z.shape[1] - len(WITHOUT_BANDS)
+        if n_more == 0:
+            return plain
+        fused = LogOdds.fitted(with_bands, is_train)
+        gain = plain.deviance(without, is_train) - fused.deviance(with_bands, is_train)
+        return fused if gain > n_more * math.log(n) else plain
 
     def dime(self, timestep: int, is_train: Mask) -> tuple[float, float, float]:
         """(phi, centre, scale): the first angle at which DIME separates best, by its ranks at all, which are kept."""
@@ -397,7 +439,7 @@ class _Kept:
 
 
 def _only(by_timestep: ByTimestep, chosen: Mask) -> ByTimestep:
-    return {t: {name: scores[name][chosen] for name in COLUMNS} for t, scores in by_timestep.items()}
+    return {t: {name: scores[name][chosen] for name in COLUMNS if name in scores} for t, scores in by_timestep.items()}
 
 
 def _fewest(chosen: Mask, is_train: Mask) -> int:

@@ -84,7 +84,7 @@ def calibrate_shard(job: ShardJob, device: str, done: Done = uncounted) -> int:
     rows = _planned_rows(scoring.directory, job.shard)
     timesteps = candidates(_schedule(scoring), scoring.parameters)
     controls = control_timesteps(load_schedule(scoring.model)[0])
-    measured_from = {"timesteps": timesteps, "controls": controls}
+    measured_from = {"timesteps": timesteps, "controls": controls, "columns": list(COLUMNS)}
     provenance = {**scoring.origin(), **measured_from, "shard_sha256": job.verified_sha256()}
     part = scoring.directory.calibration_part(job.shard)
     if is_valid_part(part, provenance, len(rows) * len({*timesteps, *controls})):

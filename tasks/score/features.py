@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latentprint.tasks.evidence.calibration import COLUMNS
+from latentprint.tasks.evidence.calibration import BANDS, COLUMNS
 from latentprint.tasks.evidence.refits import CalibrationImages
 from latentprint.tasks.evidence.statistics import Array
 from latentprint.tasks.store.run import RunDirectory
@@ -28,7 +28,9 @@ def calibration_images(table: pa.Table) -> CalibrationImages:
     by_timestep: dict[int, pa.Table] = {t: table.filter(pc.field("timestep") == t) for t in timesteps}
     first = next(iter(by_timestep.values()))
     alone = pa.array(range(-len(first), 0), pa.int64())
-    measured = {t: rows for t, rows in by_timestep.items() if _is_candidate(rows)}
+    measured = {t: rows for t, rows in by_timestep.items() if _has(rows, *COLUMNS)}
+    has_bands = all(_has(rows, *BANDS) for rows in measured.values())
+    columns = [name for name in COLUMNS if has_bands or name not in BANDS]
     control = {t: rows for t, rows in by_timestep.items() if rows["loss"].null_count < len(rows)}
     return CalibrationImages(
         sample_ids=np.asarray(first["sample_id"].to_pylist(), dtype=object),
@@ -37,14 +39,14 @@ def calibration_images(table: pa.Table) -> CalibrationImages:
         folds=first["fold"].to_numpy().astype(np.int64),
         groups=np.asarray(pc.coalesce(first["near_duplicate_group"], alone)),
         copies=first["copies"].to_numpy().astype(np.int64),
-        by_timestep={t: {name: _numbers(rows, name) for name in COLUMNS} for t, rows in measured.items()},
+        by_timestep={t: {name: _numbers(rows, name) for name in columns} for t, rows in measured.items()},
         losses={t: _numbers(rows, "loss") for t, rows in control.items()},
     )
 
 
-def _is_candidate(rows: pa.Table) -> bool:
-    """Was anything but the loss measured at this timestep?"""
-    return any(rows[name].null_count < len(rows) for name in COLUMNS)
+def _has(rows: pa.Table, *columns: str) -> bool:
+    """Was any of these measured? At timesteps of the loss nothing else was, and earlier versions knew no bands."""
+    return any(name in rows.column_names and rows[name].null_count < len(rows) for name in columns)
 
 
 def _numbers(rows: pa.Table, name: str) -> Array:

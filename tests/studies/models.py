@@ -70,6 +70,17 @@ MODELS = {
             "digits", "digits", 200, 10, 20, TrainParameters(n_steps=6_000, block_channels=(32, 64), n_samples=2_000)
         ),
         StudyModel("partly", "fashion", 1_000, 40, 8, TrainParameters(n_steps=10_000, **SMALL_UNET)),
+        StudyModel(
+            "halfway_digits", "digits", 450, 0, 1, TrainParameters(n_steps=2_000, block_channels=(16, 32), n_samples=64)
+        ),
+        StudyModel(
+            "halfway_fashion",
+            "fashion",
+            400,
+            0,
+            1,
+            TrainParameters(n_steps=2_500, block_channels=(16, 32, 64), n_samples=64),
+        ),
         StudyModel("large", "fashion", 8_192, 0, 1, TrainParameters(n_steps=6_000, **SMALL_UNET)),
     )
 }
