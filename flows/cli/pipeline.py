@@ -19,6 +19,7 @@ from latentprint.flows.cli.arguments import (
     Threads,
     Train,
     command,
+    compared_path,
     require_there,
     run_path,
     show,
@@ -222,7 +223,7 @@ def report(
         tuple[Path, Path] | None,
         typer.Option(
             help="Two reported runs, or s3:// URLs: write a page that shows what changed.",
-            parser=run_path,
+            parser=compared_path,
             metavar="RUN_A RUN_B",
         ),
     ] = None,

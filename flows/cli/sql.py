@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, command, run_patterns, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, ReadRun, command, run_patterns, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -85,7 +85,7 @@ def explain(
     sample_id: Annotated[
         str, typer.Argument(help="The image: its sample_id in the tables of the run.", show_default=False)
     ],
-    run: Run,
+    run: ReadRun,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from latentprint.flows.cli import main as cli
@@ -21,6 +23,8 @@ from latentprint.tasks.remote import RemoteRun, staging_folder
 from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
+from latentprint.tasks.store.lease import Lease
+from latentprint.tasks.store.parts import write_part
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
 
@@ -137,7 +141,8 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     run = write_run(remote.run.path)
     (run.scores / ".part-x.parquet.1.tmp").write_bytes(b"half")
     n_files = 5  # run.json, manifest, rejects, a part a split; the marker is no news
-    assert (remote.publish(), remote.publish()) == (n_files, 0)
+    with remote.lease.held():
+        assert (remote.publish(), remote.publish()) == (n_files, 0)
     assert ".tmp" not in "".join(objects(store, "runs/second"))
     part = run.part("train-000000.tar")
     expected = part.read_bytes()
@@ -149,7 +154,8 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     assert there.read_bytes() == expected
     there.unlink()
     other.run.rejects.write_bytes(b"changed")
-    assert other.publish() == 2
+    with other.lease.held():
+        assert other.publish() == 2
     assert set(objects(store, "runs/second")) == {
         ".latentprint", "run.json", "manifest.parquet", "rejects.parquet", "scores/part-holdout-000000.parquet",
     }  # fmt: skip
@@ -195,11 +201,10 @@ def test_a_copy_without_images_takes_none_from_the_store(
     tar = remote.run.shards / "train-000000.tar"
     tar.parent.mkdir(parents=True)
     tar.write_bytes(b"tar")
-    remote.publish()
+    with remote.lease.held():
+        remote.publish()
     tar.unlink()  # by somebody who needed the room
-    again = RemoteRun(url)
-    again.fetch(without=("shards/",))
-    with again.published():
+    with RemoteRun(url).written(without=("shards/",)):
         pass
     stored = objects(store, "runs/third")
     assert stored.pop(".latentprint")
@@ -214,6 +219,49 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         assert len(errors.strip().splitlines()) == 1
         assert says in errors
         assert "secret" not in errors
+
+
+def test_one_machine_writes_to_a_run_and_any_may_read_it(
+    options: str, store: pafs.FileSystem, machine: Machine, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two machines scored one run with other timesteps, and both exited with 0."""
+    url, writer = f"s3://runs/leased{options}", ("score", "--model", checkpoint, "--timestep", 30, "--run")
+    pafs.copy_files(
+        str(write_run(tmp_path / "run").path), "runs/leased", destination_filesystem=store, use_threads=False
+    )
+    there = objects(store, "runs/leased")
+    with Lease("s3://runs/leased", "runs", "leased", options.lstrip("?")).held():
+        code, output, errors = machine("two", *writer, url)
+        assert (code, output, len(errors.splitlines())) == (2, "", 1)
+        assert re.match(r"latentprint: s3://runs/leased: process \d+ on \S+ writes to this run, at least until", errors)
+        assert not staging_folder(url).exists(), "it was refused before anything was fetched"
+        assert machine("two", "sql", "--run", url, "SELECT 1")[0] == 0
+    assert objects(store, "runs/leased") == there
+
+
+def test_a_part_that_belongs_to_other_parameters_is_neither_published_nor_read(
+    options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://runs/foreign{options}"
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "one"))
+    remote = RemoteRun(url)
+    remote.fetch()
+    run = write_run(remote.run.path)
+    run.update_record(scored_with={"parameters": {"timestep": 30}})
+    for part, timestep in zip(sorted(run.scores.glob("*.parquet")), (20, 30), strict=True):
+        provenance = {"parameters": {"timestep": timestep}, "shard_sha256": part.name}
+        write_part(part, pq.read_table(part).to_pydict(), provenance)
+    with remote.lease.held(), pytest.raises(RunError, match=r"not published: .*\(timestep: 20 there, 30 now\)"):
+        remote.publish()
+    names = {path.name for path in run.scores.glob("*.parquet")}
+    assert names == {"part-holdout-000000.parquet", "part-train-000000.parquet"}
+    assert {name for name in objects(store, "runs/foreign") if "/" in name} == {"scores/part-train-000000.parquet"}
+
+    part = run.part("holdout-000000.tar")
+    pafs.copy_files(str(part), f"runs/foreign/scores/{part.name}", destination_filesystem=store, use_threads=False)
+    code, output, errors = machine("two", "sql", "--run", url, "SELECT * FROM scores")
+    assert (code, output) == (2, "")
+    assert "part-holdout-000000.parquet: it was made from something else than run.json says (timestep: 20" in errors
 
 
 def put(options: str, path: str, content: bytes = b"evil") -> None:
@@ -262,7 +310,14 @@ def test_an_object_whose_name_leads_out_of_the_run_is_refused_and_nothing_is_fet
 
 def test_hidden_objects_stay_where_they_are(options: str, store: pafs.FileSystem, tmp_path: Path) -> None:
     """A bucket that supplies ``.remote.json`` would say what is sent where, and ``.lock`` whom to wait for."""
-    hidden = [".remote.json", ".lock", "scores/.part.parquet.1.tmp", ".spill-abcdefgh/x", ".ssh/authorized_keys"]
+    hidden = [
+        ".remote.json",
+        ".lock",
+        "scores/.lease",
+        "scores/.part.parquet.1.tmp",
+        ".spill-abcdefgh/x",
+        ".ssh/authorized_keys",
+    ]
     put(options, "runs/hidden/run.json", b'{"data": {"sources": {}, "fingerprints": {}}}')
     for name in hidden:
         put(options, f"runs/hidden/{name}")
@@ -310,7 +365,8 @@ def test_a_link_in_the_local_copy_is_not_sent(options: str, store: pafs.FileSyst
         remote.fetch()
     write_run(remote.run.path)
     (remote.run.path / "notes").symlink_to(tmp_path / "key")
-    remote.publish()
+    with remote.lease.held():
+        remote.publish()
     assert b"secret" not in objects(store, "runs/links").values()
 
 
