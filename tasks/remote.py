@@ -34,6 +34,7 @@ from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, 
 from latentprint.tasks.store.lease import LEASE, Lease
 from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
 from latentprint.tasks.store.parts import foreign_parts
+from latentprint.tasks.store.reuse import is_scored_whole, newest_scored
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.warehouse.history import require_few
 
@@ -85,6 +86,47 @@ def find_stored_runs(pattern: str) -> list[str]:
     return [f"{location.scheme}://{folder}{sign}{options}" for folder in found]
 
 
+@contextmanager
+def written_run(where: str | Path) -> Iterator[Path]:
+    """The run directory; of a run in a store its local copy, as :meth:`RemoteRun.written` has it."""
+    if isinstance(where, Path) or "://" not in where:
+        yield Path(where)
+        return
+    with RemoteRun(where).written() as path:
+        yield path
+
+
+def folder_of(where: str) -> Path:
+    """Where a run lies on this machine, or the local copy of one in a store.
+
+    Raises:
+        RunError: the store does not answer, or has no such bucket.
+    """
+    if "://" not in where:
+        return Path(where)
+    location = _located(where)
+    _listed(location, location.key, False)
+    return staging_folder(where)
+
+
+def child_of(runs: str, name: str) -> str:
+    """A run by its name in a folder of runs, which may lie in a store."""
+    folder, sign, options = runs.partition("?") if "://" in runs else (runs, "", "")
+    return f"{folder.rstrip('/')}/{name}{sign}{options}"
+
+
+def newest_run(runs: str, scoring: Mapping[str, Any], *, other_than: str) -> Path | None:
+    """As :func:`newest_scored`, of runs that may lie in a store: then a local copy without images."""
+    if "://" not in runs:
+        return newest_scored(Path(runs), scoring, other_than=Path(other_than))
+    for url in sorted(find_stored_runs(child_of(runs, "*")), reverse=True):
+        remote = RemoteRun(url)
+        if url != other_than and is_scored_whole(remote.read_record(), scoring):
+            remote.fetch(TARS)
+            return remote.run.path
+    return None
+
+
 class RemoteRun:
     """The local copy of a run in a store; see the module.
 
@@ -132,6 +174,17 @@ class RemoteRun:
             known[name] = [version, _version(path)]
         self._remember(known)
         self._here = set(self._finished()) & known.keys()
+
+    def read_record(self) -> dict[str, Any]:
+        """``run.json`` as it is in the store; empty where it is none.
+
+        Raises:
+            RunError: the store does not answer, or refuses.
+        """
+        name = self.run.record.name
+        with _answered(f"{self.url}/{name}"), self.filesystem.open_input_file(f"{self.key}/{name}") as stream:
+            content = stream.read(LONGEST_MARKER)
+        return dict(json.loads(content)) if is_record(content) else {}
 
     def publish(self, since: Mapping[str, Version] | None = None) -> int:
         """Send the finished files that the store lacks, and take from it those that are gone here; returns how many.

@@ -16,6 +16,7 @@ import typer
 from latentprint import __version__
 from latentprint.tasks.pages.formats import harmless
 from latentprint.tasks.parameters import ModelParameters
+from latentprint.tasks.store.ownership import require_local
 
 Access = Literal["read", "add", "write"]
 
@@ -51,11 +52,17 @@ app = typer.Typer(
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command of this name. A :class:`StoredRun` reaches it as a local folder, once all arguments are read."""
+    """Add a command of this name. A :class:`StoredRun` reaches it as a local folder, once all arguments are read.
+
+    A URL where a file or folder is meant is refused before.
+    """
 
     @app.command()
     @wraps(function)
     def run(**arguments: Any) -> None:
+        for value in arguments.values():
+            if isinstance(value, Path):
+                require_local(value)
         with ExitStack() as until:
             function(**{name: _fetched(value, until) for name, value in arguments.items()})
 

@@ -124,10 +124,15 @@ def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -
     """
     for path in sorted(runs.glob("*/run.json"), reverse=True):
         record = RunDirectory(path.parent).read_record()
-        whole = record.get("scoring_status", {}).get("state") == "complete"
-        if whole and record.get("scoring") == scoring and path.parent != other_than:
+        if is_scored_whole(record, scoring) and path.parent != other_than:
             return path.parent
     return None
+
+
+def is_scored_whole(record: Mapping[str, Any], scoring: Mapping[str, Any]) -> bool:
+    """Does a ``run.json`` say that all was scored with this checkpoint and these parameters?"""
+    state = (record.get("scoring_status") or {}).get("state")
+    return state == "complete" and record.get("scoring") == scoring
 
 
 def reusable_scores(run: RunDirectory, shard: str) -> dict[str, dict[str, Any]]:

@@ -9,13 +9,18 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from latentprint.flows.cli import app
 from latentprint.flows.cli import main as cli
+from latentprint.flows.serve import scheduled_audit
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.parameters import ScoreParameters
@@ -24,6 +29,7 @@ from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
 from latentprint.tasks.store.lease import Lease
+from latentprint.tasks.store.ownership import held
 from latentprint.tasks.store.parts import write_part
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
@@ -442,6 +448,96 @@ def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, 
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     code, _, errors = machine("one", *command.split(), url)
     assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")
+
+
+def test_a_deployment_writes_its_runs_to_a_store_and_reuses_the_newest(
+    prefect: None,
+    options: str,
+    store: pafs.FileSystem,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``runs: s3://...`` ended in "Missing bucket name", and left a folder ``s3:``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "staging"))
+    scoring = ScoreParameters(timestep=20)
+    known = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "parameters": scoring.model_dump(mode="json")}
+    earlier = ("2025-01-05T030000Z", known), ("2025-01-12T030000Z", known), ("2025-01-19T030000Z", {})
+    for name, of in earlier:
+        run = write_run(tmp_path / "earlier" / name)
+        run.update_record(data={"sources": {}, "fingerprints": {}}, scoring=of, scoring_status={"state": "complete"})
+        pafs.copy_files(str(run.path), f"runs/scheduled/{name}", destination_filesystem=store, use_threads=False)
+    reused: list[Path | None] = []
+
+    def audit(model: str, train: str, run: Path, *given: Any, **_: Any) -> dict[str, Any]:
+        write_run(run)
+        reused.append(given[-1])
+        return {}
+
+    monkeypatch.setattr("latentprint.flows.serve.audit", audit)
+    url = f"s3://runs/scheduled{options}"
+    scheduled_audit(str(checkpoint), str(digit_files[0]), url, scoring=scoring)
+    newest = staging_folder(f"s3://runs/scheduled/2025-01-12T030000Z{options}")
+    assert reused == [newest]
+    assert (newest / "run.json").exists()
+    names = {name.partition("/")[0] for name in objects(store, "runs/scheduled") if name.endswith("/run.json")}
+    (made,) = names - {name for name, _ in earlier}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}Z", made)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "staging"]
+
+
+def test_a_url_in_place_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"^s3://bucket/run: only a file or folder of this machine"):
+        RunDirectory(Path("s3://bucket/run"))
+    with pytest.raises(RunError, match=r"^s3://bucket/x: only a file"), held(Path("s3://bucket/x"), "model"):
+        pytest.fail("a folder was made")
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = cast(TyperGroup, typer.main.get_command(app)).commands
+LOCATIONS = [
+    (name, parameter)
+    for name, command in sorted(COMMANDS.items())
+    for parameter in command.params
+    if "Path" in str(getattr(parameter, "type_descriptor", ""))
+    or parameter.name in ("data", "holdout", "model", "runs", "source", "train")
+]
+"""Every place of the command line where its user names a file, a folder, a run or images."""
+
+
+@pytest.mark.parametrize(("name", "parameter"), LOCATIONS, ids=[f"{name} {p.name}" for name, p in LOCATIONS])
+def test_a_url_is_a_url_wherever_it_is_named(
+    name: str,
+    parameter: Any,
+    options: str,
+    machine: Machine,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``--out s3://...`` of some commands became a folder ``s3:``; a deployment ended in "Missing bucket name"."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latentprint.flows.cli.server._Server", lambda *_: pytest.fail("a server was started"))
+    run = write_run(tmp_path / "run").path
+    known = {"model": checkpoint, "train": digit_files[0], "data": digit_files[0], "run": run, "kind": "model"}
+    url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
+    words: list[object] = []
+    for each in cast(list[Any], COMMANDS[name].params):
+        if each is parameter or each.required:
+            value = url if each is parameter else known.get(str(each.name), tmp_path / "other")
+            words += [each.opts[0]] * each.opts[0].startswith("-") + [value] * each.nargs
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = machine("one", name, *words)
+    assert code == 2, errors
+    assert len(errors.splitlines()) <= 1 or errors.startswith("Usage: "), errors
+    said = ("there is no bucket no-such-bucket", "only a file or folder of this machine", "no such file or folder")
+    said += ("not a checkpoint folder", "does not exist")
+    assert any(words in (errors or output) for words in said), errors
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_the_deployment_in_infra_takes_its_parameters() -> None:
     flow = load_flow_from_entrypoint(str(PROJECT / deployment["entrypoint"]))
     parameters = flow.validate_parameters(deployment["parameters"])
     assert (PROJECT / parameters["model"] / "model_index.json").is_file()
-    assert parameters["runs"] == Path("runs/scheduled")
+    assert parameters["runs"] == "runs/scheduled"
     holdouts = json.loads(json.dumps(["unseen", "s3://bucket/unseen"]))
     assert flow.validate_parameters({**deployment["parameters"], "holdout": holdouts})["holdout"] == holdouts
 
