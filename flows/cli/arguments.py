@@ -125,15 +125,32 @@ decided_path, tables_path = _parser("add", has_images=False), _parser("read", ha
 
 
 def run_patterns(text: str) -> list[str]:
-    """The pattern of run directories; of runs in an object store their local copies, fetched now without images."""
+    """The pattern of run directories; of runs in an object store their local copies, fetched now without images.
+
+    Those that cannot be fetched are left out and named on standard error.
+
+    Raises:
+        RunError: that is all of them.
+    """
     if "://" not in text:
         return [text]
+    from latentprint.flows.cli.answers import leave_out
     from latentprint.tasks.remote import TARS, RemoteRun, find_stored_runs
+    from latentprint.tasks.store.run import RunError
 
-    remotes = list(map(RemoteRun, find_stored_runs(text)))
-    for remote in remotes:
-        remote.fetch(TARS)
-    return [glob.escape(str(remote.run.path)) for remote in remotes] or [text]
+    copies, reasons = list[str](), list[RunError]()
+    for url in find_stored_runs(text):
+        try:
+            remote = RemoteRun(url)
+            remote.fetch(TARS)
+            copies.append(glob.escape(str(remote.run.path)))
+        except RunError as error:
+            reasons.append(error)
+    if reasons and not copies:
+        raise reasons[0]
+    for reason in reasons:
+        leave_out(reason)
+    return copies or [text]
 
 
 Out = Annotated[

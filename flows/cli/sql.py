@@ -67,7 +67,7 @@ def sql(
     patterns = [pattern for text in runs or [] for pattern in run_patterns(text)]
     with open_warehouse(run, patterns, timeout) as warehouse:
         if tables:
-            list_relations(warehouse)
+            list_relations(warehouse, output is OutputFormat.json)
         elif export:
             write_export(warehouse, export)
             show({"export": str(export)}, as_json, f"{export}: written")

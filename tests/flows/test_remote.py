@@ -194,6 +194,20 @@ def test_many_runs_are_asked_where_they_lie_and_nothing_changes(
     assert objects(store, "runs/many") == there
 
 
+def test_a_stored_run_that_cannot_be_fetched_is_left_out_and_named(
+    options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path
+) -> None:
+    for name in ("good", "hostile"):
+        run = write_run(tmp_path / name)
+        pafs.copy_files(str(run.path), f"runs/some/{name}", destination_filesystem=store, use_threads=False)
+    put(options, "runs/some/hostile/../victim")
+    query = "SELECT run, count(*) AS n FROM manifest GROUP BY run"
+    code, output, errors = machine("one", "sql", "--runs", f"s3://runs/some/*{options}", "--json", query)
+    assert (code, json.loads(output)) == (0, [{"run": "good", "n": 7}])
+    assert errors.startswith("latentprint: left out: s3://runs/some/hostile: an object's name is refused")
+    assert errors.count("\n") == 1
+
+
 def test_a_copy_without_images_takes_none_from_the_store(
     options: str,
     store: pafs.FileSystem,
