@@ -1,6 +1,7 @@
 """The audit on a schedule: each run in a directory of its own, only what changed is scored again.
 
 newest finished run of the same checkpoint and parameters -> audit RUNS/<scheduled time> with its scores
+or else the newest of the same images                     -> the same with its shards
 """
 
 import os
@@ -42,10 +43,11 @@ def scheduled_audit(
     """Audit into ``runs``/<scheduled time, UTC>, a folder or URL; returns the headline. Started again, it continues."""
     where = child_of(runs, f"{flow_run.scheduled_start_time:%Y-%m-%dT%H%M%SZ}")
     checkpoint = resolve(model, **loading.model_dump())
+    sources = named_sources(train, holdout)
     with written_run(where) as run:
-        scoring = planned(checkpoint, scoring, named_sources(train, holdout), RunDirectory(run))
+        scoring = planned(checkpoint, scoring, sources, RunDirectory(run))
         known = {"checkpoint_sha256": checkpoint.sha256(), "parameters": scoring.model_dump(mode="json")}
-        reuse = newest_run(runs, known, other_than=where)
+        reuse = newest_run(runs, known, sources, other_than=where)
         return audit(model, train, run, holdout, scoring, compute, sharding, extraction, reuse, loading=loading)
 
 

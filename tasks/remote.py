@@ -34,7 +34,7 @@ from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, 
 from latentprint.tasks.store.lease import LEASE, Lease
 from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
 from latentprint.tasks.store.parts import foreign_parts
-from latentprint.tasks.store.reuse import is_scored_whole, newest_scored
+from latentprint.tasks.store.reuse import is_scored_whole, newest_scored, newest_sharded
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.warehouse.history import require_few
 
@@ -115,10 +115,18 @@ def child_of(runs: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}{sign}{options}"
 
 
-def newest_run(runs: str, scoring: Mapping[str, Any], *, other_than: str) -> Path | None:
-    """As :func:`newest_scored`, of runs that may lie in a store: then a local copy without images."""
+def newest_run(runs: str, scoring: Mapping[str, Any], sources: Mapping[str, str], *, other_than: str) -> Path | None:
+    """The run to reuse: the newest with these scores, or else with shards of these images.
+
+    Of runs in a store, a local copy without images, so that only scores are reused.
+
+    Raises:
+        RunError: the store does not answer, or refuses.
+    """
     if "://" not in runs:
-        return newest_scored(Path(runs), scoring, other_than=Path(other_than))
+        folder, this = Path(runs), Path(other_than)
+        scored = newest_scored(folder, scoring, other_than=this)
+        return scored or newest_sharded(folder, sources, other_than=this)
     for url in sorted(find_stored_runs(child_of(runs, "*")), reverse=True):
         remote = RemoteRun(url)
         if url != other_than and is_scored_whole(remote.read_record(), scoring):
