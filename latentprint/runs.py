@@ -224,8 +224,9 @@ def audit(
         stack.enter_context(_environment_restored())
         configure_environment()
         from latentprint.flows.audit import audit as flow  # Prefect reads its settings when it is imported
+        from latentprint.tasks.remote import written_run
 
-        run = stack.enter_context(_published(out))
+        run = stack.enter_context(written_run(out))
         stack.enter_context(prefect_server())
         flow(
             str(model),
@@ -286,20 +287,6 @@ def _local(location: Location, *, without_images: bool = False) -> Path:
     remote = RemoteRun(location)
     remote.fetch(TARS if without_images else ())
     return remote.run.path
-
-
-@contextmanager
-def _published(location: Location) -> Iterator[Path]:
-    """The run directory; of a run in an object store its local copy, fetched now and published as long as we run."""
-    if isinstance(location, Path) or "://" not in location:
-        yield Path(location)
-        return
-    from latentprint.tasks.remote import RemoteRun
-
-    remote = RemoteRun(location)
-    remote.fetch()
-    with remote.published() as path:
-        yield path
 
 
 @contextmanager

@@ -5,8 +5,8 @@
 Every file of a run appears under its name only when it is whole, and an object of a store only when its last byte has
 arrived, so copying files one by one keeps what a run directory promises: whatever machine goes on from the store finds
 finished shards and parts and makes the rest. ``SHA256SUMS`` goes last, and what it says is checked as in any run. Only
-one machine at a time may write to a run: its lock is a local one, because ``pyarrow.fs`` offers no conditional create
-(``If-None-Match: *``, https://github.com/apache/arrow/issues/44281) with which two machines could agree on one there.
+one machine at a time writes to a run: it holds the lease of ``tasks/store/lease.py`` from before it fetches until it
+has published. Whoever only reads needs none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,7 +31,10 @@ from latentprint.tasks.errors import first_line
 from latentprint.tasks.store.containment import OutsideError, inside
 from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, write_json
+from latentprint.tasks.store.lease import LEASE, Lease
 from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
+from latentprint.tasks.store.parts import foreign_parts
+from latentprint.tasks.store.reuse import is_scored_whole, newest_scored, newest_sharded
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.warehouse.history import require_few
 
@@ -83,6 +86,55 @@ def find_stored_runs(pattern: str) -> list[str]:
     return [f"{location.scheme}://{folder}{sign}{options}" for folder in found]
 
 
+@contextmanager
+def written_run(where: str | Path) -> Iterator[Path]:
+    """The run directory; of a run in a store its local copy, as :meth:`RemoteRun.written` has it."""
+    if isinstance(where, Path) or "://" not in where:
+        yield Path(where)
+        return
+    with RemoteRun(where).written() as path:
+        yield path
+
+
+def folder_of(where: str) -> Path:
+    """Where a run lies on this machine, or the local copy of one in a store.
+
+    Raises:
+        RunError: the store does not answer, or has no such bucket.
+    """
+    if "://" not in where:
+        return Path(where)
+    location = _located(where)
+    _listed(location, location.key, False)
+    return staging_folder(where)
+
+
+def child_of(runs: str, name: str) -> str:
+    """A run by its name in a folder of runs, which may lie in a store."""
+    folder, sign, options = runs.partition("?") if "://" in runs else (runs, "", "")
+    return f"{folder.rstrip('/')}/{name}{sign}{options}"
+
+
+def newest_run(runs: str, scoring: Mapping[str, Any], sources: Mapping[str, str], *, other_than: str) -> Path | None:
+    """The run to reuse: the newest with these scores, or else with shards of these images.
+
+    Of runs in a store, a local copy without images, so that only scores are reused.
+
+    Raises:
+        RunError: the store does not answer, or refuses.
+    """
+    if "://" not in runs:
+        folder, this = Path(runs), Path(other_than)
+        scored = newest_scored(folder, scoring, other_than=this)
+        return scored or newest_sharded(folder, sources, other_than=this)
+    for url in sorted(find_stored_runs(child_of(runs, "*")), reverse=True):
+        remote = RemoteRun(url)
+        if url != other_than and is_scored_whole(remote.read_record(), scoring):
+            remote.fetch(TARS)
+            return remote.run.path
+    return None
+
+
 class RemoteRun:
     """The local copy of a run in a store; see the module.
 
@@ -98,6 +150,8 @@ class RemoteRun:
         self.url, self.filesystem = str(self.location), self.location.filesystem
         self.key = self.location.key.rstrip("/")
         self.run = RunDirectory(staging_folder(url))
+        bucket, _, key = self.key.partition("/")
+        self.lease = Lease(self.url, bucket, key, url.partition("?")[2])
         self._publishing = threading.Lock()
         self._here: set[str] = set()
         """What both have; only what is deleted from here in our time is taken from the store."""
@@ -129,24 +183,45 @@ class RemoteRun:
         self._remember(known)
         self._here = set(self._finished()) & known.keys()
 
-    def publish(self) -> int:
-        """Send the finished files that the store lacks, and take from it those that are gone here; returns how many.
+    def read_record(self) -> dict[str, Any]:
+        """``run.json`` as it is in the store; empty where it is none.
 
         Raises:
             RunError: the store does not answer, or refuses.
         """
+        name = self.run.record.name
+        with _answered(f"{self.url}/{name}"), self.filesystem.open_input_file(f"{self.key}/{name}") as stream:
+            content = stream.read(LONGEST_MARKER)
+        return dict(json.loads(content)) if is_record(content) else {}
+
+    def publish(self, since: Mapping[str, Version] | None = None) -> int:
+        """Send the finished files that the store lacks, and take from it those that are gone here; returns how many.
+
+        Whoever publishes holds the lease. A part of scores that was not made from what ``run.json`` says stays here.
+
+        Args:
+            since: versions of files that are not sent.
+
+        Raises:
+            RunError: the store does not answer, or refuses; the lease is another's now; such a part is here, and all
+                else was sent.
+        """
         with self._publishing:
             known, n_changed = self._known(), 0
-            versions = {name: _version(self.run.path / name) for name in self._finished()}
-            changed = [name for name, version in versions.items() if known.get(name, [None, None])[1] != version]
-            for name in changed if changed != [MARKER] else []:
-                path, version = self.run.path / name, versions[name]
+            versions = self._changed(known, since or {})
+            foreign = foreign_parts(self.run, versions)
+            for name, version in versions.items():
+                if name in foreign:
+                    continue
+                self.lease.require()
+                path = self.run.path / name
                 with _answered(f"{self.url}/{name}"):
                     pafs.copy_files(str(path), f"{self.key}/{name}", pafs.LocalFileSystem(), self.filesystem)
                     info = self.filesystem.get_file_info(f"{self.key}/{name}")
                 known[name] = [[info.size or 0, info.mtime_ns or 0], version]
                 n_changed += name != MARKER
-            for name in sorted(name for name in self._here if not (self.run.path / name).exists()):
+            for name in self._gone():
+                self.lease.require()
                 with _answered(f"{self.url}/{name}"):
                     self.filesystem.delete_file(f"{self.key}/{name}")
                 del known[name]
@@ -154,32 +229,55 @@ class RemoteRun:
             self._here = set(self._finished()) & known.keys()
             if n_changed:
                 self._remember(known)
+            for name, reason in foreign.items():
+                raise RunError(f"{self.run.path}/{name}: not published: {reason}; delete it, and score again")
             return n_changed
 
     @contextmanager
-    def published(self) -> Iterator[Path]:
-        """The local copy, published every half minute while the block runs, and when it ends, however it ends.
+    def written(self, without: tuple[str, ...] = ()) -> Iterator[Path]:
+        """The local copy, fetched now, to write to: published every half minute, and when the block ends.
+
+        Args:
+            without: as :meth:`fetch` has it.
 
         Raises:
-            RunError: at its end the store does not answer.
+            RunError: another machine writes to this run; see :meth:`fetch` and :meth:`publish`.
         """
         finished = threading.Event()
 
         def work() -> None:
-            while not finished.wait(PUBLISH_SECONDS):
+            while not (finished.wait(PUBLISH_SECONDS) or self.lease.lost):
                 try:
                     self.publish()
                 except RunError as error:
                     logger.warning("%s; trying again", error)
 
-        publisher = threading.Thread(target=work, name="publish", daemon=True)
-        publisher.start()
+        self._require_run(self._stored())
+        with self.lease.held():
+            self.fetch(without)
+            publisher = threading.Thread(target=work, name="publish", daemon=True)
+            publisher.start()
+            try:
+                yield self.run.path
+            finally:
+                finished.set()
+                publisher.join()
+                if self.publish():
+                    logger.info("published to %s", self.url)
+
+    @contextmanager
+    def added_to(self, without: tuple[str, ...] = ()) -> Iterator[Path]:
+        """The same for whoever adds a file to it at the end: only what the block changed is sent, and only then is the
+        lease taken. Where it changes nothing, nobody is asked.
+        """
+        self.fetch(without)
+        before = self._changed(self._known(), {})
         try:
             yield self.run.path
         finally:
-            finished.set()
-            publisher.join()
-            if self.publish():
+            if self._changed(self._known(), before) or self._gone():
+                with self.lease.held():
+                    self.publish(since=before)
                 logger.info("published to %s", self.url)
 
     def _path(self, name: str) -> Path:
@@ -236,6 +334,19 @@ class RemoteRun:
         names.sort(key=lambda name: (name == self.run.checksums.name, name))
         return [MARKER, *names] if names and _is_file(self.run.path / MARKER) else names
 
+    def _changed(self, known: Mapping[str, list[Version]], since: Mapping[str, Version]) -> dict[str, Version]:
+        """Finished files that the store has not, in this version, and their versions; not the marker alone."""
+        found = {name: _version(self.run.path / name) for name in self._finished()}
+        changed = {
+            name: version
+            for name, version in found.items()
+            if known.get(name, [None, None])[1] != version and since.get(name) != version
+        }
+        return changed if changed.keys() != {MARKER} else {}
+
+    def _gone(self) -> list[str]:
+        return sorted(name for name in self._here if not (self.run.path / name).exists())
+
     def _known(self) -> dict[str, list[Version]]:
         """Name -> (its version in the store, its version here) when the two were last the same."""
         try:
@@ -247,8 +358,11 @@ class RemoteRun:
         write_json(self.run.remote, {"url": self._given, "files": known})
 
     def _stored(self) -> dict[str, Version]:
+        """Objects of the run, without its lease."""
         files = [file for file in _listed(self.location, self.key, True) if file.type == pafs.FileType.File]
-        return {file.path[len(self.key) + 1 :]: [file.size or 0, file.mtime_ns or 0] for file in files}
+        versions = {file.path[len(self.key) + 1 :]: [file.size or 0, file.mtime_ns or 0] for file in files}
+        versions.pop(LEASE, None)
+        return versions
 
 
 def _located(url: str) -> StoredLocation:

@@ -19,7 +19,7 @@ from latentprint.tasks.store.checksums import damaged_files
 from latentprint.tasks.store.containment import is_within
 from latentprint.tasks.store.files import digest, read_json, sha256
 from latentprint.tasks.store.manifest import count_images, manifest_digest
-from latentprint.tasks.store.parts import read_provenance
+from latentprint.tasks.store.parts import foreign_parts, read_provenance
 from latentprint.tasks.store.run import RunDirectory, RunError, difference
 from latentprint.tasks.store.seal import (
     FINDINGS,
@@ -173,11 +173,10 @@ def _manifest_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Fi
 
 
 def _record_findings(run: RunDirectory, record: dict[str, Any]) -> Iterator[Finding]:
-    """Does ``run.json`` say what the first part and the extraction say that they were made from?"""
-    for part in sorted(run.scores.glob("part-*.parquet"))[:1]:
-        made_from = {name: value for name, value in read_provenance(part).items() if name != "shard_sha256"}
-        if made_from != record.get("scored_with"):
-            yield Finding(run.record.name, "", f"it is not what {_name(run, part)} was made from")
+    """Does ``run.json`` say what the parts and the extraction say that they were made from?"""
+    if "scored_with" not in record and any(run.scores.glob("part-*.parquet")):
+        yield Finding(run.record.name, "", "it does not say what the scores were made from")
+    yield from (Finding(name, "", reason) for name, reason in foreign_parts(run).items())
     if run.extraction.exists():
         claimed = record.get("extraction")
         parameters = claimed.get("parameters") if isinstance(claimed, dict) else None

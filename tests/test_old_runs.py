@@ -121,12 +121,14 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(command: Command, tmp_p
     bad = {
         "lacking": (write_old(tmp_path / "lacking", "holdout_source"), "no column holdout_source"),
         "newer": (write_old(tmp_path / "newer"), "a newer latentprint made this run"),
+        "number": (write_old(tmp_path / "number"), "its JSON or tables are not as latentprint writes them"),
         "odd": (write_old(tmp_path / "odd"), "its JSON or tables are not as latentprint writes them"),
         "text": (write_old(tmp_path / "text"), "column loss is no number"),
         "torn": (write_old(tmp_path / "torn"), "run.json: damaged"),
         "truncated": (write_old(tmp_path / "truncated"), "its Parquet files cannot be read"),
     }
     (tmp_path / "newer" / "run.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
+    (tmp_path / "number" / "run.json").write_text('{"run_id": {"n": 1}}')
     (tmp_path / "odd" / "evidence.json").write_text(json.dumps({"verdict": "shown"}))
     part = tmp_path / "text" / "scores" / "part-train-000000.parquet"
     pq.write_table(pq.read_table(part).append_column("loss", pa.array(["much"])), part)

@@ -6,16 +6,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentprint.flows.cli.arguments import show
 from latentprint.flows.cli.printing import FORMS, print_rows
 from latentprint.flows.cli.shell import GREETING, LONGEST_COMPLAINT, Shell, line_editing
 from latentprint.tasks.pages.formats import visible
+from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import atomic_path
-from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.warehouse.dictionary import describe_relation, saved_queries
 from latentprint.tasks.warehouse.history import HistoryWarehouse, find_runs, readable_runs
 from latentprint.tasks.warehouse.queries import QueryError
@@ -39,8 +41,13 @@ def open_warehouse(run: Path | None, runs: Sequence[str], seconds: float = 60.0)
         return Warehouse(RunDirectory(run), seconds=seconds)
     readable, reasons = readable_runs(find_runs(runs))
     for reason in reasons:
-        print(f"latentprint: left out: {visible(reason, LONGEST_COMPLAINT)}", file=sys.stderr)
+        leave_out(reason)
     return HistoryWarehouse(readable, seconds=seconds)
+
+
+def leave_out(reason: RunError) -> None:
+    """Name a run that cannot be read on standard error."""
+    print(f"latentprint: left out: {visible(redacted(str(reason)), LONGEST_COMPLAINT)}", file=sys.stderr)
 
 
 def ask(warehouse: Warehouse, query: str, output: Format, out: Path | None, most_bytes: int = MOST_BYTES) -> None:
@@ -135,14 +142,29 @@ def converse(warehouse: Warehouse, output: Format, most_bytes: int = MOST_BYTES)
         shell.run()
 
 
-def list_relations(warehouse: Warehouse) -> None:
+def list_relations(warehouse: Warehouse, as_json: bool = False) -> None:
     """Print every relation: its columns with type, unit and meaning."""
-    for layer in warehouse.layers:
-        for name in warehouse.relations(layer):
-            meaning = describe_relation(name)
-            print(f"{name} ({layer})" + (f": {meaning}" if meaning else ""))
-            for column in warehouse.query(f'DESCRIBE "{name}"').to_pylist():
-                about = warehouse.describe(name).get(column["column_name"], {"unit": "", "description": ""})
-                unit = f" [{about['unit']}]" if about["unit"] else ""
-                called = visible(f"{column['column_name']} {column['column_type']}", LONGEST_TYPE)
-                print(f"    {called}{unit}: {about['description']}")
+    relations = [_about(warehouse, name, layer) for layer in warehouse.layers for name in warehouse.relations(layer)]
+    lines: list[str] = []
+    for each in relations:
+        meaning = f": {each['description']}" * bool(each["description"])
+        lines.append(f"{each['relation']} ({each['layer']}){meaning}")
+        for column in each["columns"]:
+            unit = f" [{column['unit']}]" * bool(column["unit"])
+            called = visible(f"{column['name']} {column['type']}", LONGEST_TYPE)
+            lines.append(f"    {called}{unit}: {column['description']}")
+    show({"relations": relations}, as_json, *lines)
+
+
+def _about(warehouse: Warehouse, relation: str, layer: str) -> dict[str, Any]:
+    """What a relation and its columns are."""
+    known, columns = warehouse.describe(relation), warehouse.query(f'DESCRIBE "{relation}"').to_pylist()
+    return {
+        "relation": relation,
+        "layer": layer,
+        "description": describe_relation(relation),
+        "columns": [
+            {"name": name, "type": kind, "unit": "", "description": "", **known.get(name, {})}
+            for name, kind in ((column["column_name"], column["column_type"]) for column in columns)
+        ],
+    }

@@ -9,13 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from latentprint import __version__
 from latentprint.tasks.pages.formats import harmless
 from latentprint.tasks.parameters import ModelParameters
+from latentprint.tasks.store.ownership import require_local
+
+Access = Literal["read", "add", "write"]
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,20 @@ class StoredRun:
     """A run in an object store, as it was named: nothing is fetched while arguments are read."""
 
     url: str
+    access: Access
+    """Whether the command works in it, adds a file at its end, or changes nothing."""
     has_images: bool
     """Whether the command has a use for them."""
 
     def local(self, until: ExitStack) -> Path:
-        """Its copy here, fetched now; what changes in it is published until the stack is closed, and then at last."""
+        """Its copy here, fetched now; what may be changed in it is published until the stack is closed, and at last."""
         from latentprint.tasks.remote import TARS, RemoteRun
 
-        remote = RemoteRun(self.url)
-        remote.fetch(() if self.has_images else TARS)
-        return until.enter_context(remote.published())
+        remote, without = RemoteRun(self.url), () if self.has_images else TARS
+        if self.access == "read":
+            remote.fetch(without)
+            return remote.run.path
+        return until.enter_context((remote.written if self.access == "write" else remote.added_to)(without))
 
 
 app = typer.Typer(
@@ -45,11 +52,17 @@ app = typer.Typer(
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command of this name. A :class:`StoredRun` reaches it as a local folder, once all arguments are read."""
+    """Add a command of this name. A :class:`StoredRun` reaches it as a local folder, once all arguments are read.
+
+    A URL where a file or folder is meant is refused before.
+    """
 
     @app.command()
     @wraps(function)
     def run(**arguments: Any) -> None:
+        for value in arguments.values():
+            if isinstance(value, Path):
+                require_local(value)
         with ExitStack() as until:
             function(**{name: _fetched(value, until) for name, value in arguments.items()})
 
@@ -95,34 +108,49 @@ Holdout = Annotated[
 ]
 
 
-def run_path(text: str | Path) -> Path | StoredRun:
-    """The run directory."""
-    return _run_path(text, has_images=True)
+def _parser(access: Access, has_images: bool = True) -> Callable[[str | Path], Path | StoredRun]:
+    """Of the name of a run directory, or of its URL."""
+
+    def run_of(text: str | Path) -> Path | StoredRun:
+        if not str(text):
+            raise typer.BadParameter("give a run directory")
+        is_local = isinstance(text, Path) or "://" not in text
+        return Path(text) if is_local else StoredRun(str(text), access, has_images)
+
+    return run_of
 
 
-def tables_path(text: str | Path) -> Path | StoredRun:
-    """The same; of a stored run no images are needed."""
-    return _run_path(text, has_images=False)
+run_path, compared_path, read_path = _parser("write"), _parser("add"), _parser("read")
+decided_path, tables_path = _parser("add", has_images=False), _parser("read", has_images=False)
 
 
 def run_patterns(text: str) -> list[str]:
-    """The pattern of run directories; of runs in an object store their local copies, fetched now without images."""
+    """The pattern of run directories; of runs in an object store their local copies, fetched now without images.
+
+    Those that cannot be fetched are left out and named on standard error.
+
+    Raises:
+        RunError: that is all of them.
+    """
     if "://" not in text:
         return [text]
+    from latentprint.flows.cli.answers import leave_out
     from latentprint.tasks.remote import TARS, RemoteRun, find_stored_runs
+    from latentprint.tasks.store.run import RunError
 
-    remotes = list(map(RemoteRun, find_stored_runs(text)))
-    for remote in remotes:
-        remote.fetch(TARS)
-    return [glob.escape(str(remote.run.path)) for remote in remotes] or [text]
-
-
-def _run_path(text: str | Path, has_images: bool) -> Path | StoredRun:
-    if not str(text):
-        raise typer.BadParameter("give a run directory")
-    if isinstance(text, Path) or "://" not in text:
-        return Path(text)
-    return StoredRun(text, has_images)
+    copies, reasons = list[str](), list[RunError]()
+    for url in find_stored_runs(text):
+        try:
+            remote = RemoteRun(url)
+            remote.fetch(TARS)
+            copies.append(glob.escape(str(remote.run.path)))
+        except RunError as error:
+            reasons.append(error)
+    if reasons and not copies:
+        raise reasons[0]
+    for reason in reasons:
+        leave_out(reason)
+    return copies or [text]
 
 
 Out = Annotated[
@@ -130,6 +158,9 @@ Out = Annotated[
     typer.Option(help="Run directory, or s3:// URL. An interrupted run continues.", parser=run_path, metavar="RUN"),
 ]
 Run = Annotated[Path, typer.Option(help="An existing run directory, or its s3:// URL.", parser=run_path, metavar="RUN")]
+ReadRun = Annotated[
+    Path, typer.Option(help="An existing run directory, or its s3:// URL.", parser=read_path, metavar="RUN")
+]
 Reuse = Annotated[
     Path | None,
     typer.Option(
@@ -142,7 +173,7 @@ Before = Annotated[
     Path | None,
     typer.Option(
         help="Run of the model before its training set was cleaned. The report says what cleaning changed.",
-        parser=run_path,
+        parser=read_path,
         metavar="RUN",
     ),
 ]

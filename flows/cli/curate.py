@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, command, require_there, show
+from latentprint.flows.cli.arguments import AsJson, ReadRun, command, require_there, show
 from latentprint.flows.cli.options import with_options
 from latentprint.flows.cli.server import prefect_server
 from latentprint.tasks.parameters import CurateParameters
@@ -16,7 +16,7 @@ from latentprint.tasks.parameters import CurateParameters
 @command
 @with_options
 def curate(
-    run: Run,
+    run: ReadRun,
     out: Annotated[Path, typer.Option(help="Folder for the cleaned set. The run and its sources are not changed.")],
     curation: CurateParameters,
     as_json: AsJson = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from latentprint.flows.cli.arguments import AsJson, Run, command, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, ReadRun, command, decided_path, show, tables_path
 
 LONGEST = 1000
 """Characters of a name or a reason that verify prints."""
@@ -23,7 +23,7 @@ def _option(about: str) -> Any:
 def gate(
     run: Annotated[
         Path | None,
-        typer.Option(help="The run to decide on, or its s3:// URL.", parser=tables_path, metavar="RUN"),
+        typer.Option(help="The run to decide on, or its s3:// URL.", parser=decided_path, metavar="RUN"),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -107,7 +107,7 @@ def gate(
 
 
 @command
-def verify(run: Run, as_json: AsJson = False) -> None:
+def verify(run: ReadRun, as_json: AsJson = False) -> None:
     """Compute every hash of a run again and list what differs; exit code 1 if anything differs."""
     from latentprint.tasks.pages.formats import visible
     from latentprint.tasks.verify import verify as work

@@ -19,6 +19,7 @@ from latentprint.flows.cli.arguments import (
     Threads,
     Train,
     command,
+    compared_path,
     require_there,
     run_path,
     show,
@@ -135,7 +136,9 @@ def audit(
 def serve(
     model: Model,
     train: Train,
-    runs: Annotated[Path, typer.Option(help="Folder for the runs. Each run directory is named by its scheduled time.")],
+    runs: Annotated[
+        str, typer.Option(help="Folder for the runs, or s3:// URL. Each run is named by its scheduled time.")
+    ],
     loading: ModelParameters,
     scoring: ScoreParameters,
     compute: ComputeParameters,
@@ -149,6 +152,9 @@ def serve(
     Example: latentprint serve --model my-ddpm --train photos/ --holdout unseen/ --runs runs --cron "0 3 * * 1"
     """
     require_there(model=model, loading=loading, sources=sources_of(train, holdout))
+    from latentprint.tasks.remote import folder_of
+
+    folder_of(runs)
     from latentprint.flows.serve import serve as wait_and_run
 
     extraction = ExtractParameters(samples=extract) if extract else None
@@ -222,7 +228,7 @@ def report(
         tuple[Path, Path] | None,
         typer.Option(
             help="Two reported runs, or s3:// URLs: write a page that shows what changed.",
-            parser=run_path,
+            parser=compared_path,
             metavar="RUN_A RUN_B",
         ),
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, command, show
+from latentprint.flows.cli.arguments import AsJson, ReadRun, command, show
 
 
 class CardKind(StrEnum):
@@ -20,7 +20,7 @@ class CardKind(StrEnum):
 
 @command
 def card(
-    run: Run,
+    run: ReadRun,
     kind: Annotated[CardKind, typer.Option(help="Kind of card; metadata: the YAML head of a model card.")],
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +36,7 @@ def card(
 
 @command
 def publish(
-    run: Run,
+    run: ReadRun,
     mlflow: Annotated[str, typer.Option(help="Tracking store: sqlite:///mlflow.db, http://host:5000, a folder.")],
     experiment: Annotated[
         str, typer.Option(help="MLflow experiment. It is created where it does not exist.")

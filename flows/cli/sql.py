@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from latentprint.flows.cli.arguments import AsJson, Run, command, run_patterns, show, tables_path
+from latentprint.flows.cli.arguments import AsJson, ReadRun, command, run_patterns, show, tables_path
 
 
 class OutputFormat(StrEnum):
@@ -67,7 +67,7 @@ def sql(
     patterns = [pattern for text in runs or [] for pattern in run_patterns(text)]
     with open_warehouse(run, patterns, timeout) as warehouse:
         if tables:
-            list_relations(warehouse)
+            list_relations(warehouse, output is OutputFormat.json)
         elif export:
             write_export(warehouse, export)
             show({"export": str(export)}, as_json, f"{export}: written")
@@ -85,7 +85,7 @@ def explain(
     sample_id: Annotated[
         str, typer.Argument(help="The image: its sample_id in the tables of the run.", show_default=False)
     ],
-    run: Run,
+    run: ReadRun,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:

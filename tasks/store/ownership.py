@@ -20,6 +20,7 @@ from typing import IO, Any, Literal, cast
 from latentprint.tasks.bounded import open_regular
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.store.containment import is_within
+from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import is_disk_full, write_json
 from latentprint.tasks.store.spill import SPILL
 
@@ -35,6 +36,7 @@ FOLDERS = (
 LONGEST_MARKER = 2**20
 TEMPORARY = re.compile(r"\.(?:.+\.(?:parquet|tar|json|html|xml|pt)|SHA256SUMS|\.latentprint)\.[0-9]+\.tmp")
 """What :func:`latentprint.tasks.store.files.atomic_path` calls a file of ours until it is whole."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 SPILL_FOLDER = re.compile(re.escape(SPILL) + r"(?:[0-9]+-)?[a-z0-9_]{8}")
 SPILLED = re.compile(r"duckdb_temp_.*")
 
@@ -44,6 +46,18 @@ _held: set[Path] = set()
 
 class RunError(UserError):
     """A run directory, or other folder, that cannot be used as asked; the message says what to do."""
+
+
+def require_local(place: Path) -> None:
+    """Refuse a URL that was taken for a path, before a folder ``s3:`` is made of it.
+
+    Raises:
+        RunError: it is one.
+    """
+    if _SCHEME.fullmatch(place.parts[0] if place.parts else ""):
+        scheme, _, rest = str(place).partition(":")
+        url = redacted(f"{scheme}://{rest.lstrip('/')}")
+        raise RunError(f"{url}: only a file or folder of this machine can be used here, not a URL")
 
 
 def kind_of(folder: Path) -> str:
@@ -136,6 +150,7 @@ def held(folder: Path, kind: Kind) -> Iterator[None]:
     Raises:
         RunError: it is not ours, another process holds it, or it cannot be written to.
     """
+    require_local(folder)
     key = folder.resolve()
     if key in _held:
         yield

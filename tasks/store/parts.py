@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentprint.tasks.store.files import atomic_path
+from latentprint.tasks.store.run import RunDirectory, difference
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, SCORES
 
 PROVENANCE = b"latentprint.provenance"
@@ -57,6 +58,27 @@ def read_provenance(path: Path) -> dict[str, Any]:
     if PROVENANCE not in metadata:
         raise pa.ArrowInvalid("not a part of the scores: it does not say what it was made from")
     return dict(json.loads(metadata[PROVENANCE]))
+
+
+def foreign_parts(run: RunDirectory, names: Collection[str] | None = None) -> dict[str, str]:
+    """Path within the run -> why, of each part of its scores that was not made from what ``run.json`` says they were.
+
+    Args:
+        names: paths that are asked about; None: all. What cannot be read is left to whoever reads it.
+    """
+    made_from = run.read_record().get("scored_with") if run.record.exists() else None
+    found: dict[str, str] = {}
+    for part in sorted(run.scores.glob("part-*.parquet")) if made_from else ():
+        name = part.relative_to(run.path).as_posix()
+        if names is not None and name not in names:
+            continue
+        try:
+            known = {field: value for field, value in read_provenance(part).items() if field != "shard_sha256"}
+        except (OSError, pa.ArrowException, ValueError):
+            continue
+        if known != made_from:
+            found[name] = f"it was made from something else than run.json says ({difference(known, made_from)})"
+    return found
 
 
 def read_ends(path: Path, most_rows: int) -> pa.Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,29 @@ def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -
         scoring: checkpoint and parameters, as claimed in a run's ``run.json``.
         other_than: a run that is not asked for.
     """
-    for path in sorted(runs.glob("*/run.json"), reverse=True):
-        record = RunDirectory(path.parent).read_record()
-        whole = record.get("scoring_status", {}).get("state") == "complete"
-        if whole and record.get("scoring") == scoring and path.parent != other_than:
-            return path.parent
-    return None
+    return next((path for path, record in _records(runs, other_than) if is_scored_whole(record, scoring)), None)
+
+
+def newest_sharded(runs: Path, sources: Mapping[str, str], *, other_than: Path) -> Path | None:
+    """The last by name of the runs in ``runs`` whose images came from these sources: it may have the same shards."""
+    of_them = (path for path, record in _records(runs, other_than) if record.get("data", {}).get("sources") == sources)
+    return next((path for path in of_them if is_sharded(RunDirectory(path))), None)
+
+
+def _records(runs: Path, other_than: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The runs in a folder with their ``run.json``, the last first, without and naming those that cannot be read."""
+    for file in sorted(runs.glob("*/run.json"), reverse=True):
+        if file.parent != other_than:
+            try:
+                yield file.parent, RunDirectory(file.parent).read_record()
+            except RunError as error:
+                logger.warning("not reused: %s", error)
+
+
+def is_scored_whole(record: Mapping[str, Any], scoring: Mapping[str, Any]) -> bool:
+    """Does a ``run.json`` say that all was scored with this checkpoint and these parameters?"""
+    state = (record.get("scoring_status") or {}).get("state")
+    return state == "complete" and record.get("scoring") == scoring
 
 
 def reusable_scores(run: RunDirectory, shard: str) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 from latentprint.tasks.store.containment import OutsideError, inside
 from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import read_json, write_json
-from latentprint.tasks.store.ownership import RunError, held
+from latentprint.tasks.store.ownership import RunError, held, require_local
 from latentprint.tasks.store.splits import holdout_source, split_of
 
 __all__ = ["SCHEMA_VERSION", "RunDirectory", "RunError", "difference"]
@@ -38,6 +38,10 @@ class RunDirectory:
     """Paths within one run."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Raises RunError where the path is a URL."""
+        require_local(self.path)
 
     @property
     def remote(self) -> Path:

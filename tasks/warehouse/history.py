@@ -174,12 +174,12 @@ def growth_parameters(parameters: Mapping[str, Any], timestep: int | None) -> di
 
 def runs_table(runs: Mapping[str, RunDirectory]) -> pa.Table:
     """A row a run, of ``RUNS``: what run.json and, if it is there, evidence.json say."""
-    return pa.Table.from_pylist([_run_row(*entry, i) for i, entry in enumerate(runs.items())], schema=RUNS)
+    return pa.concat_tables([_run_row(*entry, i) for i, entry in enumerate(runs.items())])
 
 
-def _run_row(name: str, run: RunDirectory, position: int) -> dict[str, Any]:
+def _run_row(name: str, run: RunDirectory, position: int) -> pa.Table:
     with reading(run):
-        return _described_run(name, run, position)
+        return pa.Table.from_pylist([_described_run(name, run, position)], schema=RUNS)
 
 
 def _described_run(name: str, run: RunDirectory, position: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from latentprint.tasks.bounded import open_regular
 from latentprint.tasks.store.containment import inside
 from latentprint.tasks.store.manifest import require_columns
+from latentprint.tasks.store.parts import foreign_parts
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, TABLES
 from latentprint.tasks.store.seal import UNREADABLE
@@ -79,6 +80,8 @@ def mount_run(connection: duckdb.DuckDBPyConnection, run: RunDirectory, prefix: 
     tables = {name: _files(run, place) for name, place in places.items()}
     if not run.manifest.exists() and "manifest_digest" in run.read_record():
         raise RunError(f"{run.manifest}: missing; put it back, or run the same command again")
+    for name, reason in foreign_parts(run).items():
+        raise RunError(f"{run.path}/{name}: {reason}: run the same 'latentprint audit' again")
     with readable_tables(run):
         if run.manifest.exists():
             require_columns(run.manifest)

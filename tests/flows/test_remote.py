@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from latentprint.flows.cli import app
 from latentprint.flows.cli import main as cli
+from latentprint.flows.serve import scheduled_audit
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.parameters import ScoreParameters
@@ -21,6 +28,9 @@ from latentprint.tasks.remote import RemoteRun, staging_folder
 from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
+from latentprint.tasks.store.lease import Lease
+from latentprint.tasks.store.ownership import held
+from latentprint.tasks.store.parts import write_part
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
 
@@ -137,7 +147,8 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     run = write_run(remote.run.path)
     (run.scores / ".part-x.parquet.1.tmp").write_bytes(b"half")
     n_files = 5  # run.json, manifest, rejects, a part a split; the marker is no news
-    assert (remote.publish(), remote.publish()) == (n_files, 0)
+    with remote.lease.held():
+        assert (remote.publish(), remote.publish()) == (n_files, 0)
     assert ".tmp" not in "".join(objects(store, "runs/second"))
     part = run.part("train-000000.tar")
     expected = part.read_bytes()
@@ -149,7 +160,8 @@ def test_what_is_published_is_whole_and_what_is_gone_goes(
     assert there.read_bytes() == expected
     there.unlink()
     other.run.rejects.write_bytes(b"changed")
-    assert other.publish() == 2
+    with other.lease.held():
+        assert other.publish() == 2
     assert set(objects(store, "runs/second")) == {
         ".latentprint", "run.json", "manifest.parquet", "rejects.parquet", "scores/part-holdout-000000.parquet",
     }  # fmt: skip
@@ -182,6 +194,20 @@ def test_many_runs_are_asked_where_they_lie_and_nothing_changes(
     assert objects(store, "runs/many") == there
 
 
+def test_a_stored_run_that_cannot_be_fetched_is_left_out_and_named(
+    options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path
+) -> None:
+    for name in ("good", "hostile"):
+        run = write_run(tmp_path / name)
+        pafs.copy_files(str(run.path), f"runs/some/{name}", destination_filesystem=store, use_threads=False)
+    put(options, "runs/some/hostile/../victim")
+    query = "SELECT run, count(*) AS n FROM manifest GROUP BY run"
+    code, output, errors = machine("one", "sql", "--runs", f"s3://runs/some/*{options}", "--json", query)
+    assert (code, json.loads(output)) == (0, [{"run": "good", "n": 7}])
+    assert errors.startswith("latentprint: left out: s3://runs/some/hostile: an object's name is refused")
+    assert errors.count("\n") == 1
+
+
 def test_a_copy_without_images_takes_none_from_the_store(
     options: str,
     store: pafs.FileSystem,
@@ -195,11 +221,10 @@ def test_a_copy_without_images_takes_none_from_the_store(
     tar = remote.run.shards / "train-000000.tar"
     tar.parent.mkdir(parents=True)
     tar.write_bytes(b"tar")
-    remote.publish()
+    with remote.lease.held():
+        remote.publish()
     tar.unlink()  # by somebody who needed the room
-    again = RemoteRun(url)
-    again.fetch(without=("shards/",))
-    with again.published():
+    with RemoteRun(url).written(without=("shards/",)):
         pass
     stored = objects(store, "runs/third")
     assert stored.pop(".latentprint")
@@ -214,6 +239,49 @@ def test_a_store_that_refuses_is_one_line(machine: Machine, digit_files: tuple[P
         assert len(errors.strip().splitlines()) == 1
         assert says in errors
         assert "secret" not in errors
+
+
+def test_one_machine_writes_to_a_run_and_any_may_read_it(
+    options: str, store: pafs.FileSystem, machine: Machine, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two machines scored one run with other timesteps, and both exited with 0."""
+    url, writer = f"s3://runs/leased{options}", ("score", "--model", checkpoint, "--timestep", 30, "--run")
+    pafs.copy_files(
+        str(write_run(tmp_path / "run").path), "runs/leased", destination_filesystem=store, use_threads=False
+    )
+    there = objects(store, "runs/leased")
+    with Lease("s3://runs/leased", "runs", "leased", options.lstrip("?")).held():
+        code, output, errors = machine("two", *writer, url)
+        assert (code, output, len(errors.splitlines())) == (2, "", 1)
+        assert re.match(r"latentprint: s3://runs/leased: process \d+ on \S+ writes to this run, at least until", errors)
+        assert not staging_folder(url).exists(), "it was refused before anything was fetched"
+        assert machine("two", "sql", "--run", url, "SELECT 1")[0] == 0
+    assert objects(store, "runs/leased") == there
+
+
+def test_a_part_that_belongs_to_other_parameters_is_neither_published_nor_read(
+    options: str, store: pafs.FileSystem, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://runs/foreign{options}"
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "one"))
+    remote = RemoteRun(url)
+    remote.fetch()
+    run = write_run(remote.run.path)
+    run.update_record(scored_with={"parameters": {"timestep": 30}})
+    for part, timestep in zip(sorted(run.scores.glob("*.parquet")), (20, 30), strict=True):
+        provenance = {"parameters": {"timestep": timestep}, "shard_sha256": part.name}
+        write_part(part, pq.read_table(part).to_pydict(), provenance)
+    with remote.lease.held(), pytest.raises(RunError, match=r"not published: .*\(timestep: 20 there, 30 now\)"):
+        remote.publish()
+    names = {path.name for path in run.scores.glob("*.parquet")}
+    assert names == {"part-holdout-000000.parquet", "part-train-000000.parquet"}
+    assert {name for name in objects(store, "runs/foreign") if "/" in name} == {"scores/part-train-000000.parquet"}
+
+    part = run.part("holdout-000000.tar")
+    pafs.copy_files(str(part), f"runs/foreign/scores/{part.name}", destination_filesystem=store, use_threads=False)
+    code, output, errors = machine("two", "sql", "--run", url, "SELECT * FROM scores")
+    assert (code, output) == (2, "")
+    assert "part-holdout-000000.parquet: it was made from something else than run.json says (timestep: 20" in errors
 
 
 def put(options: str, path: str, content: bytes = b"evil") -> None:
@@ -262,7 +330,14 @@ def test_an_object_whose_name_leads_out_of_the_run_is_refused_and_nothing_is_fet
 
 def test_hidden_objects_stay_where_they_are(options: str, store: pafs.FileSystem, tmp_path: Path) -> None:
     """A bucket that supplies ``.remote.json`` would say what is sent where, and ``.lock`` whom to wait for."""
-    hidden = [".remote.json", ".lock", "scores/.part.parquet.1.tmp", ".spill-abcdefgh/x", ".ssh/authorized_keys"]
+    hidden = [
+        ".remote.json",
+        ".lock",
+        "scores/.lease",
+        "scores/.part.parquet.1.tmp",
+        ".spill-abcdefgh/x",
+        ".ssh/authorized_keys",
+    ]
     put(options, "runs/hidden/run.json", b'{"data": {"sources": {}, "fingerprints": {}}}')
     for name in hidden:
         put(options, f"runs/hidden/{name}")
@@ -310,7 +385,8 @@ def test_a_link_in_the_local_copy_is_not_sent(options: str, store: pafs.FileSyst
         remote.fetch()
     write_run(remote.run.path)
     (remote.run.path / "notes").symlink_to(tmp_path / "key")
-    remote.publish()
+    with remote.lease.held():
+        remote.publish()
     assert b"secret" not in objects(store, "runs/links").values()
 
 
@@ -386,6 +462,96 @@ def test_a_bucket_that_is_not_there_is_refused_before_work_starts(options: str, 
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     code, _, errors = machine("one", *command.split(), url)
     assert (code, errors) == (2, f"latentprint: {url.partition('?')[0]}: there is no bucket no-such-bucket\n")
+
+
+def test_a_deployment_writes_its_runs_to_a_store_and_reuses_the_newest(
+    prefect: None,
+    options: str,
+    store: pafs.FileSystem,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``runs: s3://...`` ended in "Missing bucket name", and left a folder ``s3:``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "staging"))
+    scoring = ScoreParameters(timestep=20)
+    known = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "parameters": scoring.model_dump(mode="json")}
+    earlier = ("2025-01-05T030000Z", known), ("2025-01-12T030000Z", known), ("2025-01-19T030000Z", {})
+    for name, of in earlier:
+        run = write_run(tmp_path / "earlier" / name)
+        run.update_record(data={"sources": {}, "fingerprints": {}}, scoring=of, scoring_status={"state": "complete"})
+        pafs.copy_files(str(run.path), f"runs/scheduled/{name}", destination_filesystem=store, use_threads=False)
+    reused: list[Path | None] = []
+
+    def audit(model: str, train: str, run: Path, *given: Any, **_: Any) -> dict[str, Any]:
+        write_run(run)
+        reused.append(given[-1])
+        return {}
+
+    monkeypatch.setattr("latentprint.flows.serve.audit", audit)
+    url = f"s3://runs/scheduled{options}"
+    scheduled_audit(str(checkpoint), str(digit_files[0]), url, scoring=scoring)
+    newest = staging_folder(f"s3://runs/scheduled/2025-01-12T030000Z{options}")
+    assert reused == [newest]
+    assert (newest / "run.json").exists()
+    names = {name.partition("/")[0] for name in objects(store, "runs/scheduled") if name.endswith("/run.json")}
+    (made,) = names - {name for name, _ in earlier}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}Z", made)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "staging"]
+
+
+def test_a_url_in_place_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"^s3://bucket/run: only a file or folder of this machine"):
+        RunDirectory(Path("s3://bucket/run"))
+    with pytest.raises(RunError, match=r"^s3://bucket/x: only a file"), held(Path("s3://bucket/x"), "model"):
+        pytest.fail("a folder was made")
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = cast(TyperGroup, typer.main.get_command(app)).commands
+LOCATIONS = [
+    (name, parameter)
+    for name, command in sorted(COMMANDS.items())
+    for parameter in command.params
+    if "Path" in str(getattr(parameter, "type_descriptor", ""))
+    or parameter.name in ("data", "holdout", "model", "runs", "source", "train")
+]
+"""Every place of the command line where its user names a file, a folder, a run or images."""
+
+
+@pytest.mark.parametrize(("name", "parameter"), LOCATIONS, ids=[f"{name} {p.name}" for name, p in LOCATIONS])
+def test_a_url_is_a_url_wherever_it_is_named(
+    name: str,
+    parameter: Any,
+    options: str,
+    machine: Machine,
+    checkpoint: Path,
+    digit_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``--out s3://...`` of some commands became a folder ``s3:``; a deployment ended in "Missing bucket name"."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latentprint.flows.cli.server._Server", lambda *_: pytest.fail("a server was started"))
+    run = write_run(tmp_path / "run").path
+    known = {"model": checkpoint, "train": digit_files[0], "data": digit_files[0], "run": run, "kind": "model"}
+    url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
+    words: list[object] = []
+    for each in cast(list[Any], COMMANDS[name].params):
+        if each is parameter or each.required:
+            value = url if each is parameter else known.get(str(each.name), tmp_path / "other")
+            words += [each.opts[0]] * each.opts[0].startswith("-") + [value] * each.nargs
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = machine("one", name, *words)
+    assert code == 2, errors
+    assert len(errors.splitlines()) <= 1 or errors.startswith("Usage: "), errors
+    said = ("there is no bucket no-such-bucket", "only a file or folder of this machine", "no such file or folder")
+    said += ("not a checkpoint folder", "does not exist")
+    assert any(words in (errors or output) for words in said), errors
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 
+from latentprint.tasks.remote import newest_run
+from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.reuse import newest_scored
 from tests.conftest import Latentprint
+from tests.store.runs import write_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOYMENT = "scheduled-audit/latentprint"
@@ -54,7 +57,7 @@ def test_the_deployment_in_infra_takes_its_parameters() -> None:
     flow = load_flow_from_entrypoint(str(PROJECT / deployment["entrypoint"]))
     parameters = flow.validate_parameters(deployment["parameters"])
     assert (PROJECT / parameters["model"] / "model_index.json").is_file()
-    assert parameters["runs"] == Path("runs/scheduled")
+    assert parameters["runs"] == "runs/scheduled"
     holdouts = json.loads(json.dumps(["unseen", "s3://bucket/unseen"]))
     assert flow.validate_parameters({**deployment["parameters"], "holdout": holdouts})["holdout"] == holdouts
 
@@ -82,6 +85,22 @@ def test_the_newest_whole_run_of_the_same_scores_is_reused(tmp_path: Path) -> No
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     assert newest_scored(tmp_path, scoring, other_than=tmp_path / "2026-01-29") == tmp_path / "2026-01-08"
     assert newest_scored(tmp_path, {}, other_than=tmp_path) is None
+    (tmp_path / "2026-02-05").mkdir()
+    (tmp_path / "2026-02-05" / "run.json").write_text('{"scoring": ')  # of no use, and no harm
+    assert newest_scored(tmp_path, scoring, other_than=tmp_path) == tmp_path / "2026-01-29"
+
+
+def test_a_new_checkpoint_reuses_the_shards_of_the_newest_run_of_the_same_images(tmp_path: Path) -> None:
+    sources = {"train": "photos"}
+    for name, of in (("2026-01-01", sources), ("2026-01-08", sources), ("2026-01-15", {"train": "others"})):
+        run = write_run(tmp_path / name)
+        run.update_record(data={"sources": of, "fingerprints": {}})
+        add_checksums(run, [run.manifest, run.rejects])
+    this = str(tmp_path / "2026-01-22")
+    assert newest_run(str(tmp_path), {}, sources, other_than=this) == tmp_path / "2026-01-08"
+    (tmp_path / "2026-01-08" / "manifest.parquet").write_bytes(b"damaged")
+    assert newest_run(str(tmp_path), {}, sources, other_than=this) == tmp_path / "2026-01-01"
+    assert newest_run(str(tmp_path), {}, {"train": "new"}, other_than=this) is None
 
 
 def wait_for(found: object, seconds: float = 240.0) -> object:

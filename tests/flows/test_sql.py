@@ -83,6 +83,18 @@ def test_the_dictionary_of_many_runs_has_the_history(sql: Sql, folder: Path) -> 
     assert "    growth_change DOUBLE [nats]: since the run before" in printed
 
 
+def test_the_dictionary_is_json_where_that_is_asked_for(sql: Sql, folder: Path) -> None:
+    code, printed, _ = sql("--run", folder / "run-9", "--tables", "--json")
+    assert code == 0
+    relations = {each.pop("relation"): each for each in json.loads(printed)["relations"]}
+    ranking = relations["ranking"]
+    assert ranking["layer"] == "marts"
+    assert ranking["description"] == "the training images, most easily reproduced first."
+    (growth,) = (column for column in ranking["columns"] if column["name"] == "log_growth")
+    assert (growth["type"], growth["unit"]) == ("DOUBLE", "nats")
+    assert growth["description"]
+
+
 def test_export_says_where(sql: Sql, folder: Path, tmp_path: Path) -> None:
     code, printed, _ = sql("--run", folder / "run-9", "--export", tmp_path / "w.duckdb", "--json")
     assert (code, json.loads(printed)) == (0, {"export": str(tmp_path / "w.duckdb")})
