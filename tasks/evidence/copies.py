@@ -4,6 +4,14 @@ Near duplicates count as one image. Beside a near twin the second nearest image 
 of either would ever meet the ratio rule; so the second distance is the one to the nearest image of *another*
 near-duplicate group. An image's surroundings are without its own group, and the caller gives one image of each other
 group. Of an image that occurs several times the references have one.
+
+Mirror images. Training that flips images at random makes models that give mirrored copies. Where ``mirrored`` is given,
+the distance of a query q with mirror image M q to a reference r is the smaller one of both ways,
+
+    d(q, r) = min(|q - r|, |M q - r|),
+
+so that a reference and its mirror image are one reference, of one group. Queries are mirrored and references are not:
+the references' features are computed once.
 """
 
 from __future__ import annotations
@@ -43,6 +51,14 @@ class Neighbours(NamedTuple):
     """l2, (n_queries, k); infinite where there are fewer than k."""
     indices: NDArray[np.int64]
     """Row of the reference, (n_queries, k); -1 where there are fewer than k."""
+    is_mirrored: NDArray[np.bool_] | None = None
+    """Is the query's mirror image the nearer one to it? (n_queries, k); None: mirror images were not given."""
+
+    def taken(self, columns: NDArray[np.int64]) -> Neighbours:
+        """Of each query these columns, (n_queries, j), in this order."""
+        is_mirrored = None if self.is_mirrored is None else np.take_along_axis(self.is_mirrored, columns, axis=1)
+        distances = np.take_along_axis(self.distances, columns, axis=1)
+        return Neighbours(distances, np.take_along_axis(self.indices, columns, axis=1), is_mirrored)
 
 
 class Surroundings(NamedTuple):
@@ -61,6 +77,7 @@ def nearest(
     *,
     groups: Labels | None = None,
     left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Neighbours:
     """Exact l2 nearest neighbours of ``queries`` (n, d) among distinct ``references`` (m, d): min(k, m) of each.
 
@@ -70,7 +87,11 @@ def nearest(
     Args:
         groups: near-duplicate labels of the references, (m,).
         left_out: labels of the groups that are passed over, for each query, (n, e).
+        mirrored: the queries' mirror images, (n, d), of which the nearer one counts.
     """
+    if mirrored is not None:
+        both_ways = np.concatenate([queries, mirrored])
+        return _either_way(nearest(both_ways, references, k, groups=groups, left_out=_twice(left_out)))
     k, best = min(k, len(references)), _nothing(len(queries), 0)
     groups, left_out = _labels(len(queries), len(references), groups, left_out)
     for rows in _blocks(queries, references):
@@ -80,18 +101,26 @@ def nearest(
 
 
 def nearest_two_groups(
-    queries: NDArray[np.float32], references: References, groups: Labels, left_out: Labels | None = None
+    queries: NDArray[np.float32],
+    references: References,
+    groups: Labels,
+    left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Neighbours:
     """Of each query (n, d) the nearest reference, and the nearest of another near-duplicate group: (n, 2).
 
     Exact, and block by block as :func:`nearest`. If the nearest image of all lies in group G, then of any block the
     nearest outside G is the block's nearest, or, where that lies in G, the block's nearest of another group. So two
-    references of each block are enough, however many members the groups have.
+    references of each block are enough, however many members the groups have. So are two of either way of a query.
 
     Args:
         groups: near-duplicate labels of the references, (m,); an image without near duplicates has a label of its own.
         left_out: labels of the groups that are passed over, for each query, (n, e).
+        mirrored: the queries' mirror images, (n, d), of which the nearer one counts.
     """
+    if mirrored is not None:
+        both_ways = np.concatenate([queries, mirrored])
+        return _either_way(nearest_two_groups(both_ways, references, groups, _twice(left_out)), groups)
     best = _nothing(len(queries), 2)
     groups, left_out = _labels(len(queries), len(references), groups, left_out)
     for rows in _blocks(queries, references):
@@ -102,13 +131,19 @@ def nearest_two_groups(
 
 
 def surroundings(
-    images: NDArray[np.float32], references: References, *, groups: Labels | None = None, left_out: Labels | None = None
+    images: NDArray[np.float32],
+    references: References,
+    *,
+    groups: Labels | None = None,
+    left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Surroundings:
     """Distances from each image to the *other* references: one that is identical is the image itself.
 
     Args:
         groups: near-duplicate labels of the references, (m,).
         left_out: labels of the groups that are not counted as others, for each image, (n, e): its own, for a start.
+        mirrored: the mirror images, (n, d), of which the nearer one counts.
 
     Raises:
         ValueError: an image has no others, or the references are not distinct.
@@ -116,12 +151,13 @@ def surroundings(
     if len(references) < 2:
         raise ValueError("at least two distinct training images are needed to speak of an image's surroundings")
     if left_out is None:
-        distances = nearest(images, references, N_SURROUNDING + 1).distances
+        distances = nearest(images, references, N_SURROUNDING + 1, mirrored=mirrored).distances
         _require_distinct(distances)
         is_itself = distances[:, :1] == 0.0
         others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
     else:
-        others = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out).distances
+        around = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out, mirrored=mirrored)
+        others = around.distances
     n_others = np.isfinite(others).sum(axis=1)
     if not n_others.all():
         raise ValueError("all training images are near duplicates of one image: it has no surroundings")
@@ -159,6 +195,35 @@ def adaptive_rule(
     Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
     """
     return np.asarray(neighbours.distances[:, 0] < factor * mean_distances)
+
+
+def _twice(left_out: Labels | None) -> Labels | None:
+    """For the queries and once more for their mirror images."""
+    return None if left_out is None else np.concatenate([left_out, left_out])
+
+
+def _either_way(both: Neighbours, groups: Labels | None = None) -> Neighbours:
+    """Of 2n rows, those of n queries before those of their mirror images, to the k nearest of either way, (n, k).
+
+    Args:
+        groups: labels of the references, where k is 2 and the second is to be of another group.
+    """
+    n, k = len(both.distances) // 2, both.distances.shape[1]
+    is_mirrored = np.tile(np.arange(2 * k) >= k, (n, 1))
+    found = Neighbours(
+        np.hstack([both.distances[:n], both.distances[n:]]),
+        np.hstack([both.indices[:n], both.indices[n:]]),
+        is_mirrored,
+    )
+    found = found.taken(np.lexsort((is_mirrored, found.indices, found.distances)))
+    if groups is not None:
+        return _of_two_groups(found, groups)
+    by_reference = np.argsort(found.indices, axis=1, kind="stable")
+    is_again = np.empty_like(is_mirrored)
+    alike = np.diff(np.take_along_axis(found.indices, by_reference, axis=1), axis=1, prepend=-2) == 0
+    np.put_along_axis(is_again, by_reference, alike, axis=1)
+    found.distances[is_again], found.indices[is_again] = np.inf, -1
+    return found.taken(np.argsort(is_again, axis=1, kind="stable")[:, :k])
 
 
 def _blocks(queries: NDArray[np.float32], references: References) -> Iterator[slice]:
@@ -217,14 +282,13 @@ def _two_groups_in_block(
 
 def _of_two_groups(ordered: Neighbours, groups: Labels) -> Neighbours:
     """The first column, and the first after it of another group: infinite and -1 where there is none."""
-    distances, indices = ordered
+    indices = ordered.indices
     is_other = (indices >= 0) & (groups[indices] != groups[indices[:, :1]])
     second = np.argmax(is_other, axis=1)[:, None]
-    has_other = np.take_along_axis(is_other, second, axis=1)
-    return Neighbours(
-        np.hstack([distances[:, :1], np.where(has_other, np.take_along_axis(distances, second, axis=1), np.inf)]),
-        np.hstack([indices[:, :1], np.where(has_other, np.take_along_axis(indices, second, axis=1), -1)]),
-    )
+    found = ordered.taken(np.hstack([np.zeros_like(second), second]))
+    has_none = ~np.take_along_axis(is_other, second, axis=1)[:, 0]
+    found.distances[has_none, 1], found.indices[has_none, 1] = np.inf, -1
+    return found
 
 
 def _search(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -52,6 +52,11 @@ class Embedded:
     def __init__(self, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
         self.pixels, self.embedding = pixels, embedding
 
+    @property
+    def mirrored(self) -> Embedded:
+        """Features of the images mirrored left to right."""
+        return Embedded(self.pixels, lambda pixels: self.embedding(pixels[..., ::-1]))
+
     def __len__(self) -> int:
         return len(self.pixels)
 

@@ -283,6 +283,19 @@ MATCHES = pa.schema(
     ]
 )
 
+MIRRORED_MATCHES = pa.schema(
+    [
+        *MATCHES,
+        _field(
+            "is_mirrored",
+            pa.bool_(),
+            "its mirror image, left to right, is the nearer one, and the distances are of that; null: not looked for",
+            nullable=True,
+        ),
+    ]
+)
+"""Matches that may be of the mirror image: ``--mirror on``."""
+
 FALSE_COPIES = pa.schema(
     [
         _field("control", pa.string(), "held_out | left_out_training | generated_against_held_out"),
@@ -562,7 +575,7 @@ TABLES: dict[str, pa.Schema] = {
     "false_copies": FALSE_COPIES,
     "flags": FLAGS,
     "manifest": MANIFEST,
-    "matches": MATCHES,
+    "matches": MIRRORED_MATCHES,
     "odds": ODDS,
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,
