@@ -208,7 +208,11 @@ class ExtractParameters(Parameters):
     steps: int = Field(50, ge=2, description="network evaluations per image")
     sampler: Literal["ddim", "ancestral"] = Field("ddim", description="how images are generated; ancestral: DDPM")
     seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
-    embedding: EmbeddingName = Field("pixel", description="what distances are measured in")
+    embedding: EmbeddingName = Field(
+        "pixel",
+        description="what distances are measured in. dct: a coarse grey image; patches: pixels, of 4 x 4 tiles the one "
+        "that differs most, for larger images with like backgrounds",
+    )
     mirror: Literal["auto", "on", "off"] = Field(
         "auto",
         description="do mirror images count as copies? Say on where training flipped images at random, as diffusers' "
@@ -283,7 +287,7 @@ class OddsParameters(Parameters):
     top: int = Field(
         5,
         ge=1,
-        description="number of images, from rank 1 down; --images chooses others. The odds do not count mirrored copies",
+        description="number of images, from rank 1 down; --images chooses others. Mirror images do not count here",
     )
     images: str = Field("", description=f"which images: {IMAGES}; empty: the highest ranked")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
@@ -302,7 +306,7 @@ class SideParameters(Parameters):
         0.5, ge=-1.0, le=1.0, description="clusters below it give no label [mean cosine similarity to the centre]"
     )
     images: int = Field(8192, ge=3, description="number of generated images to cluster, from the first on")
-    feature: EmbeddingName = Field("pixel", description="what is clustered")
+    feature: Literal["pixel", "dct"] = Field("pixel", description="what is clustered")
     training_steps: int = Field(2000, ge=2, description="training steps of each classifier, of 64 images")
     scales: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
         (1.0, 4.0, 16.0), min_length=1, description="guidance scales"

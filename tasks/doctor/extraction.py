@@ -54,7 +54,7 @@ def _a_distance(patient: Patient, extraction: ExtractParameters) -> float:
     """Seconds, from one search among the first images, repeated."""
     pictures = [np.atleast_3d(picture.pixels).transpose(2, 0, 1) for picture in patient.pictures]
     features = EMBEDDINGS[extraction.embedding](np.stack(pictures))
-    n = max(2, min(N_REFERENCES, REFERENCE_VALUES // features.shape[1]))
+    n = max(2, min(N_REFERENCES, REFERENCE_VALUES // features[:1].size))
     references = features[np.arange(n) % len(features)]
     queries = references[:N_QUERIES]
     with threadpool_limits(patient.compute.threads or None):

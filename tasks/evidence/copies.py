@@ -5,6 +5,10 @@ of either would ever meet the ratio rule; so the second distance is the one to t
 near-duplicate group. An image's surroundings are without its own group, and the caller gives one image of each other
 group. Of an image that occurs several times the references have one.
 
+Patches. Features of shape (m, P, d) are P parts of an image, and the distance of two images is that of the parts that
+differ most, max_p |q_p - r_p|: two images with a large background in common are alike only if the rest is alike too
+(Carlini et al. 2023). Features of shape (m, d) are one part. Below, "l2" is either.
+
 Mirror images. Training that flips images at random makes models that give mirrored copies. Where ``mirrored`` is given,
 the distance of a query q with mirror image M q to a reference r is the smaller one of both ways,
 
@@ -16,11 +20,13 @@ the references' features are computed once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
 RATIO_THRESHOLD = 1.0 / 3.0
@@ -37,7 +43,7 @@ Labels = NDArray[np.int64]
 
 
 class References(Protocol):
-    """Feature vectors (m, d), float32, of which a slice can be had: an array, or rows that are computed when needed."""
+    """Features (m, d) or (m, P, d), float32, of which a slice can be had: an array, or rows computed when needed."""
 
     def __len__(self) -> int: ...
 
@@ -227,7 +233,7 @@ def _either_way(both: Neighbours, groups: Labels | None = None) -> Neighbours:
 
 
 def _blocks(queries: NDArray[np.float32], references: References) -> Iterator[slice]:
-    block = max(1, REFERENCE_VALUES // max(1, queries.shape[1]))
+    block = max(1, REFERENCE_VALUES // max(1, math.prod(queries.shape[1:])))
     return (slice(begin, begin + block) for begin in range(0, len(references), block))
 
 
@@ -296,8 +302,26 @@ def _search(queries: NDArray[np.float32], references: NDArray[np.float32], k: in
 
     scikit-learn finds them by |q|^2 - 2 q.r + |r|^2 in float64, without ever holding the (n, m) distances.
     """
+    if queries.ndim == 3:
+        return _search_patches(queries, references, k)
     search = NearestNeighbors(n_neighbors=min(k, len(references)), algorithm="brute").fit(references)
     return np.asarray(search.kneighbors(queries, return_distance=False), dtype=np.int64)
+
+
+def _search_patches(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The same by the largest distance of any part: every distance is computed, for some queries at a time."""
+    found = np.empty((len(queries), min(k, len(references))), dtype=np.int64)
+    block = max(1, BLOCK_VALUES // len(references))
+    for begin in range(0, len(queries), block):
+        some = queries[begin : begin + block]
+        largest = np.zeros((len(some), len(references)))
+        for p in range(queries.shape[1]):
+            of_part = euclidean_distances(some[:, p].astype(np.float64), references[:, p].astype(np.float64))
+            np.maximum(largest, of_part, out=largest)
+        near = np.argpartition(largest, found.shape[1] - 1, axis=1)[:, : found.shape[1]]
+        order = np.argsort(np.take_along_axis(largest, near, axis=1), axis=1)
+        found[begin : begin + block] = np.take_along_axis(near, order, axis=1)
+    return found
 
 
 def _distances(
@@ -305,11 +329,12 @@ def _distances(
 ) -> NDArray[np.float64]:
     """l2 by subtraction, (n, k): the form that the search uses loses what near copies differ in. Infinite at -1."""
     distances = np.empty(indices.shape)
-    block = max(1, BLOCK_VALUES // max(1, indices.shape[1] * references.shape[1]))
+    block = max(1, BLOCK_VALUES // max(1, indices.shape[1] * math.prod(references.shape[1:])))
     for begin in range(0, len(queries), block):
         rows = slice(begin, begin + block)
         differences = queries[rows, None].astype(np.float64) - references[indices[rows]]
-        distances[rows] = np.linalg.norm(differences, axis=2)
+        norms = np.linalg.norm(differences, axis=-1)
+        distances[rows] = norms if norms.ndim == 2 else norms.max(axis=2)
     distances[indices < 0] = np.inf
     return distances
 

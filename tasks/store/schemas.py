@@ -244,8 +244,8 @@ FLAGS = pa.schema(
 )
 """A row a distinct training image that was compared; none where there are no controls."""
 
-_DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
-_EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
+_DISTANCE_UNIT = "l2 in the embedding; pixel, patches: values -1 ... 1"
+_EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct | patches")
 _NEAREST = (
     _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
     _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),

@@ -369,3 +369,28 @@ def test_fewer_references_than_asked_for_are_found_once_either_way() -> None:
     found = nearest(line[:1], line, 3, groups=np.arange(2), left_out=np.array([[0]]), mirrored=line[:1, ::-1])
     assert found.indices.tolist() == [[1, -1]]
     assert found.distances.tolist() == [[5.0, np.inf]]
+
+
+@pytest.mark.parametrize("block_values", [1, 100, 10**6])
+def test_of_patches_the_one_that_differs_most_makes_the_distance(
+    monkeypatch: pytest.MonkeyPatch, block_values: int
+) -> None:
+    flat, groups = grouped(5, SIZES)
+    monkeypatch.setattr(rules, "BLOCK_VALUES", block_values)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * 30)
+    references = flat.reshape(-1, 3, 2)
+    queries = (grouped(6, SIZES)[0][::5] + flat[::5] / 2).reshape(-1, 3, 2)
+    found, two = nearest(queries, references, 4), nearest_two_groups(queries, references, groups)
+    n_unlike_l2 = 0
+    for i, query in enumerate(queries.astype(np.float64)):
+        distances = np.array(
+            [max(np.sqrt(((q - r) ** 2).sum()) for q, r in zip(query, x, strict=True)) for x in references]
+        )
+        assert found.indices[i].tolist() == np.argsort(distances)[:4].tolist()
+        np.testing.assert_allclose(found.distances[i], np.sort(distances)[:4], rtol=1e-12)
+        closest = int(np.argmin(distances))
+        assert two.distances[i].tolist() == pytest.approx([distances.min(), distances[groups != groups[closest]].min()])
+        n_unlike_l2 += int(
+            np.argmin(np.linalg.norm((references - query).reshape(len(references), -1), axis=1)) != closest
+        )
+    assert n_unlike_l2 > 0
