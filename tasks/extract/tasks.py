@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
-from latentprint.tasks.compute.models import training_record
+from latentprint.tasks.compute.models import flipped_in_training
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.compute.workers import run_on_device
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
-from latentprint.tasks.diffusion.layout import Checkpoint, Resolved
+from latentprint.tasks.diffusion.layout import Resolved
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.reproduction import CONTROLS
 from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_copies
@@ -45,11 +45,10 @@ def decide_mirroring(directory: RunDirectory, model: Resolved, asked: str) -> Mi
     """As asked for; else as the run was extracted before; else as the training record beside the model says."""
     if asked != "auto":
         return Mirroring(asked == "on", f"--mirror {asked} was given")
-    training = training_record(model.folder).get("parameters") if isinstance(model, Checkpoint) else None
+    flipped = flipped_in_training(model)
     decided = Mirroring(False, "no training record says whether images were flipped in training")
-    if isinstance(training, dict):
-        is_on = training.get("flip") is True
-        decided = Mirroring(is_on, f"the training record says that {'' if is_on else 'no '}images were flipped")
+    if flipped is not None:
+        decided = Mirroring(flipped, f"the training record says that {'' if flipped else 'no '}images were flipped")
     known = directory.read_record().get("extraction")
     if known is not None and (known["parameters"].get("mirror") == "on") != decided.is_on:
         before = "without them" if decided.is_on else "with them"
