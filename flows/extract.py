@@ -17,7 +17,14 @@ from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.doctor.checks import check_sampler
 from latentprint.tasks.extract.generate import sample_jobs
 from latentprint.tasks.extract.references import TrainingImages
-from latentprint.tasks.extract.tasks import PARTS, claim_samples, finish, generate_group, match_and_count
+from latentprint.tasks.extract.tasks import (
+    PARTS,
+    claim_samples,
+    decide_mirroring,
+    finish,
+    generate_group,
+    match_and_count,
+)
 from latentprint.tasks.parameters import ComputeParameters, ExtractParameters
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.run import RunDirectory
@@ -32,7 +39,8 @@ def extract(
 ) -> dict[str, Any]:
     """Generate, match and count; returns the memorized share of the samples.
 
-    What is finished already is kept. A run with fewer samples of the same parameters gets the missing ones.
+    What is finished already is kept. A run with fewer samples of the same parameters gets the missing ones; one whose
+    samples were not matched to mirror images keeps them and matches anew, if asked to, and the other way round.
 
     Raises:
         RunError: the run is not scored, its images are not what was written, it is in use, holds more samples or
@@ -46,14 +54,16 @@ def extract(
     require_unchanged(directory, "manifest.parquet", "shards/")
     model, checksum = scored_model(directory)
     check_sampler(model, parameters)
-    TrainingImages(directory, parameters.embedding).require_groups()
+    mirroring = decide_mirroring(directory, model, parameters.mirror)
+    parameters = parameters.decided(mirroring.is_on)
+    TrainingImages(directory, parameters.embedding, parameters.is_mirrored).require_groups()
     with directory.lock():
         claim_samples(directory, checksum, parameters)
         jobs = sample_jobs(run, model, checksum, parameters, compute.batch_size)
         progress = Progress("generating", parameters.samples, "samples")
         with workers_for(compute, progress) as (runner, n_workers):
             finish([runner.submit(generate_group, {"jobs": group}) for group in grouped(jobs, n_workers)])
-        summary = match_and_count(run, jobs, compute.threads)
+        summary = match_and_count(run, jobs, compute.threads, mirroring.why)
         add_checksums(directory, [directory.extraction, *finished(directory, *PARTS)])
         timings = {**directory.read_record().get("timings", {}), "extract_seconds": time.monotonic() - begin}
         directory.update_record(timings=timings)

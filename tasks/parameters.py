@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -37,6 +38,13 @@ class Parameters(BaseModel):
     """Base: immutable, and unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    unsaid: ClassVar[Mapping[str, object]] = {}
+    """What earlier versions did not know goes unsaid at these values: their runs stay the same runs."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said = serialize(self)
+        return {name: value for name, value in said.items() if name not in self.unsaid or value != self.unsaid[name]}
 
 
 class ModelParameters(Parameters):
@@ -88,6 +96,8 @@ class ShardParameters(Parameters):
 
 class ScoreParameters(Parameters):
     """What is computed for each image. These, the manifest and the checkpoint make the run's identity."""
+
+    unsaid = {"axis": "random", "labels": None}
 
     axes: int = Field(1, ge=1, description="number of axes K; 1: growth along one axis, a directional derivative")
     axis: Axis = Field(
@@ -168,12 +178,6 @@ class ScoreParameters(Parameters):
 
         return read_labels(value) if isinstance(value, str | Path) else value
 
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What earlier versions did not know goes unsaid where it is not used: their runs stay the same runs."""
-        unsaid = {"axis": "random", "labels": None}
-        return {name: value for name, value in serialize(self).items() if name not in unsaid or value != unsaid[name]}
-
     def at(self, timestep: int) -> Self:
         """The same from another timestep."""
         return self.model_copy(update={"timestep": timestep})
@@ -198,12 +202,33 @@ class ValidityParameters(Parameters):
 class ExtractParameters(Parameters):
     """What is generated and how it is matched. Sample i depends on the checkpoint, sampler, steps, seed and i alone."""
 
+    unsaid = {"mirror": "auto"}
+
     samples: int = Field(4096, ge=1, description="images to generate; a run that has fewer gets the missing ones")
     steps: int = Field(50, ge=2, description="network evaluations per image")
     sampler: Literal["ddim", "ancestral"] = Field("ddim", description="how images are generated; ancestral: DDPM")
     seed: int = Field(0, ge=0, description="seed of the latents; each sample mixes in its number")
-    embedding: EmbeddingName = Field("pixel", description="what distances are measured in")
+    embedding: EmbeddingName = Field(
+        "pixel",
+        description="what distances are measured in. dct: a coarse grey image; patches: pixels, of 4 x 4 tiles the one "
+        "that differs most, for larger images with like backgrounds",
+    )
+    mirror: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="do mirror images count as copies? Say on where training flipped images at random, as diffusers' "
+        "scripts do. auto: as the run was extracted before; else what training.json says, if 'latentprint train' "
+        "wrote it; else off",
+    )
     samples_per_tar: int = Field(256, ge=1, description="generated images per tar, the unit of work [images]")
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Is it decided that mirror images match too?"""
+        return self.mirror == "on"
+
+    def decided(self, is_mirrored: bool) -> Self:
+        """As a run records it: ``mirror`` is on, or goes unsaid."""
+        return self.model_copy(update={"mirror": "on" if is_mirrored else "auto"})
 
 
 class SweepParameters(Parameters):
@@ -259,7 +284,11 @@ IMAGES = "a list of sample_id, a saved question, or a SELECT with a column sampl
 class OddsParameters(Parameters):
     """Which images' odds are estimated, of which sampler, and how hard is tried; see tasks/diffusion/splitting.py."""
 
-    top: int = Field(5, ge=1, description="number of images, from rank 1 down; --images chooses others")
+    top: int = Field(
+        5,
+        ge=1,
+        description="number of images, from rank 1 down; --images chooses others. Mirror images do not count here",
+    )
     images: str = Field("", description=f"which images: {IMAGES}; empty: the highest ranked")
     steps: int = Field(50, ge=2, description="DDIM steps: network evaluations a sample")
     prior: int = Field(256, ge=8, description="plain samples of the pilot and of each repeat, shared by all images")
@@ -277,7 +306,7 @@ class SideParameters(Parameters):
         0.5, ge=-1.0, le=1.0, description="clusters below it give no label [mean cosine similarity to the centre]"
     )
     images: int = Field(8192, ge=3, description="number of generated images to cluster, from the first on")
-    feature: EmbeddingName = Field("pixel", description="what is clustered")
+    feature: Literal["pixel", "dct"] = Field("pixel", description="what is clustered")
     training_steps: int = Field(2000, ge=2, description="training steps of each classifier, of 64 images")
     scales: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
         (1.0, 4.0, 16.0), min_length=1, description="guidance scales"
@@ -354,6 +383,8 @@ class ComputeParameters(Parameters):
 class TrainParameters(Parameters):
     """The reference trainer."""
 
+    unsaid = {"flip": False}
+
     n_steps: int = Field(12_000, ge=1, description="optimiser steps", json_schema_extra={"flag": "steps"})
     batch_size: int = Field(32, ge=1, description="images per step")
     learning_rate: float = Field(2e-3, gt=0.0, description="peak of the one-cycle schedule")
@@ -362,6 +393,7 @@ class TrainParameters(Parameters):
         (16, 48, 80), description="UNet channels at each resolution", json_schema_extra={"flag": "channels"}
     )
     layers_per_block: int = Field(1, ge=1, description="residual blocks at each resolution")
+    flip: bool = Field(False, description="mirror each drawn image, left to right, with probability 1/2")
     seed: int = Field(0, ge=0, description="seed of weights, batches and noise")
     n_samples: int = Field(
         4096,

@@ -30,7 +30,7 @@ from latentprint.tasks.diffusion.surrogate import BATCH, Classifier, Guided, Tra
 from latentprint.tasks.doctor.checks import ParametersError
 from latentprint.tasks.evidence.clusters import Clusters, cohesive_clusters
 from latentprint.tasks.evidence.copies import RATIO_THRESHOLD, nearest_two_groups, ratio_rule
-from latentprint.tasks.evidence.embeddings import EMBEDDINGS
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
 from latentprint.tasks.evidence.yields import Found, compare_yields, describe
 from latentprint.tasks.extract.generate import Pixels, picture_of, read_generated
 from latentprint.tasks.extract.references import TrainingImages
@@ -84,11 +84,16 @@ class SideJob:
         return dict(read_json(self.directory.extraction)["parameters"])
 
     @cached_property
+    def training(self) -> TrainingImages:
+        """Matched to as they were then."""
+        return TrainingImages(self.directory, self.extraction["embedding"], self.extraction.get("mirror") == "on")
+
+    @cached_property
     def provenance(self) -> dict[str, Any]:
         """What every part depends on, beside its scale."""
         return {
             "checkpoint_sha256": scored_model(self.directory)[1],
-            **TrainingImages(self.directory, self.extraction["embedding"]).provenance,
+            **self.training.provenance,
             "generated": {tar.name: sha256(tar) for tar in self.tars},
             "parameters": self.parameters.model_dump(mode="json", exclude={"scales", "samples"}),
         }
@@ -151,7 +156,7 @@ def sample_scales(run: Path, parameters: SideParameters, device: str) -> dict[st
     for part in set(job.directory.side.glob("part-*.parquet")) - set(map(job.part, job.scales)):
         part.unlink()
     missing = [scale for scale in job.scales if not job.is_done(scale)]
-    training = TrainingImages(job.directory, job.provenance["embedding"])
+    training = job.training
     if missing:
         job.directory.side_summary.unlink(missing_ok=True)
         _ = job.classifier  # trained before progress of the sampling is counted
@@ -246,7 +251,10 @@ def _matched(job: SideJob, scale: float, names: range, training: TrainingImages)
     """Samples of these numbers, generated and matched by extraction's rule."""
     labels = torch.tensor(names) % len(job.clusters.sizes)
     pixels, costs = guided_pixels(job.model, job.classifier, labels, names, scale, job.parameters)
-    found = nearest_two_groups(EMBEDDINGS[training.embedding](pixels), training.features, training.groups)
+    samples = Embedded(pixels, EMBEDDINGS[training.embedding])
+    every = slice(0, len(pixels))
+    mirrored = training.mirrored(samples, every)
+    found = nearest_two_groups(samples[every], training.features, training.groups, mirrored=mirrored)
     reached = job.clusters.predict(EMBEDDINGS[job.parameters.feature](pixels))
     return {
         "scale": [scale] * len(names),

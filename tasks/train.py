@@ -121,7 +121,10 @@ def fit(data: str, out: Path, parameters: TrainParameters, device: str, weights:
 
 @task(name="count-copies")
 def count_copies(data: str, model: Path, parameters: TrainParameters, device: str) -> dict[str, Any]:
-    """Generate ``n_samples`` images and count those that reproduce a training image by the 1/3 ratio rule."""
+    """Generate ``n_samples`` images and count those that reproduce a training image by the 1/3 ratio rule.
+
+    Its mirror image counts too if training flipped images.
+    """
     loaded = load_denoiser(str(model), device)
     pixels, _ = load_images(data)
     distinct, index_of = np.unique(pixels.flatten(1).numpy(), axis=0, return_inverse=True)
@@ -134,8 +137,9 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
             x = sample_ddim(loaded.denoiser, latents.to(device), loaded.schedule, parameters.sampling_steps)
         samples.append(to_pixels(x).cpu())
         progress.advance(len(names))
-    flat = (from_pixels(torch.cat(samples)).flatten(1).numpy(), from_pixels(torch.from_numpy(distinct)).numpy())
-    neighbours = nearest(*flat, k=2)
+    generated, references = from_pixels(torch.cat(samples)), from_pixels(torch.from_numpy(distinct)).numpy()
+    mirrored = generated.flip(-1).flatten(1).numpy() if parameters.flip else None
+    neighbours = nearest(generated.flatten(1).numpy(), references, k=2, mirrored=mirrored)
     copied = ratio_rule(neighbours)
     copies_of = np.bincount(index_of.ravel(), minlength=len(distinct))
     by_copies = {str(n): int((copied & (copies_of[neighbours.indices[:, 0]] == n)).sum()) for n in np.unique(copies_of)}
@@ -144,7 +148,8 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
         "n_copies": int(copied.sum()),
         "share_of_copies": float(copied.mean()),
         "interval_95": list(binomial_interval(int(copied.sum()), len(copied))),
-        "rule": "nearest / second nearest distinct training image < 1/3, l2 in pixels",
+        "rule": "nearest / second nearest distinct training image < 1/3, l2 in pixels"
+        + (", of the image or its mirror image" if parameters.flip else ""),
         "sampler": f"DDIM, {parameters.sampling_steps} steps, seed {parameters.seed}",
         "n_copies_by_copies_in_training": by_copies,
         "distinct_training_images_reproduced": len(np.unique(neighbours.indices[copied, 0])),
@@ -161,6 +166,7 @@ def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters, we
         ema_decay=parameters.ema_decay,
         seed=parameters.seed,
         weights=weights,
+        flip=parameters.flip,
     )
 
 

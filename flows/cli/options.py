@@ -47,8 +47,8 @@ def flag(name: str, field: FieldInfo) -> str:
 
 
 def _option(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    """Numbers as numbers; everything else as text, which the parameters' own validation reads."""
-    kind = field.annotation if field.annotation in (int, float) else str
+    """Numbers as numbers, truth values as flags; everything else as text, which the parameters' validation reads."""
+    kind = field.annotation if field.annotation in (bool, int, float) else str
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     described = escape(f"{str(field.description)[0].upper()}{str(field.description)[1:]}.")
     option = typer.Option(flag(name, field), help=described, metavar=_choices(field), rich_help_panel=panel)

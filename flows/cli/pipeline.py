@@ -213,7 +213,8 @@ def extract(run: Run, extraction: ExtractParameters, compute: ComputeParameters,
     with prefect_server():
         summary = flow(run, extraction, compute)
     copies, (low, high) = summary["ratio"], summary["ratio"]["interval_95"]
-    line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies: {copies['share']:.1%} "
+    mirrored = f", {copies['n_mirrored_copies']} of them mirror images" if summary["mirror"]["is_on"] else ""
+    line = f"{copies['n_copies']} of {summary['n_samples']} samples are copies{mirrored}: {copies['share']:.1%} "
     line += f"(95% interval {low:.1%} to {high:.1%}), of {copies['n_reproduced_training_images']} training images"
     show({"run": str(run), **summary}, as_json, line)
 

@@ -11,7 +11,7 @@ from typing import Any
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, checkpoint_sha256, load_denoiser
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.code_model import require_consent
-from latentprint.tasks.diffusion.layout import Resolved, Source, resolve
+from latentprint.tasks.diffusion.layout import Checkpoint, Resolved, Source, resolve
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
 from latentprint.tasks.parameters import ModelParameters
@@ -68,3 +68,9 @@ def training_record(model: Path) -> dict[str, Any]:
     """``training.json`` beside a checkpoint that ``latentprint train`` made; empty for any other."""
     path = model / "training.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def flipped_in_training(model: Resolved) -> bool | None:
+    """Did its training mirror images at random? None: ``latentprint train`` left no record beside it."""
+    parameters = training_record(model.folder).get("parameters") if isinstance(model, Checkpoint) else None
+    return parameters.get("flip") is True if isinstance(parameters, dict) else None

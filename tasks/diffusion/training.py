@@ -2,7 +2,7 @@ r"""The reference trainer: noise prediction with AdamW, a one-cycle learning rat
 
     L = E_{i, t, z} | eps(alpha_t x_i + sigma_t z, t) - z |^2,     t uniform, z ~ N(0, I)
 
-with i uniform, or drawn in proportion to weights.
+with i uniform, or drawn in proportion to weights, and x_i mirrored half of the time if asked for.
 
 Source: Ho et al. 2020, arXiv 2006.11239, equation 14. What a step draws depends only on (seed, step), so a run that was
 killed and resumed sees the same batches as one that was not.
@@ -43,6 +43,7 @@ class Trainer:
 
     Args:
         weights: how often an image is drawn, (N,), up to a factor; None: all alike.
+        flip: each drawn image is mirrored, left to right, with probability 1/2.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Trainer:
         ema_decay: float,
         seed: int,
         weights: Tensor | None = None,
+        flip: bool = False,
     ) -> None:
-        self.weights = weights
+        self.weights, self.flip = weights, flip
         self.network, self.images, self.seed, self.batch_size = network, images, seed, batch_size
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -72,7 +74,11 @@ class Trainer:
         timesteps = torch.randint(1000, (self.batch_size,), generator=generator)
         noise = torch.randn(self.batch_size, *self.images.shape[1:], generator=generator)
         device = next(self.network.parameters()).device
-        clean, noise, timesteps = self.images[chosen].to(device), noise.to(device), timesteps.to(device)
+        clean = self.images[chosen]
+        if self.flip:
+            is_flipped = torch.rand(self.batch_size, generator=generator) < 0.5
+            clean = torch.where(is_flipped[:, None, None, None], clean.flip(-1), clean)
+        clean, noise, timesteps = clean.to(device), noise.to(device), timesteps.to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         noisy = noisy.to(memory_format=torch.channels_last)
         loss = (self.network(noisy, timesteps).sample - noise).square().mean()

@@ -7,6 +7,7 @@ import time
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+from latentprint.tasks.compute.models import flipped_in_training
 from latentprint.tasks.doctor.patient import Patient
 from latentprint.tasks.evidence.copies import nearest_two_groups
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS
@@ -28,7 +29,8 @@ def extraction_seconds(
         an_evaluation: of the network on one image, in a batch [s].
     """
     n, n_train, n_holdout = extraction.samples, patient.n_of_split("train"), patient.n_of_split("holdout")
-    distances = n_distances(n, n_train, n_holdout)
+    is_mirrored = patient.checkpoint is not None and flipped_in_training(patient.checkpoint)
+    distances = n_distances(n, n_train, n_holdout) * (2 if is_mirrored else 1)
     reading = (READ * n + n_train + n_holdout) * patient.decode_seconds
     return {
         "generate_evaluations": n * extraction.steps,
@@ -54,7 +56,7 @@ def _a_distance(patient: Patient, extraction: ExtractParameters) -> float:
     """Seconds, from one search among the first images, repeated."""
     pictures = [np.atleast_3d(picture.pixels).transpose(2, 0, 1) for picture in patient.pictures]
     features = EMBEDDINGS[extraction.embedding](np.stack(pictures))
-    n = max(2, min(N_REFERENCES, REFERENCE_VALUES // features.shape[1]))
+    n = max(2, min(N_REFERENCES, REFERENCE_VALUES // features[:1].size))
     references = features[np.arange(n) % len(features)]
     queries = references[:N_QUERIES]
     with threadpool_limits(patient.compute.threads or None):

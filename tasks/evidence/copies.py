@@ -4,15 +4,29 @@ Near duplicates count as one image. Beside a near twin the second nearest image 
 of either would ever meet the ratio rule; so the second distance is the one to the nearest image of *another*
 near-duplicate group. An image's surroundings are without its own group, and the caller gives one image of each other
 group. Of an image that occurs several times the references have one.
+
+Patches. Features of shape (m, P, d) are P parts of an image, and the distance of two images is that of the parts that
+differ most, max_p |q_p - r_p|: two images with a large background in common are alike only if the rest is alike too
+(Carlini et al. 2023). Features of shape (m, d) are one part. Below, "l2" is either.
+
+Mirror images. Training that flips images at random makes models that give mirrored copies. Where ``mirrored`` is given,
+the distance of a query q with mirror image M q to a reference r is the smaller one of both ways,
+
+    d(q, r) = min(|q - r|, |M q - r|),
+
+so that a reference and its mirror image are one reference, of one group. Queries are mirrored and references are not:
+the references' features are computed once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
 RATIO_THRESHOLD = 1.0 / 3.0
@@ -29,7 +43,7 @@ Labels = NDArray[np.int64]
 
 
 class References(Protocol):
-    """Feature vectors (m, d), float32, of which a slice can be had: an array, or rows that are computed when needed."""
+    """Features (m, d) or (m, P, d), float32, of which a slice can be had: an array, or rows computed when needed."""
 
     def __len__(self) -> int: ...
 
@@ -43,6 +57,14 @@ class Neighbours(NamedTuple):
     """l2, (n_queries, k); infinite where there are fewer than k."""
     indices: NDArray[np.int64]
     """Row of the reference, (n_queries, k); -1 where there are fewer than k."""
+    is_mirrored: NDArray[np.bool_] | None = None
+    """Is the query's mirror image the nearer one to it? (n_queries, k); None: mirror images were not given."""
+
+    def taken(self, columns: NDArray[np.int64]) -> Neighbours:
+        """Of each query these columns, (n_queries, j), in this order."""
+        is_mirrored = None if self.is_mirrored is None else np.take_along_axis(self.is_mirrored, columns, axis=1)
+        distances = np.take_along_axis(self.distances, columns, axis=1)
+        return Neighbours(distances, np.take_along_axis(self.indices, columns, axis=1), is_mirrored)
 
 
 class Surroundings(NamedTuple):
@@ -61,6 +83,7 @@ def nearest(
     *,
     groups: Labels | None = None,
     left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Neighbours:
     """Exact l2 nearest neighbours of ``queries`` (n, d) among distinct ``references`` (m, d): min(k, m) of each.
 
@@ -70,7 +93,11 @@ def nearest(
     Args:
         groups: near-duplicate labels of the references, (m,).
         left_out: labels of the groups that are passed over, for each query, (n, e).
+        mirrored: the queries' mirror images, (n, d), of which the nearer one counts.
     """
+    if mirrored is not None:
+        both_ways = np.concatenate([queries, mirrored])
+        return _either_way(nearest(both_ways, references, k, groups=groups, left_out=_twice(left_out)))
     k, best = min(k, len(references)), _nothing(len(queries), 0)
     groups, left_out = _labels(len(queries), len(references), groups, left_out)
     for rows in _blocks(queries, references):
@@ -80,18 +107,26 @@ def nearest(
 
 
 def nearest_two_groups(
-    queries: NDArray[np.float32], references: References, groups: Labels, left_out: Labels | None = None
+    queries: NDArray[np.float32],
+    references: References,
+    groups: Labels,
+    left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Neighbours:
     """Of each query (n, d) the nearest reference, and the nearest of another near-duplicate group: (n, 2).
 
     Exact, and block by block as :func:`nearest`. If the nearest image of all lies in group G, then of any block the
     nearest outside G is the block's nearest, or, where that lies in G, the block's nearest of another group. So two
-    references of each block are enough, however many members the groups have.
+    references of each block are enough, however many members the groups have. So are two of either way of a query.
 
     Args:
         groups: near-duplicate labels of the references, (m,); an image without near duplicates has a label of its own.
         left_out: labels of the groups that are passed over, for each query, (n, e).
+        mirrored: the queries' mirror images, (n, d), of which the nearer one counts.
     """
+    if mirrored is not None:
+        both_ways = np.concatenate([queries, mirrored])
+        return _either_way(nearest_two_groups(both_ways, references, groups, _twice(left_out)), groups)
     best = _nothing(len(queries), 2)
     groups, left_out = _labels(len(queries), len(references), groups, left_out)
     for rows in _blocks(queries, references):
@@ -102,13 +137,19 @@ def nearest_two_groups(
 
 
 def surroundings(
-    images: NDArray[np.float32], references: References, *, groups: Labels | None = None, left_out: Labels | None = None
+    images: NDArray[np.float32],
+    references: References,
+    *,
+    groups: Labels | None = None,
+    left_out: Labels | None = None,
+    mirrored: NDArray[np.float32] | None = None,
 ) -> Surroundings:
     """Distances from each image to the *other* references: one that is identical is the image itself.
 
     Args:
         groups: near-duplicate labels of the references, (m,).
         left_out: labels of the groups that are not counted as others, for each image, (n, e): its own, for a start.
+        mirrored: the mirror images, (n, d), of which the nearer one counts.
 
     Raises:
         ValueError: an image has no others, or the references are not distinct.
@@ -116,12 +157,13 @@ def surroundings(
     if len(references) < 2:
         raise ValueError("at least two distinct training images are needed to speak of an image's surroundings")
     if left_out is None:
-        distances = nearest(images, references, N_SURROUNDING + 1).distances
+        distances = nearest(images, references, N_SURROUNDING + 1, mirrored=mirrored).distances
         _require_distinct(distances)
         is_itself = distances[:, :1] == 0.0
         others = np.where(is_itself, distances[:, 1:], distances[:, :-1])
     else:
-        others = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out).distances
+        around = nearest(images, references, N_SURROUNDING, groups=groups, left_out=left_out, mirrored=mirrored)
+        others = around.distances
     n_others = np.isfinite(others).sum(axis=1)
     if not n_others.all():
         raise ValueError("all training images are near duplicates of one image: it has no surroundings")
@@ -161,8 +203,37 @@ def adaptive_rule(
     return np.asarray(neighbours.distances[:, 0] < factor * mean_distances)
 
 
+def _twice(left_out: Labels | None) -> Labels | None:
+    """For the queries and once more for their mirror images."""
+    return None if left_out is None else np.concatenate([left_out, left_out])
+
+
+def _either_way(both: Neighbours, groups: Labels | None = None) -> Neighbours:
+    """Of 2n rows, those of n queries before those of their mirror images, to the k nearest of either way, (n, k).
+
+    Args:
+        groups: labels of the references, where k is 2 and the second is to be of another group.
+    """
+    n, k = len(both.distances) // 2, both.distances.shape[1]
+    is_mirrored = np.tile(np.arange(2 * k) >= k, (n, 1))
+    found = Neighbours(
+        np.hstack([both.distances[:n], both.distances[n:]]),
+        np.hstack([both.indices[:n], both.indices[n:]]),
+        is_mirrored,
+    )
+    found = found.taken(np.lexsort((is_mirrored, found.indices, found.distances)))
+    if groups is not None:
+        return _of_two_groups(found, groups)
+    by_reference = np.argsort(found.indices, axis=1, kind="stable")
+    is_again = np.empty_like(is_mirrored)
+    alike = np.diff(np.take_along_axis(found.indices, by_reference, axis=1), axis=1, prepend=-2) == 0
+    np.put_along_axis(is_again, by_reference, alike, axis=1)
+    found.distances[is_again], found.indices[is_again] = np.inf, -1
+    return found.taken(np.argsort(is_again, axis=1, kind="stable")[:, :k])
+
+
 def _blocks(queries: NDArray[np.float32], references: References) -> Iterator[slice]:
-    block = max(1, REFERENCE_VALUES // max(1, queries.shape[1]))
+    block = max(1, REFERENCE_VALUES // max(1, math.prod(queries.shape[1:])))
     return (slice(begin, begin + block) for begin in range(0, len(references), block))
 
 
@@ -217,14 +288,13 @@ def _two_groups_in_block(
 
 def _of_two_groups(ordered: Neighbours, groups: Labels) -> Neighbours:
     """The first column, and the first after it of another group: infinite and -1 where there is none."""
-    distances, indices = ordered
+    indices = ordered.indices
     is_other = (indices >= 0) & (groups[indices] != groups[indices[:, :1]])
     second = np.argmax(is_other, axis=1)[:, None]
-    has_other = np.take_along_axis(is_other, second, axis=1)
-    return Neighbours(
-        np.hstack([distances[:, :1], np.where(has_other, np.take_along_axis(distances, second, axis=1), np.inf)]),
-        np.hstack([indices[:, :1], np.where(has_other, np.take_along_axis(indices, second, axis=1), -1)]),
-    )
+    found = ordered.taken(np.hstack([np.zeros_like(second), second]))
+    has_none = ~np.take_along_axis(is_other, second, axis=1)[:, 0]
+    found.distances[has_none, 1], found.indices[has_none, 1] = np.inf, -1
+    return found
 
 
 def _search(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -232,8 +302,26 @@ def _search(queries: NDArray[np.float32], references: NDArray[np.float32], k: in
 
     scikit-learn finds them by |q|^2 - 2 q.r + |r|^2 in float64, without ever holding the (n, m) distances.
     """
+    if queries.ndim == 3:
+        return _search_patches(queries, references, k)
     search = NearestNeighbors(n_neighbors=min(k, len(references)), algorithm="brute").fit(references)
     return np.asarray(search.kneighbors(queries, return_distance=False), dtype=np.int64)
+
+
+def _search_patches(queries: NDArray[np.float32], references: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The same by the largest distance of any part: every distance is computed, for some queries at a time."""
+    found = np.empty((len(queries), min(k, len(references))), dtype=np.int64)
+    block = max(1, BLOCK_VALUES // len(references))
+    for begin in range(0, len(queries), block):
+        some = queries[begin : begin + block]
+        largest = np.zeros((len(some), len(references)))
+        for p in range(queries.shape[1]):
+            of_part = euclidean_distances(some[:, p].astype(np.float64), references[:, p].astype(np.float64))
+            np.maximum(largest, of_part, out=largest)
+        near = np.argpartition(largest, found.shape[1] - 1, axis=1)[:, : found.shape[1]]
+        order = np.argsort(np.take_along_axis(largest, near, axis=1), axis=1)
+        found[begin : begin + block] = np.take_along_axis(near, order, axis=1)
+    return found
 
 
 def _distances(
@@ -241,11 +329,12 @@ def _distances(
 ) -> NDArray[np.float64]:
     """l2 by subtraction, (n, k): the form that the search uses loses what near copies differ in. Infinite at -1."""
     distances = np.empty(indices.shape)
-    block = max(1, BLOCK_VALUES // max(1, indices.shape[1] * references.shape[1]))
+    block = max(1, BLOCK_VALUES // max(1, indices.shape[1] * math.prod(references.shape[1:])))
     for begin in range(0, len(queries), block):
         rows = slice(begin, begin + block)
         differences = queries[rows, None].astype(np.float64) - references[indices[rows]]
-        distances[rows] = np.linalg.norm(differences, axis=2)
+        norms = np.linalg.norm(differences, axis=-1)
+        distances[rows] = norms if norms.ndim == 2 else norms.max(axis=2)
     distances[indices < 0] = np.inf
     return distances
 

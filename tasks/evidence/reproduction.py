@@ -179,7 +179,7 @@ def answer(reproductions: Mapping[str, Any] | None) -> dict[str, Any]:
     level, sentence, reason = _decision(reproductions, rule)
     return {
         "level": level,
-        "sentence": sentence,
+        "sentence": f"{sentence}{_mirror_words(reproductions, rule)}",
         "reason": reason,
         "rule": rule,
         "n_samples": n,
@@ -291,6 +291,20 @@ def _false_words(control: Mapping[str, Any] | None) -> str:
     if not control["k"]:
         return f"in none of {control['n']:,}"
     return f"in {_percent(control['share'])} ({control['k']:,} of {control['n']:,})"
+
+
+def _mirror_words(reproductions: Mapping[str, Any], rule: str) -> str:
+    """Whether mirror images count, how many copies are any, and why; empty where an earlier version counted."""
+    mirror = reproductions.get("mirror")
+    if not mirror:
+        return ""
+    if not mirror["is_on"]:
+        return f" Mirror images do not count, because {mirror['why']}."
+    n = reproductions[rule].get("n_mirrored_copies", 0)
+    found = (
+        f"{n:,} of the copies {'is a mirror image' if n == 1 else 'are mirror images'}" if n else "Mirror images count"
+    )
+    return f" {found}{'; these count' if n else ''}, because {mirror['why']}."
 
 
 def _power_words(n: int, controls: Mapping[str, Counts | None]) -> str:

@@ -6,6 +6,7 @@
 
 Held-out images that are training images, or nearly, are left out. Of each near-duplicate group one image is asked, and
 at most ``MOST_QUERIES`` of a kind: those with the least content hashes, which is a random choice, always the same.
+Where copies may be mirror images, all three kinds are matched to these too.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def drawn(content_hashes: Sequence[str], groups: NDArray[np.int64]) -> NDArray[n
 
 def _controls(jobs: list[SampleJob], training: TrainingImages) -> Iterator[_Control]:
     """Those that can be measured: two groups of references must be left for every query."""
-    held_out = HeldOutImages(training.directory, training.embedding)
+    held_out = HeldOutImages(training.directory, training.embedding, training.is_mirrored)
     if held_out.rows.num_rows:
         yield _of_images(CONTROLS[0], held_out, training, _nothing(held_out.rows.num_rows))
     if training.n_groups > FEWEST:
@@ -156,8 +157,9 @@ def _matched(control: _Control, directory: RunDirectory, progress: Progress) -> 
     references, columns = control.references, Columns()
     features, at = control.features(directory)
     for rows in chunks(features, len(at)):
-        left_out = control.left_out[rows]
-        found = nearest_two_groups(features[at[rows]], references.features, references.groups, left_out)
+        left_out, queries = control.left_out[rows], features[at[rows]]
+        mirrored = references.mirrored(features, at[rows])
+        found = nearest_two_groups(queries, references.features, references.groups, left_out, mirrored)
         closest = found.indices[:, 0]
         if left_out.shape[1]:
             passed = np.column_stack([references.groups[closest], left_out])

@@ -22,6 +22,7 @@ from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.evidence.copies import (
     ADAPTIVE_FACTOR,
     RATIO_THRESHOLD,
+    Neighbours,
     adaptive_rule,
     nearest,
     nearest_two_groups,
@@ -36,7 +37,7 @@ from latentprint.tasks.extract.references import TrainingImages, on_disk, texts
 from latentprint.tasks.store.files import digest, sha256
 from latentprint.tasks.store.parts import is_valid_part, write_part
 from latentprint.tasks.store.run import RunDirectory
-from latentprint.tasks.store.schemas import FALSE_COPIES, MATCHES, REPRODUCTIONS
+from latentprint.tasks.store.schemas import FALSE_COPIES, MATCHES, MIRRORED_MATCHES, REPRODUCTIONS
 
 RULES = {
     "ratio": {
@@ -66,7 +67,8 @@ def match_samples(jobs: list[SampleJob], training: TrainingImages, progress: Pro
         part = folder / f"part-{Path(job.shard).stem}.parquet"
         provenance = {"samples": sha256(job.path), **training.provenance}
         if not is_valid_part(part, provenance, len(job.names)):
-            write_part(part, _match(job, training), provenance, MATCHES)
+            schema = MIRRORED_MATCHES if training.is_mirrored else MATCHES
+            write_part(part, _match(job, training), provenance, schema)
         progress.advance(len(job.names))
 
 
@@ -86,14 +88,14 @@ def count_reproductions(jobs: list[SampleJob], training: TrainingImages, progres
         progress.advance(n_rows)
 
 
-def summarise(directory: RunDirectory, embedding: str) -> dict[str, Any]:
+def summarise(directory: RunDirectory, embedding: str, is_mirrored: bool = False) -> dict[str, Any]:
     """The share of copies under either rule, with its exact interval and the rule's false-copy rate: what
     ``extraction.json`` holds beside the parameters.
     """
-    matches = pq.read_table(directory.matches, schema=MATCHES)
+    matches = pq.read_table(directory.matches, schema=MIRRORED_MATCHES)
     reproductions = pq.read_table(directory.reproductions, schema=REPRODUCTIONS)
     controls = pq.read_table(directory.false_copies, schema=FALSE_COPIES) if directory.false_copies.exists() else None
-    training = TrainingImages(directory, embedding)
+    training = TrainingImages(directory, embedding, is_mirrored)
     groups = dict(zip(texts(training.rows, "sample_id"), training.groups.tolist(), strict=True))
     by_rule = {name: _summary(name, matches, reproductions, controls, groups) for name in RULES}
     return {
@@ -132,8 +134,7 @@ class _Counter:
     def rows(self, rows: slice) -> dict[str, Any]:
         """The columns of ``REPRODUCTIONS`` for some training images."""
         n, n_generated = rows.stop - rows.start, self.matches.num_rows
-        found = nearest(self.training.features[rows], self.samples, k=1)
-        distances, closest = found.distances[:, 0], found.indices[:, 0]
+        distances, closest = self._nearest(self.training.features[rows])
         groups = self.training.groups
         is_its_own = groups[self.nearest[closest]] == groups[rows]
         to_another = np.where(is_its_own, self.second[closest], self.distance[closest])
@@ -160,6 +161,16 @@ class _Counter:
             "embedding": [self.training.embedding] * n,
         }
 
+    def _nearest(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Distance to the nearest sample of each image, and its number; as matches are, either way of the sample."""
+        found = nearest(images, self.samples, k=1)
+        if self.training.is_mirrored:
+            mirrored = nearest(images, self.samples.mirrored, k=1)
+            distances = np.hstack([found.distances, mirrored.distances])
+            both = Neighbours(distances, np.hstack([found.indices, mirrored.indices]))
+            found = both.taken(np.lexsort((both.indices, both.distances))[:, :1])
+        return found.distances[:, 0], found.indices[:, 0]
+
     def _hits(self, rule: str) -> NDArray[np.int64]:
         """How often each training image was reproduced, (m,)."""
         is_copy = self.matches[rule].to_numpy()
@@ -174,8 +185,10 @@ class _Counter:
 def _match(job: SampleJob, training: TrainingImages) -> dict[str, Any]:
     """The columns of ``MATCHES`` for one tar of samples."""
     keys, content_hashes, pixels = zip(*read_generated(job.path), strict=True)
-    features = EMBEDDINGS[training.embedding](np.stack(pixels))
-    found = nearest_two_groups(features, training.features, training.groups)
+    samples = Embedded(np.stack(pixels), EMBEDDINGS[training.embedding])
+    every = slice(0, len(samples))
+    mirrored = training.mirrored(samples, every)
+    found = nearest_two_groups(samples[every], training.features, training.groups, mirrored=mirrored)
     closest = found.indices[:, 0]
     spacing = training.spacing(closest)
     return {
@@ -189,6 +202,7 @@ def _match(job: SampleJob, training: TrainingImages) -> dict[str, Any]:
         "is_copy": ratio_rule(found),
         "is_copy_adaptive": adaptive_rule(found, spacing),
         "embedding": [training.embedding] * len(keys),
+        **({} if found.is_mirrored is None else {"is_mirrored": found.is_mirrored[:, 0]}),
     }
 
 
@@ -209,10 +223,16 @@ def _summary(
     return {
         **RULES[rule],
         **of_rule(Counts(n_copies, n), {name: _fired(controls, name, is_copy) for name in CONTROLS}),
+        **({} if matches["is_mirrored"].null_count else {"n_mirrored_copies": _both(matches, is_copy, "is_mirrored")}),
         "n_reproduced_training_images": len(came_out),
         "n_reproduced_originals": n_originals,
         "n_reproduced_per_1000_samples": 1000 * n_originals / n,
     }
+
+
+def _both(rows: pa.Table, *columns: str) -> int:
+    """In how many rows both columns are true."""
+    return int(pc.sum(pc.and_(*(rows[column] for column in columns)), min_count=0).as_py())
 
 
 def _fired(controls: pa.Table | None, control: str, is_copy: str) -> Counts | None:

@@ -9,7 +9,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -18,8 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from latentprint.tasks.datasets.decoding import channels_first
+from latentprint.tasks.datasets.duplicates import near_duplicate_groups, signature, signs
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.evidence.copies import surroundings
@@ -27,6 +31,7 @@ from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded
 from latentprint.tasks.extract.generate import Pixels
 from latentprint.tasks.store.manifest import manifest_digest
 from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.spill import spilling
 
 FEWEST = 2
 """Distinct training images, and near-duplicate groups of them, that matching needs."""
@@ -41,6 +46,8 @@ class DistinctImages(ABC):
 
     directory: RunDirectory
     embedding: str
+    is_mirrored: bool = False
+    """Are images matched to these and to their mirror images? Then near duplicates of the latter are of their group."""
 
     @property
     @abstractmethod
@@ -59,12 +66,17 @@ class DistinctImages(ABC):
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """What a match to these images depends on: all images of the run, how they are grouped and embedded."""
+        """What a match to these images depends on: all images of the run, how they are grouped, embedded, mirrored."""
         return {
             "manifest": manifest_digest(self.directory.manifest),
             "groups": hashlib.blake2b(self.groups.astype("<i8").tobytes(), digest_size=16).hexdigest(),
             "embedding": self.embedding,
+            **({"mirror": "on"} if self.is_mirrored else {}),
         }
+
+    def mirrored(self, features: Embedded, rows: slice | NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Features of the mirror images of queries, where they count."""
+        return features.mirrored[rows] if self.is_mirrored else None
 
     @cached_property
     def features(self) -> Embedded:
@@ -88,10 +100,10 @@ class DistinctImages(ABC):
 
         Surroundings have one image of each group: the twins of one neighbour would fill all fifty places.
         """
-        others = _Chosen(self.features, self._originals)
-        return surroundings(
-            self.features[indices], others, groups=self.groups[self._originals], left_out=left_out
-        ).mean_distance
+        others, groups = _Chosen(self.features, self._originals), self.groups[self._originals]
+        mirrored = self.mirrored(self.features, indices)
+        around = surroundings(self.features[indices], others, groups=groups, left_out=left_out, mirrored=mirrored)
+        return around.mean_distance
 
     @cached_property
     def _originals(self) -> NDArray[np.int64]:
@@ -131,7 +143,7 @@ class TrainingImages(DistinctImages):
         Raises:
             RunError: fewer than two: no rule could ever be met.
         """
-        rows = _distinct(self.directory, "train")
+        rows = _distinct(self.directory, "train", self.is_mirrored)
         if rows.num_rows < FEWEST:
             n = "one" if rows.num_rows else "none"
             raise RunError(
@@ -158,7 +170,7 @@ class HeldOutImages(DistinctImages):
     @cached_property
     def rows(self) -> pa.Table:
         """sample_id, content_hash, shard, shard_index, near_duplicate_group."""
-        trained, rows = _distinct(self.directory, "train"), _distinct(self.directory, "holdout")
+        trained, rows = (_distinct(self.directory, split, self.is_mirrored) for split in ("train", "holdout"))
         is_trained = pc.or_(
             *(
                 pc.is_in(rows[name], value_set=trained[name].combine_chunks(), skip_nulls=True)
@@ -166,6 +178,15 @@ class HeldOutImages(DistinctImages):
             )
         )
         return rows.filter(pc.invert(is_trained))
+
+
+class _AllImages(DistinctImages):
+    """The distinct images of both splits."""
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """sample_id, content_hash, shard, shard_index, near_duplicate_group."""
+        return pa.concat_tables([_distinct(self.directory, split) for split in ("train", "holdout")])
 
 
 class _Chosen:
@@ -210,7 +231,63 @@ def on_disk(directory: RunDirectory, images: Iterator[Pixels], n: int) -> Pixels
     return array
 
 
-def _distinct(directory: RunDirectory, split: str) -> pa.Table:
+def _distinct(directory: RunDirectory, split: str, is_mirrored: bool = False) -> pa.Table:
     first = (pc.field("split") == split) & (pc.field("occurrence") == 0)
     rows = pq.read_table(directory.manifest, columns=_COLUMNS, filters=first)
-    return rows.sort_by([("shard", "ascending"), ("shard_index", "ascending")])
+    rows = rows.sort_by([("shard", "ascending"), ("shard_index", "ascending")])
+    if not is_mirrored:
+        return rows
+    groups = _groups_with_mirrors(directory.path, manifest_digest(directory.manifest))
+    labels = [groups[content_hash] for content_hash in texts(rows, "content_hash")]
+    at = rows.schema.get_field_index("near_duplicate_group")
+    return rows.set_column(at, rows.schema.field(at), pa.array(labels, pa.int64()))
+
+
+@lru_cache(maxsize=2)
+def _groups_with_mirrors(path: Path, manifest: str) -> dict[str, int]:
+    """The group of each content of a run, where a near duplicate of an image's mirror image is one of the image.
+
+    Images are linked that the manifest groups, or of which one or its mirror image is the other's, exactly or nearly.
+
+    Args:
+        manifest: its digest; another manifest has other groups.
+    """
+    images = _AllImages(RunDirectory(path), "pixel")
+    exact: list[bytes] = []
+    near: dict[str, list[Any]] = {"number": [], "signs": [], "signature": []}
+    for i, pixels in enumerate(images.pixels()):
+        for number, shown in ((2 * i, pixels), (2 * i + 1, pixels[..., ::-1])):
+            exact.append(hashlib.blake2b(shown.tobytes(), digest_size=16).digest())
+            looks = signature(np.ascontiguousarray(shown[0] if len(shown) == 1 else shown.transpose(1, 2, 0)))
+            if looks is not None:
+                for name, value in (("number", number), ("signs", signs(looks)), ("signature", looks)):
+                    near[name].append(value)
+    with spilling(path) as connection:
+        kinds = (pa.int64(), pa.uint64(), pa.binary())
+        columns = (pa.array(values, kind) for values, kind in zip(near.values(), kinds, strict=True))
+        connection.register("contents", pa.table(dict(zip(near, columns, strict=True))))
+        pairs = near_duplicate_groups(connection)
+    n = images.rows.num_rows
+    labels = [
+        (np.arange(n), images.groups),
+        (np.repeat(np.arange(n), 2), np.unique(exact, return_inverse=True)[1]),
+        (pairs["number"].to_numpy() // 2, pairs["near_duplicate_group"].to_numpy()),
+    ]
+    return dict(zip(texts(images.rows, "content_hash"), _joined(n, labels).tolist(), strict=True))
+
+
+def _joined(n: int, labels: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
+    """The groups of n images that are linked by sharing a label of any kind, (n,).
+
+    Args:
+        labels: of each kind, images and the label of each.
+    """
+    images, nodes, end = [], [], n
+    for some, shared in labels:
+        _, at = np.unique(shared, return_inverse=True)
+        images.append(some)
+        nodes.append(end + at)
+        end += len(at)
+    links = np.concatenate(images), np.concatenate(nodes)
+    graph = coo_array((np.ones(len(links[0]), np.int8), links), (end, end))
+    return np.asarray(connected_components(graph, directed=False)[1][:n], dtype=np.int64)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.futures import PrefectFuture, wait
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+from latentprint.tasks.compute.models import flipped_in_training
 from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.task import task
 from latentprint.tasks.compute.workers import run_on_device
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.layout import Resolved
 from latentprint.tasks.errors import UserError
 from latentprint.tasks.evidence.reproduction import CONTROLS
 from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_copies
@@ -32,8 +34,32 @@ class ExtractionFailed(UserError):
     """Some tars could not be generated; the others were."""
 
 
+class Mirroring(NamedTuple):
+    """Are images matched to mirror images too, and why?"""
+
+    is_on: bool
+    why: str
+
+
+def decide_mirroring(directory: RunDirectory, model: Resolved, asked: str) -> Mirroring:
+    """As asked for; else as the run was extracted before; else as the training record beside the model says."""
+    if asked != "auto":
+        return Mirroring(asked == "on", f"--mirror {asked} was given")
+    flipped = flipped_in_training(model)
+    decided = Mirroring(False, "no training record says whether images were flipped in training")
+    if flipped is not None:
+        decided = Mirroring(flipped, f"the training record says that {'' if flipped else 'no '}images were flipped")
+    known = directory.read_record().get("extraction")
+    if known is not None and (known["parameters"].get("mirror") == "on") != decided.is_on:
+        before = "without them" if decided.is_on else "with them"
+        decided = Mirroring(not decided.is_on, f"the run was extracted {before} before")
+    return decided
+
+
 def claim_samples(directory: RunDirectory, checksum: str, parameters: ExtractParameters) -> None:
     """Record what the samples are made from; an extraction of fewer samples begins again, and keeps what it has.
+
+    So does one that matched mirror images, and is not to now, or the other way round.
 
     Raises:
         RunError: the run holds samples with other parameters, more of them, or files that no stage recorded.
@@ -43,16 +69,23 @@ def claim_samples(directory: RunDirectory, checksum: str, parameters: ExtractPar
     known = directory.read_record().get("extraction")
     if known is not None and known != wanted:
         n_known = int(known["parameters"]["samples"])
-        same = {**known, "parameters": {**known["parameters"], "samples": parameters.samples}} == wanted
+        same = _generated_by(known) == _generated_by(wanted)
         if not same or n_known > parameters.samples:
             remedy = f"ask for {n_known} samples or more" if same else "give the same options, or extract from a copy"
-            raise RunError(f"{directory.path} holds an extraction ({difference(known, wanted)}): {remedy}")
+            differs = f"samples: {n_known} there, {parameters.samples} now" if same else difference(known, wanted)
+            raise RunError(f"{directory.path} holds an extraction ({differs}): {remedy}")
         discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
         forget_checksums(directory, *PARTS, directory.extraction.name)
         directory.extraction.unlink(missing_ok=True)
         directory.update_record(extraction=wanted)
     directory.claim("extraction", wanted)
     discard_damaged_parts(directory, *(directory.path / folder for folder in PARTS))
+
+
+def _generated_by(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an extraction is made from, but for how many samples there are, and which way they are matched."""
+    kept = {name: value for name, value in identity["parameters"].items() if name not in ("samples", "mirror")}
+    return {**identity, "parameters": kept}
 
 
 @task(
@@ -83,14 +116,23 @@ def finish(futures: Sequence[PrefectFuture[int]]) -> None:
 
 
 @task(name="match-samples")
-def match_and_count(run: Path, jobs: list[SampleJob], n_threads: int) -> dict[str, Any]:
-    """Write matches/, reproductions/, false-copies/ and, last, extraction.json; returns that."""
+def match_and_count(run: Path, jobs: list[SampleJob], n_threads: int, why_mirrored: str) -> dict[str, Any]:
+    """Write matches/, reproductions/, false-copies/ and, last, extraction.json; returns that.
+
+    Args:
+        why_mirrored: why mirror images are matched, or are not.
+    """
     directory, parameters = RunDirectory(run), jobs[0].parameters
-    training = TrainingImages(directory, parameters.embedding)
+    matched = parameters.embedding, parameters.is_mirrored
+    training = TrainingImages(directory, *matched)
     with threadpool_limits(n_threads or None):
         match_samples(jobs, training, Progress("matching", parameters.samples, "samples"), directory.matches)
         count_reproductions(jobs, training, Progress("counting", training.rows.num_rows, "training images"))
         measure_false_copies(jobs, training, Progress("false copies", len(CONTROLS) * MOST_QUERIES, "images at most"))
-    summary = {"parameters": parameters.model_dump(mode="json"), **summarise(directory, parameters.embedding)}
+    summary = {
+        "parameters": parameters.model_dump(mode="json"),
+        "mirror": {"is_on": parameters.is_mirrored, "why": why_mirrored},
+        **summarise(directory, *matched),
+    }
     write_json(directory.extraction, summary)
     return summary

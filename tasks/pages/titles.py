@@ -76,6 +76,7 @@ TITLES = {
     "reversibility": "images for the reversibility error",
     "sampler": "sampler",
     "embedding": "distances are measured in",
+    "mirror": "mirror images count",
     "samples_per_tar": "generated images per tar",
     "devices": "devices",
     "threads": "threads per worker, 0: cores shared out",

@@ -40,7 +40,7 @@ def measure_cleaning(run: Path, before: Path) -> dict[str, Any]:
     directory, earlier = RunDirectory(run), RunDirectory(before)
     parameters = comparable(directory, earlier)
     jobs = sample_jobs(run, *scored_model(directory), parameters, batch_size=0)
-    training = TrainingImages(earlier, parameters.embedding)
+    training = TrainingImages(earlier, parameters.embedding, parameters.is_mirrored)
     match_samples(jobs, training, Progress("matching", parameters.samples, "samples"), directory.cleaned_matches)
     names, sides = _images(directory, earlier)
     samples = _found(earlier.matches), _found(directory.cleaned_matches)

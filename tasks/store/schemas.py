@@ -252,8 +252,8 @@ FLAGS = pa.schema(
 )
 """A row a distinct training image that was compared; none where there are no controls."""
 
-_DISTANCE_UNIT = "l2 in the embedding; pixel: values -1 ... 1"
-_EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct")
+_DISTANCE_UNIT = "l2 in the embedding; pixel, patches: values -1 ... 1"
+_EMBEDDING = _field("embedding", pa.string(), "what distances are measured in: pixel | dct | patches")
 _NEAREST = (
     _field("nearest_sample_id", pa.string(), "sample_id of the nearest distinct training image"),
     _field("nearest_distance", pa.float64(), "distance to it", _DISTANCE_UNIT),
@@ -290,6 +290,19 @@ MATCHES = pa.schema(
         _EMBEDDING,
     ]
 )
+
+MIRRORED_MATCHES = pa.schema(
+    [
+        *MATCHES,
+        _field(
+            "is_mirrored",
+            pa.bool_(),
+            "its mirror image, left to right, is the nearer one, and the distances are of that; null: not looked for",
+            nullable=True,
+        ),
+    ]
+)
+"""Matches that may be of the mirror image: ``--mirror on``."""
 
 FALSE_COPIES = pa.schema(
     [
@@ -570,7 +583,7 @@ TABLES: dict[str, pa.Schema] = {
     "false_copies": FALSE_COPIES,
     "flags": FLAGS,
     "manifest": MANIFEST,
-    "matches": MATCHES,
+    "matches": MIRRORED_MATCHES,
     "odds": ODDS,
     "rejects": REJECTS,
     "reproductions": REPRODUCTIONS,

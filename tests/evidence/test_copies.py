@@ -316,3 +316,81 @@ def test_rules_are_strict_and_need_another_group() -> None:
     one_group = Neighbours(np.array([[1.0, 3.0], [1.0, np.inf]]), np.array([[0, 1], [0, -1]]))
     with pytest.raises(ValueError, match="at least two near-duplicate groups"):
         ratio_rule(one_group)
+
+
+@pytest.mark.parametrize("n_per_block", [1, 7, 200])
+@pytest.mark.parametrize("k", [1, 3, 60])
+def test_a_distance_is_the_smaller_one_of_an_image_and_its_mirror_image(
+    monkeypatch: pytest.MonkeyPatch, n_per_block: int, k: int
+) -> None:
+    """Some references are symmetric: found both ways, and counted once."""
+    references, _ = grouped(2, SIZES)
+    references[::9, 3:] = references[::9, 2::-1]
+    queries = grouped(3, SIZES)[0][::4]
+    queries[::2] = references[: len(queries[::2]), ::-1] + np.float32(0.01)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * n_per_block)
+    found = nearest(queries, references, k, mirrored=queries[:, ::-1])
+    for i, query in enumerate(queries.astype(np.float64)):
+        ways = np.stack([np.linalg.norm(references - one, axis=1) for one in (query, query[::-1])])
+        order = np.argsort(ways.min(axis=0), kind="stable")[:k]
+        np.testing.assert_allclose(found.distances[i], ways.min(axis=0)[order], rtol=1e-12)
+        assert len(set(found.indices[i].tolist())) == len(order) == found.indices.shape[1]
+        is_clear = np.abs(ways[0] - ways[1])[found.indices[i]] > 1e-9
+        assert found.is_mirrored is not None
+        assert found.is_mirrored[i][is_clear].tolist() == (ways[1] < ways[0])[found.indices[i]][is_clear].tolist()
+    assert found.is_mirrored is not None
+    assert found.is_mirrored[::2, 0].mean() > 0.5
+
+
+@pytest.mark.parametrize("n_per_block", [1, 7, 200])
+def test_the_second_group_and_the_surroundings_are_nearest_either_way_too(
+    monkeypatch: pytest.MonkeyPatch, n_per_block: int
+) -> None:
+    references, groups = grouped(4, SIZES)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * n_per_block)
+    mirrored, own = references[:, ::-1], groups[:, None]
+    for left_out in (None, own):
+        two = nearest_two_groups(references, references, groups, left_out, mirrored)
+        around = surroundings(references, references, groups=groups, left_out=own, mirrored=mirrored)
+        for i, image in enumerate(references.astype(np.float64)):
+            distances = np.minimum(*(np.linalg.norm(references - one, axis=1) for one in (image, image[::-1])))
+            allowed = np.flatnonzero(groups != groups[i]) if left_out is not None else np.arange(len(groups))
+            closest = int(allowed[np.argmin(distances[allowed])])
+            others = allowed[groups[allowed] != groups[closest]]
+            assert two.indices[i].tolist() == [closest, int(others[np.argmin(distances[others])])]
+            np.testing.assert_allclose(two.distances[i], distances[two.indices[i]], rtol=1e-12)
+            outside = distances[groups != groups[i]]
+            assert around.nearest_distance[i] == pytest.approx(outside.min(), rel=1e-12)
+            assert around.mean_distance[i] == pytest.approx(np.sort(outside)[:50].mean(), rel=1e-12)
+
+
+def test_fewer_references_than_asked_for_are_found_once_either_way() -> None:
+    line = np.array([[1.0, 2.0], [5.0, 5.0]], dtype=np.float32)
+    found = nearest(line[:1], line, 3, groups=np.arange(2), left_out=np.array([[0]]), mirrored=line[:1, ::-1])
+    assert found.indices.tolist() == [[1, -1]]
+    assert found.distances.tolist() == [[5.0, np.inf]]
+
+
+@pytest.mark.parametrize("block_values", [1, 100, 10**6])
+def test_of_patches_the_one_that_differs_most_makes_the_distance(
+    monkeypatch: pytest.MonkeyPatch, block_values: int
+) -> None:
+    flat, groups = grouped(5, SIZES)
+    monkeypatch.setattr(rules, "BLOCK_VALUES", block_values)
+    monkeypatch.setattr(rules, "REFERENCE_VALUES", 6 * 30)
+    references = flat.reshape(-1, 3, 2)
+    queries = (grouped(6, SIZES)[0][::5] + flat[::5] / 2).reshape(-1, 3, 2)
+    found, two = nearest(queries, references, 4), nearest_two_groups(queries, references, groups)
+    n_unlike_l2 = 0
+    for i, query in enumerate(queries.astype(np.float64)):
+        distances = np.array(
+            [max(np.sqrt(((q - r) ** 2).sum()) for q, r in zip(query, x, strict=True)) for x in references]
+        )
+        assert found.indices[i].tolist() == np.argsort(distances)[:4].tolist()
+        np.testing.assert_allclose(found.distances[i], np.sort(distances)[:4], rtol=1e-12)
+        closest = int(np.argmin(distances))
+        assert two.distances[i].tolist() == pytest.approx([distances.min(), distances[groups != groups[closest]].min()])
+        n_unlike_l2 += int(
+            np.argmin(np.linalg.norm((references - query).reshape(len(references), -1), axis=1)) != closest
+        )
+    assert n_unlike_l2 > 0

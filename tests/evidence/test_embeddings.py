@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded, dct, pixel
+from latentprint.tasks.evidence.embeddings import EMBEDDINGS, Embedded, dct, patches, pixel
 
 
 def images(n: int, channels: int, size: int, seed: int = 0) -> np.ndarray:
@@ -72,3 +72,29 @@ def test_dct_of_any_shape_is_that_of_boxes_averaged_one_by_one(height: int, widt
             for i in range(len(rows) - 1)
         ]
         np.testing.assert_allclose(found, dctn(np.array(boxes), norm="ortho")[:8, :8].ravel(), atol=1e-5)
+
+
+def test_patches_are_the_tiles_of_the_image() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 12)).astype(np.uint8)
+    tiles = patches(x)
+    assert tiles.shape == (2, 16, 3 * 2 * 3)
+    for row in range(4):
+        for column in range(4):
+            tile = x[:, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+            assert np.array_equal(tiles[:, 4 * row + column], pixel(tile))
+
+
+def test_patches_of_sides_that_do_not_divide_keep_every_pixel() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 1, 7, 5)).astype(np.uint8)
+    squares = np.square(patches(x)[0] - patches(x)[1]).sum()
+    assert squares == pytest.approx(np.square(pixel(x)[0] - pixel(x)[1]).sum(), rel=1e-5)
+
+
+def test_an_image_in_front_of_the_same_background_is_no_copy_by_patches() -> None:
+    """Two images share 15 of 16 tiles: near by pixels, as far by patches as two that share none."""
+    generator = np.random.default_rng(0)
+    x = np.repeat(generator.integers(0, 256, (1, 1, 8, 8)), 3, axis=0).astype(np.uint8)
+    x[1, :, :2, :2], x[2] = 255 - x[0, :, :2, :2], 255 - x[0]
+    near, far = (np.linalg.norm(patches(x)[0] - patches(x)[i], axis=1) for i in (1, 2))
+    assert np.count_nonzero(near) == 1
+    assert near.max() == pytest.approx(far[0])

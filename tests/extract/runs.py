@@ -69,14 +69,19 @@ def generated(run: Path) -> np.ndarray:
     return np.stack([pixels for tar in tars for _, _, pixels in read_generated(tar)])
 
 
-def planted(run: Path, digits: np.ndarray, samples_per_tar: int = 16) -> list[SampleJob]:
-    """Tars of 40 samples in the model's place: noisy copies of training digits 0, 3, 3, 3, 7 ... and digits unseen."""
+def planted(run: Path, digits: np.ndarray, samples_per_tar: int = 16, is_mirrored: bool = False) -> list[SampleJob]:
+    """Tars of 40 samples in the model's place: noisy copies of training digits 0, 3, 3, 3, 7 ... and digits unseen.
+
+    Every second sample is mirrored if asked for.
+    """
     generator = np.random.default_rng(0)
     parameters = ExtractParameters(samples=40, samples_per_tar=samples_per_tar)
     jobs = sample_jobs(run, Path("nowhere"), "0" * 64, parameters, 0)
     copied = digits[[0, *[3] * 6, 7, 7, 59, *range(20, 30)]]
     noise = generator.normal(0, np.repeat([2, 20, 60], [10, 5, 5])[:, None, None], copied.shape)
     images = np.concatenate([np.clip(copied + noise, 0, 255).astype(np.uint8), digits[300:320]])
+    if is_mirrored:
+        images[::2] = images[::2, :, ::-1]
     for job in jobs:
         samples = [(job.description(i), Picture(images[i])) for i in job.names]
         write_tar(
@@ -120,10 +125,11 @@ def with_twins(images: np.ndarray) -> np.ndarray:
     return changed
 
 
-def counted_anew(run: Path, jobs: list[SampleJob]) -> dict[str, Any]:
-    """Match, count, measure false copies: what ``extract`` does after generating."""
-    training = TrainingImages(RunDirectory(run), "pixel")
+def counted_anew(run: Path, jobs: list[SampleJob], *matched: Any) -> dict[str, Any]:
+    """Match, count, measure false copies: what ``extract`` does after generating; by pixels, or as given."""
+    matched = matched or ("pixel",)
+    training = TrainingImages(RunDirectory(run), *matched)
     match_samples(jobs, training, Progress("matching", 0, "samples"), RunDirectory(run).matches)
     count_reproductions(jobs, training, Progress("counting", 0, "images"))
     measure_false_copies(jobs, training, Progress("false copies", 0, "images"))
-    return summarise(RunDirectory(run), "pixel")
+    return summarise(RunDirectory(run), *matched)

@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.diffusion.layout import Checkpoint
 from latentprint.tasks.extract import tasks
 from latentprint.tasks.extract.match import summarise
-from latentprint.tasks.extract.tasks import ExtractionFailed, claim_samples, finish, generate_group, match_and_count
+from latentprint.tasks.extract.tasks import (
+    ExtractionFailed,
+    claim_samples,
+    decide_mirroring,
+    finish,
+    generate_group,
+    match_and_count,
+)
 from latentprint.tasks.parameters import ExtractParameters
 from latentprint.tasks.store.checksums import add_checksums, read_checksums
 from latentprint.tasks.store.files import write_json
@@ -57,6 +65,55 @@ def test_the_same_extraction_goes_on_where_it_was_and_more_keep_what_is_there(ru
     assert run.read_record()["extraction"] == wanted | {"parameters": {**wanted["parameters"], "samples": 11}}
     claim_samples(run, "c", TEN.model_copy(update={"samples": 12}))
     assert there(run) == {*PARTS}
+
+
+def test_samples_stay_where_mirror_images_are_matched_from_now_on(run: RunDirectory) -> None:
+    for is_mirrored in (True, False):
+        changed = TEN.model_copy(update={"samples": 10}).decided(is_mirrored)
+        claim_samples(run, "c", changed)
+        assert there(run) == {*PARTS}
+        assert run.read_record()["extraction"]["parameters"] == changed.model_dump(mode="json")
+        assert (run.read_record()["extraction"]["parameters"].get("mirror") == "on") == is_mirrored
+        add_checksums(run, [run.path / name for name in PARTS])
+    with pytest.raises(RunError, match="samples: 10 there, 9 now"):
+        claim_samples(run, "c", TEN.model_copy(update={"samples": 9}).decided(True))
+
+
+def model_of(folder: Path, training: object) -> Checkpoint:
+    folder.mkdir()
+    if training is not None:
+        write_json(folder / "training.json", training)
+    return Checkpoint(folder, folder, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "training", "is_on", "why"),
+    [
+        ("on", {"parameters": {}}, True, "--mirror on was given"),
+        ("off", {"parameters": {"flip": True}}, False, "--mirror off was given"),
+        ("auto", None, False, "no training record says whether images were flipped in training"),
+        ("auto", {"parameters": "odd"}, False, "no training record says whether images were flipped in training"),
+        ("auto", {"parameters": {"seed": 0}}, False, "the training record says that no images were flipped"),
+        ("auto", {"parameters": {"flip": True}}, True, "the training record says that images were flipped"),
+    ],
+)
+def test_mirror_images_count_as_asked_for_or_as_the_training_record_says(
+    asked: str, training: object, is_on: bool, why: str, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    write_json(run.record, {"data": {}})
+    assert decide_mirroring(run, model_of(tmp_path / "model", training), asked) == (is_on, why)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_extraction_goes_on_as_it_was_unless_asked_otherwise(flip: bool, run: RunDirectory) -> None:
+    model = model_of(run.path / "model", {"parameters": {"flip": flip} if flip else {}})
+    claim_samples(run, "c", TEN.decided(flip))
+    says = f"the training record says that {'' if flip else 'no '}images were flipped"
+    assert decide_mirroring(run, model, "auto") == (flip, says)
+    claim_samples(run, "c", TEN.decided(not flip))
+    before = "without" if flip else "with"
+    assert decide_mirroring(run, model, "auto") == (not flip, f"the run was extracted {before} them before")
 
 
 @pytest.mark.parametrize("samples", [10, 11])
@@ -140,9 +197,13 @@ def test_matching_ends_with_a_summary_and_is_followed(
 
     monkeypatch.setattr(tasks, "Progress", Followed)
     monkeypatch.setattr(tasks, "threadpool_limits", limited)
-    summary = match_and_count.fn(run.path, jobs, asked)
+    summary = match_and_count.fn(run.path, jobs, asked, "it was asked for")
     assert limits == [taken]
-    assert summary == {"parameters": jobs[0].parameters.model_dump(mode="json"), **summarise(run, "pixel")}
+    assert summary == {
+        "parameters": jobs[0].parameters.model_dump(mode="json"),
+        "mirror": {"is_on": False, "why": "it was asked for"},
+        **summarise(run, "pixel"),
+    }
     assert json.loads(run.extraction.read_text()) == json.loads(json.dumps(summary))
     assert [about for _, about in followed] == [
         ("matching", 40, "samples"),

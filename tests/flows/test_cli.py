@@ -123,6 +123,12 @@ def test_help_of_each_option_is_its_description_with_the_unit() -> None:
 COMMANDS = cast(TyperGroup, typer.main.get_command(cli.app)).commands
 
 
+def test_a_truth_value_is_an_option_without_a_value() -> None:
+    (flip,) = (parameter for parameter in COMMANDS["train"].params if parameter.name == "flip")
+    assert flip.opts == ["--flip"]
+    assert (flip.is_flag, flip.default) == (True, False)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_square_brackets_survive_in_help(name: str) -> None:
     """Rich takes what stands in brackets for markup, unless it is escaped."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 import latentprint.tasks.train
 from latentprint.flows.train import train
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import Trainer
 from latentprint.tasks.parameters import TrainParameters
 from latentprint.tasks.store.files import read_json
 from latentprint.tasks.store.run import RunError
+from latentprint.tasks.train import count_copies, fit
 
 PARAMETERS = TrainParameters(n_steps=8, batch_size=16, block_channels=(8, 16), n_samples=24, sampling_steps=3)
 
@@ -45,6 +50,33 @@ def test_interrupted_and_resumed_is_the_same_training(
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0.0, atol=0.0)
+
+
+def test_flips_are_drawn_by_the_seed_and_recorded(digits: np.ndarray, tmp_path: Path) -> None:
+    """About half of the images that the network sees are mirrored, the same ones each time; without flips none is."""
+    np.save(tmp_path / "one.npy", digits[20:21])
+    image = from_pixels(torch.from_numpy(digits[20:21, None]))
+    add_noise, seen = DDPMScheduler.add_noise, []
+
+    def watched(scheduler: DDPMScheduler, clean: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append([bool((one != image[0]).any()) for one in clean])
+        assert all(bool((one == image[0]).all() or (one == image[0].flip(-1)).all()) for one in clean)
+        return add_noise(scheduler, clean, *rest)
+
+    few = TrainParameters(n_steps=6, batch_size=16, block_channels=(8,), n_samples=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DDPMScheduler, "add_noise", watched)
+        options = {"plain": few, "flipped": few.model_copy(update={"flip": True})}
+        records = {
+            name: fit.fn(str(tmp_path / "one.npy"), tmp_path / name, parameters, "cpu")
+            for name, parameters in [*options.items(), ("again", options["flipped"])]
+        }
+    plain, flipped, again = (np.concatenate(seen[i : i + 6]) for i in (0, 6, 12))
+    assert not plain.any()
+    assert 0.3 < np.mean(flipped) < 0.7
+    assert np.array_equal(flipped, again)
+    assert records["flipped"]["parameters"] == {**records["plain"]["parameters"], "flip": True}
+    assert "flip" not in records["plain"]["parameters"]
 
 
 def _opens(path: Path) -> object:
@@ -97,3 +129,22 @@ def test_training_record_counts_copies_with_an_interval(
     assert generated["interval_95"][0] <= generated["share_of_copies"] <= generated["interval_95"][1]
     assert sum(generated["n_copies_by_copies_in_training"].values()) == generated["n_copies"]
     assert set(generated["n_copies_by_copies_in_training"]) == {"1", "3"}
+
+
+def test_the_copies_that_training_counts_may_be_mirrored_if_it_flipped(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that gives each training image mirrored."""
+    np.save(tmp_path / "train.npy", digits[20:28])
+    images = from_pixels(torch.from_numpy(digits[20:28, None]))
+    monkeypatch.setattr(
+        latentprint.tasks.train, "load_denoiser", lambda *_: SimpleNamespace(denoiser=None, schedule=None)
+    )
+    monkeypatch.setattr(latentprint.tasks.train, "sample_ddim", lambda *_: images.flip(-1))
+    found = [
+        count_copies.fn(str(tmp_path / "train.npy"), tmp_path, TrainParameters(n_samples=8, flip=flip), "cpu")[
+            "n_copies"
+        ]
+        for flip in (False, True)
+    ]
+    assert found == [0, 8]
