@@ -321,6 +321,22 @@ class SideParameters(Parameters):
         return _split(value)
 
 
+class ProbeParameters(Parameters):
+    """What is generated without a training set at hand, and how it is judged; see tasks/evidence/repeats.py."""
+
+    samples: int = Field(1000, ge=40, description="images to generate, and as many with --control")
+    steps: int = Field(50, ge=2, description="DDIM steps: network evaluations per image")
+    seed: int = Field(0, ge=0, description="seed of latents and directions; each image mixes in its number")
+    embedding: EmbeddingName = Field("pixel", description="what distances are measured in")
+    level: float = Field(
+        0.05,
+        gt=0.0,
+        le=0.2,
+        description="chance of a false conclusion, and largest share of false flags on average, if the control gives "
+        "no image back [of 1]",
+    )
+
+
 FLAGGED = "flagged_images"
 """The saved question that curation asks by default."""
 

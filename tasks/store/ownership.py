@@ -24,7 +24,7 @@ from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import is_disk_full, write_json
 from latentprint.tasks.store.spill import SPILL
 
-Kind = Literal["run", "cleaned set", "model"]
+Kind = Literal["run", "cleaned set", "model", "probe"]
 MARKER, LOCK = ".latentprint", ".lock"
 BUILDING = ".latentprint-building"
 """Within a folder of ours: what is published when all of it is there."""

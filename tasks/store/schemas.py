@@ -265,6 +265,52 @@ _NEAREST = (
     ),
 )
 
+_GENERATED = _field("generated", pa.string(), "key of the generated image, its number among the samples in nine digits")
+_PROBED = (
+    _GENERATED,
+    _field("shard", pa.string(), "name of the WebDataset tar that holds it, within samples/"),
+    _CONTENT_HASH,
+    _score("log_growth_eps", "log volume growth of one step along the noise predicted at the image", "nats"),
+    _score("log_growth", "log volume growth of one step along a random axis", "nats"),
+    _score("eps_norm", "l2 norm of the noise predicted at the image; lower: more easily reproduced", "l2"),
+    _field("timestep", pa.int32(), "timestep that the three were computed from", "training timesteps"),
+)
+
+PROBED = pa.schema([*_PROBED])
+"""A row a generated image, scored under the model that generated it."""
+
+SUSPECTS = pa.schema(
+    [
+        _field("rank", pa.int32(), "1: the highest growth along the predicted noise", "ordinal"),
+        *_PROBED,
+        _field("nearest_generated", pa.string(), "key of the nearest other image of the model"),
+        _field("nearest_distance", pa.float64(), "distance to it", "l2 in the embedding; pixel: values -1 ... 1"),
+        _field("nearest_ratio", pa.float64(), "that over the mean distance to the 50 nearest others", "1"),
+        _score(
+            "control_ratio",
+            "distance to the nearest in the other half of the model's images, over that to the nearest in that half of "
+            "the control's; null: no control",
+            "1",
+        ),
+        _field(
+            "is_repeat",
+            pa.bool_(),
+            "control_ratio is below 1/3, and log_growth_eps above that of 95% of the control's own images "
+            "(tasks/evidence/repeats.py); null: no control",
+            nullable=True,
+        ),
+        _score("p_value", "conformal: of control_ratio of steep images, among the control's", "of 1"),
+        _score("q_value", "Benjamini-Hochberg adjusted: the smallest level that flags it", "of 1"),
+        _field(
+            "is_flagged",
+            pa.bool_(),
+            "a repeat, q_value is at most the level, and the model is concluded to give images back; null: no control",
+            nullable=True,
+        ),
+    ]
+)
+"""A row a generated image of a probed model, most suspicious first."""
+
 _RULES = (
     _field("is_copy", pa.bool_(), "ratio rule (Yoon et al. 2023): nearest_distance / second_distance is below 1/3"),
     _field(
@@ -276,7 +322,7 @@ _RULES = (
 
 MATCHES = pa.schema(
     [
-        _field("generated", pa.string(), "key of the generated image, its number among the samples in nine digits"),
+        _GENERATED,
         _field("shard", pa.string(), "name of the WebDataset tar that holds it, within samples/"),
         _CONTENT_HASH,
         *_NEAREST,

@@ -21,6 +21,7 @@ STUDIES = (
     ("cleaned",),
     ("odds",),
     ("side",),
+    ("probe",),
     ("coverage",),
     ("kills",),
     ("bombs",),
