@@ -7,13 +7,9 @@ Of each image two evaluations are at hand, eps(x, t) and J q along one axis q. T
     dime  = (cos(phi) B^2 + sin(phi) V - m) / s     Do & Alabi 2026 (DIME), standardised; lower: member
     fused = b + sum_j w_j (f_j - m_j) / s_j         log odds of membership, logistic regression; higher: member
 
-with f = log growth, log |eps|, log |eps|_4, log |J q| and the cosine between J q and eps, m the midpoint of both kinds'
-means and s^2 the mean of their variances. Six more, the logs of the shares of |eps|^2 in bands of spatial frequency
-(:mod:`latentprint.tasks.diffusion.bands`), are among the f where these images say that they help: where the deviance
-2 sum_i c_i log(1 + exp(-y_i fused_i)) falls by more than 6 log n (Schwarz 1978, Annals of Statistics 6, 461). On few
-images, or small ones, six weights fitted to nothing would cost more than they bring.
-
-One more evaluation, at a second timestep t', gives
+with f = log growth, log |eps|, log |eps|_4, log |J q|, the cosine between J q and eps, and the log of the coarse share
+of |eps|^2 (:mod:`latentprint.tasks.diffusion.frequencies`), m the midpoint of both kinds' means and s^2 the mean of
+their variances. One more evaluation, at a second timestep t', gives
 
     fused_norms         the same with f = log |eps|, log |eps|_4 at t and the two at t'; higher: member
 
@@ -65,15 +61,6 @@ Scores = Mapping[str, Array]
 """Columns of ``scores``, one entry an image."""
 ByTimestep = Mapping[int, Scores]
 """Those of the same images, from each timestep."""
-BANDS = tuple(f"eps_band_{band}" for band in range(6))
-"""Columns of the shares of |eps|^2, from low to high frequencies."""
-LEAST_SHARE = 1e-12
-"""A small image has bands without any frequency; a perfect model may leave one without energy."""
-
-
-def _log_share(name: str) -> Callable[[Scores], Array]:
-    return lambda scores: np.log(np.maximum(scores[name], LEAST_SHARE))
-
 
 FEATURES: Mapping[str, Callable[[Scores], Array]] = {
     "log_growth": lambda scores: scores["log_growth"],
@@ -81,13 +68,24 @@ FEATURES: Mapping[str, Callable[[Scores], Array]] = {
     "log_eps_4_norm": lambda scores: np.log(scores["sima"]) / 4.0,
     "log_tangent_norm": lambda scores: np.log(scores["tangent_norm"]),
     "tangent_cosine": lambda scores: scores["tangent_cosine"],
-    **{f"log_{name}": _log_share(name) for name in BANDS},
+    "log_eps_low_share": lambda scores: np.log(np.maximum(scores["eps_low_share"], LEAST_SHARE)),
 }
 """What calibrated scores are made of."""
 NORMS = ("log_eps_norm", "log_eps_4_norm")
-WITHOUT_BANDS = tuple(name for name in FEATURES if name.removeprefix("log_") not in BANDS)
-"""Of runs that were scored before bands were measured."""
-COLUMNS = ("log_growth", "eps_norm", "sima", "tangent_norm", "tangent_cosine", "neighbour_eps_norm", "crowding", *BANDS)
+LEAST_SHARE = 1e-12
+LOW_SHARE = "eps_low_share"
+EARLIER_FEATURES = tuple(name for name in FEATURES if name != f"log_{LOW_SHARE}")
+"""Of runs that were scored before the coarse share was measured."""
+COLUMNS = (
+    "log_growth",
+    "eps_norm",
+    "sima",
+    "tangent_norm",
+    "tangent_cosine",
+    "neighbour_eps_norm",
+    "crowding",
+    LOW_SHARE,
+)
 """Of ``scores``: what features and DIME are made of."""
 FITTED = ("fused", "dime", "fused_norms")
 """Scores that are calibrated."""
@@ -141,7 +139,7 @@ class Fit(BaseModel):
     dime_scale: float
     """Root of the mean of their variances; 1 where nothing scatters."""
     fused: LogOdds
-    features: tuple[str, ...] = WITHOUT_BANDS
+    features: tuple[str, ...] = EARLIER_FEATURES
     """Which of ``FEATURES`` it is made of."""
     second: SecondTimestep | None = None
     """None where it was not asked for, or there is no other to choose from."""
@@ -227,9 +225,9 @@ def matrix(features: Sequence[str], *scores: Scores) -> Array:
 
 
 def features_of(by_timestep: ByTimestep) -> tuple[str, ...]:
-    """All ``FEATURES``, or those ``WITHOUT_BANDS`` where bands were not measured."""
-    has_bands = all(scores.keys() >= set(BANDS) for scores in by_timestep.values())
-    return tuple(FEATURES) if has_bands else WITHOUT_BANDS
+    """All ``FEATURES``, or ``EARLIER_FEATURES`` where the coarse share was not measured."""
+    is_known = all(LOW_SHARE in scores for scores in by_timestep.values())
+    return tuple(FEATURES) if is_known else EARLIER_FEATURES
 
 
 def dime(scores: Scores, phi: float) -> Array:
@@ -312,8 +310,8 @@ def refit(design: Design, is_train: Mask, names: Sequence[str] = ("fused",)) -> 
         labels = is_train[kept.members]
         timestep = _best(kept.choices(labels))
         if "fused" in names:
-            fused = kept.fused(timestep, labels)
-            scores["fused"][mine] = fused.of(design.features(k, timestep)[:, : len(fused.weights)])
+            fused = LogOdds.fitted(kept.standardised(timestep), labels)
+            scores["fused"][mine] = fused.of(design.features(k, timestep))
         if "dime" in names:
             phi, centre, scale = kept.dime(timestep, labels)
             scores["dime"][mine] = (dime(design.of_fold(k)[timestep], phi) - centre) / scale
@@ -344,15 +342,14 @@ class _Sample:
         choices = kept.choices(labels)
         timestep = _best(choices)
         phi, centre, scale = kept.dime(timestep, labels)
-        fused = kept.fused(timestep, labels)
         return Fit(
             timestep=timestep,
             choices=choices,
             phi=phi,
             dime_centre=centre,
             dime_scale=scale,
-            fused=fused,
-            features=self.features[: len(fused.weights)],
+            fused=LogOdds.fitted(kept.standardised(timestep), labels),
+            features=self.features,
             second=kept.second(timestep, labels) if second else None,
             n_train=int(labels.sum()),
             n_control=int((~labels).sum()),
@@ -399,18 +396,6 @@ class _Kept:
             features = features_of(self.by_timestep) if len(timesteps) == 1 else NORMS
             self._standardised[timesteps] = Standardised.of(matrix(features, *(self.by_timestep[t] for t in timesteps)))
         return self._standardised[timesteps]
-
-    def fused(self, timestep: int, is_train: Mask) -> LogOdds:
-        """Of ``WITHOUT_BANDS``, the first of the features, or of all where bands lower the deviance by enough."""
-        with_bands = self.standardised(timestep)
-        without = with_bands.first(len(WITHOUT_BANDS))
-        plain = LogOdds.fitted(without, is_train)
-        n, n_more = with_bands.z.shape[0], with_bands.z.shape[1] - len(WITHOUT_BANDS)
-        if n_more == 0:
-            return plain
-        fused = LogOdds.fitted(with_bands, is_train)
-        gain = plain.deviance(without, is_train) - fused.deviance(with_bands, is_train)
-        return fused if gain > n_more * math.log(n) else plain
 
     def dime(self, timestep: int, is_train: Mask) -> tuple[float, float, float]:
         """(phi, centre, scale): the first angle at which DIME separates best, by its ranks at all, which are kept."""

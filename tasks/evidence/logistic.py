@@ -30,10 +30,6 @@ class Standardised(NamedTuple):
         scales = np.where(scales > 10 * np.finfo(np.float64).eps * np.abs(means), scales, 1.0)
         return cls((features - means) / scales, means, scales)
 
-    def first(self, n: int) -> Self:
-        """Of the first n features alone."""
-        return type(self)(self.z[:, :n], self.means[:n], self.scales[:n])
-
 
 class LogOdds(BaseModel):
     """Log odds of membership: a logistic regression on standardised features."""
@@ -65,27 +61,16 @@ class LogOdds(BaseModel):
         standardised = (features - np.array(self.means)) / np.array(self.scales)
         return np.asarray(standardised @ np.array(self.weights) + self.intercept)
 
-    def deviance(self, standardised: Standardised, is_train: Mask) -> float:
-        """2 sum_i c_i log(1 + exp(-y_i (b + w'z_i))) on the images of the fit."""
-        odds = standardised.z @ np.array(self.weights) + self.intercept
-        return float(2.0 * _balance(is_train) @ np.logaddexp(0.0, np.where(is_train, -odds, odds)))
-
-
-def _balance(is_train: Mask) -> Array:
-    """c_i: either kind weighs half of all images."""
-    n, m = len(is_train), int(is_train.sum())
-    return np.where(is_train, n / (2.0 * m), n / (2.0 * (n - m)))
-
 
 def _logistic(z: Array, is_train: Mask) -> Array:
     """(weights, intercept), (p + 1,), of :meth:`LogOdds.fit`, by Newton's method with steps halved until they descend.
 
     The objective is strictly convex, so there is one minimum and it is finite.
     """
-    n = len(z)
+    n, m = len(z), int(is_train.sum())
     x = np.column_stack([z, np.ones(n)])
     sign = np.where(is_train, 1.0, -1.0)
-    weight = REGULARISATION * _balance(is_train)
+    weight = REGULARISATION * np.where(is_train, n / (2.0 * m), n / (2.0 * (n - m)))
     penalty = np.append(np.ones(z.shape[1]), 0.0)
 
     def objective(beta: Array) -> float:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latentprint.tasks.evidence.calibration import BANDS, COLUMNS
+from latentprint.tasks.evidence.calibration import COLUMNS, LOW_SHARE
 from latentprint.tasks.evidence.refits import CalibrationImages
 from latentprint.tasks.evidence.statistics import Array
 from latentprint.tasks.store.run import RunDirectory
@@ -29,8 +29,8 @@ def calibration_images(table: pa.Table) -> CalibrationImages:
     first = next(iter(by_timestep.values()))
     alone = pa.array(range(-len(first), 0), pa.int64())
     measured = {t: rows for t, rows in by_timestep.items() if _has(rows, *COLUMNS)}
-    has_bands = all(_has(rows, *BANDS) for rows in measured.values())
-    columns = [name for name in COLUMNS if has_bands or name not in BANDS]
+    is_known = all(_has(rows, LOW_SHARE) for rows in measured.values())
+    columns = [name for name in COLUMNS if is_known or name != LOW_SHARE]
     control = {t: rows for t, rows in by_timestep.items() if rows["loss"].null_count < len(rows)}
     return CalibrationImages(
         sample_ids=np.asarray(first["sample_id"].to_pylist(), dtype=object),
@@ -45,7 +45,7 @@ def calibration_images(table: pa.Table) -> CalibrationImages:
 
 
 def _has(rows: pa.Table, *columns: str) -> bool:
-    """Was any of these measured? At timesteps of the loss nothing else was, and earlier versions knew no bands."""
+    """Was any of these measured? At timesteps of the loss nothing else was; earlier versions knew no low share."""
     return any(name in rows.column_names and rows[name].null_count < len(rows) for name in columns)
 
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentprint.tasks.diffusion.bands import band_shares
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.denoiser import wide
 from latentprint.tasks.diffusion.density import log_density
+from latentprint.tasks.diffusion.frequencies import low_share
 from latentprint.tasks.diffusion.growth import Growth, log_growth
 from latentprint.tasks.diffusion.membership import BASELINES, SHARE_THE_BASE_PASS
 from latentprint.tasks.diffusion.names import ESTIMATORS
@@ -23,7 +23,7 @@ from latentprint.tasks.diffusion.noise import generator_for
 from latentprint.tasks.diffusion.probability_flow import generate, invert, latent_normality, reversibility_error
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.schedule import noise_spaced_timesteps, spaced_timesteps
-from latentprint.tasks.evidence.calibration import BANDS, SECOND, Calibration
+from latentprint.tasks.evidence.calibration import LOW_SHARE, SECOND, Calibration
 from latentprint.tasks.parameters import ScoreParameters
 
 Columns = dict[str, list[Any]]
@@ -144,7 +144,7 @@ def _growth(growths: Sequence[Growth], delta: float) -> dict[str, Tensor]:
         "log_growth": totals.mean(0),
         "log_growth_se": errors,
         **_norms(eps),
-        **dict(zip(BANDS, band_shares(growths[0].eps, len(BANDS)).T, strict=True)),
+        LOW_SHARE: low_share(growths[0].eps),
         "neighbour_eps_norm": torch.linalg.vector_norm(neighbours, dim=2).mean(1),
         "crowding": eps.shape[1] * ((axes * tangents).sum(2) / lengths.square()).mean(1),
         "tangent_norm": tangent_lengths.square().mean(1).sqrt(),

@@ -140,14 +140,15 @@ SCORES = pa.schema(
     ]
 )
 
-_EPS_BANDS = tuple(
-    _score(f"eps_band_{band}", f"share of eps_norm squared at spatial frequencies of {extent} cycles a pixel", "of 1")
-    for band, extent in enumerate(("0 to 1/12", "1/12 to 1/6", "1/6 to 1/4", "1/4 to 1/3", "1/3 to 5/12", "over 5/12"))
+_LOW_SHARE = _score(
+    "eps_low_share",
+    "share of eps_norm squared at spatial frequencies below 1/4 cycle a pixel (tasks/diffusion/frequencies.py)",
+    "of 1",
 )
 
 OPTIONAL_SCORES = pa.schema(
     [
-        *_EPS_BANDS,
+        _LOW_SHARE,
         _score("loss", "|eps(alpha x + sigma z, t) - z|^2 (Matsumoto et al. 2023); lower: member", "l2 squared"),
         _score("pia", "proximal initialisation, |.|_4^4 (Kong et al. 2024); lower: member", "l4 to the fourth"),
         _score("pian", "the same, normalised (Kong et al. 2024); lower: member", "l4 to the fourth"),
@@ -188,8 +189,8 @@ OPTIONAL_SCORES = pa.schema(
         _score("latent_excess_kurtosis", "of the latent's values; 0 for a draw from N(0, I)", "1"),
     ]
 )
-"""Columns that ``scores`` has if asked for (--baselines, --second-timestep, --density, --reversibility), and bands,
-which runs of earlier versions have not."""
+"""Columns that ``scores`` has if asked for (--baselines, --second-timestep, --density, --reversibility), and the
+low share, which runs of earlier versions have not."""
 
 CALIBRATION = pa.schema(
     [
@@ -218,7 +219,7 @@ CALIBRATION = pa.schema(
         _score("tangent_cosine", "cosine between J q and the predicted noise, mean over axes", "1"),
         _score("neighbour_eps_norm", "l2 norm of the noise delta away along an axis, mean over axes", "l2"),
         _score("crowding", "d q' J q, mean over axes q: estimates tr d eps/dx", "1"),
-        *_EPS_BANDS,
+        _LOW_SHARE,
         _score(
             "loss",
             "|eps(alpha x + sigma z, t) - z|^2 of one draw z; null at other timesteps than the positive control's; "

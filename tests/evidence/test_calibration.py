@@ -6,15 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq, minimize
-from scipy.special import softmax
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from latentprint.tasks.evidence.calibration import (
-    BANDS,
+    EARLIER_FEATURES,
     FEATURES,
     NORMS,
-    WITHOUT_BANDS,
     Calibration,
     Design,
     TooFewImages,
@@ -118,62 +116,29 @@ def test_features_are_growth_logs_of_norms_to_the_first_power_and_the_cosine() -
     scores = {"log_growth": [2.5], "eps_norm": [12.0], "sima": [16 * 81.0], "tangent_norm": [0.5]}
     one = {name: np.array(values) for name, values in {**scores, "tangent_cosine": [-0.25]}.items()}
     expected = [2.5, math.log(12), math.log(6), math.log(0.5), -0.25]
-    np.testing.assert_allclose(matrix(WITHOUT_BANDS, one), [expected])
-    shares = {name: np.array([share]) for name, share in zip(BANDS, (0.5, 0.25, 0.125, 0.125, 0.0, 0.0), strict=True)}
-    halvings = [-1.0, -2.0, -3.0, -3.0, math.log2(1e-12), math.log2(1e-12)]
-    np.testing.assert_allclose(
-        matrix(tuple(FEATURES), one | shares), [[*expected, *(math.log(2) * np.array(halvings))]]
-    )
+    np.testing.assert_allclose(matrix(EARLIER_FEATURES, one), [expected])
+    for share, log_share in ((0.25, math.log(0.25)), (0.0, math.log(1e-12))):
+        known = {**one, "eps_low_share": np.array([share])}
+        np.testing.assert_allclose(matrix(tuple(FEATURES), known), [[*expected, log_share]])
     np.testing.assert_allclose(matrix(NORMS, one, {**one, "eps_norm": np.ones(1)})[0, 1:3], [math.log(6), 0.0])
 
 
-def with_bands(scores: dict[str, Array], means: Array) -> dict[str, Array]:
-    """Shares with Gaussian log ratios; trained images lie ``means`` standard deviations apart, band by band."""
-    logits = np.random.default_rng(9).normal(size=(N, len(BANDS))) + IS_TRAIN[:, None] * means
-    return scores | dict(zip(BANDS, softmax(logits, axis=1).T, strict=True))
+def test_fused_uses_what_the_low_share_knows_and_does_without_where_it_was_not_measured() -> None:
+    bare, fresh = drawn(1, 1.0), drawn(2, 1.0)
 
+    def known(scores: dict[str, Array], seed: int) -> dict[str, Array]:
+        logs = np.random.default_rng(seed).normal(size=N) + 1.5 * IS_TRAIN
+        return {**scores, "eps_low_share": np.exp(logs - 6)}
 
-def test_fused_uses_what_bands_know_and_does_without_where_they_were_not_measured() -> None:
-    """Of log ratios z_b - mean(z), the separations left are those of ``means`` without their mean."""
-    means = np.array([0.5, -0.5, 0.0, 0.0, 1.0, -1.0])
-    bare = drawn(1, 1.0)
-    found = calibrate({20: with_bands(bare, means)}, IS_TRAIN)
+    found = calibrate({20: known(bare, 3)}, IS_TRAIN)
     assert found.features == tuple(FEATURES)
-    fused = found.scores(with_bands(drawn(2, 1.0), means))["fused"]
-    distance = math.sqrt(1.0 + (means**2).sum())
+    fused = found.scores(known(fresh, 4))["fused"]
+    distance = math.sqrt(1.0 + 1.5**2)
     assert auc(fused[IS_TRAIN], fused[~IS_TRAIN]) == pytest.approx(0.5 * (1.0 + math.erf(distance / 2.0)), abs=0.02)
-    known = calibrate({20: bare}, IS_TRAIN)
-    assert (known.features, len(known.fused.weights)) == (WITHOUT_BANDS, 5)
-    of_an_earlier_version = Calibration(**known.model_dump(mode="json", exclude={"features"}))
-    np.testing.assert_array_equal(
-        of_an_earlier_version.scores(with_bands(bare, means))["fused"], known.scores(bare)["fused"]
-    )
-
-
-def test_bands_that_say_nothing_are_left_out() -> None:
-    """Each of 2,000 deviances falls by a chi-square of 6 degrees, mean 6; the threshold is 6 log n = 45.6."""
-    nothing = with_bands(drawn(1, 1.0), np.zeros(len(BANDS)))
-    found, known = calibrate({20: nothing}, IS_TRAIN), calibrate({20: drawn(1, 1.0)}, IS_TRAIN)
-    assert (found.features, found.fused) == (WITHOUT_BANDS, known.fused)
-
-
-@pytest.mark.parametrize("excess", [-2.0, 2.0])
-def test_bands_are_used_where_they_lower_the_deviance_by_six_log_n(excess: float) -> None:
-    """The weight of one band is raised until the fits' deviances part by a little less, or more, than that."""
-    scores, threshold = drawn(3, 1.0), 6 * math.log(N)
-
-    def fitted(mean: float) -> tuple[dict[str, Array], float]:
-        bands = with_bands(scores, np.array([mean, 0, 0, 0, 0, 0]))
-        x = Standardised.of(matrix(tuple(FEATURES), bands))
-        odds = [
-            LogOdds.fitted(features, IS_TRAIN).of(raw)
-            for features, raw in ((x.first(5), matrix(WITHOUT_BANDS, bands)), (x, matrix(tuple(FEATURES), bands)))
-        ]
-        deviances = [2 * np.logaddexp(0, np.where(IS_TRAIN, -z, z)).sum() for z in odds]
-        return bands, deviances[0] - deviances[1] - threshold
-
-    mean = brentq(lambda mean: fitted(mean)[1] - excess, 0.0, 1.0, xtol=1e-6)
-    assert len(calibrate({20: fitted(mean)[0]}, IS_TRAIN).features) == (11 if excess > 0 else 5)
+    earlier = calibrate({20: bare}, IS_TRAIN)
+    assert (earlier.features, len(earlier.fused.weights)) == (EARLIER_FEATURES, 5)
+    as_written = Calibration(**earlier.model_dump(mode="json", exclude={"features"}))
+    np.testing.assert_array_equal(as_written.scores(known(fresh, 4))["fused"], earlier.scores(fresh)["fused"])
 
 
 def test_fused_of_scores_that_say_nothing_says_nothing_about_others() -> None:

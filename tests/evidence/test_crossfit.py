@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from latentprint.tasks.evidence.calibration import (
-    BANDS,
     COLUMNS,
     FITTED,
     Design,
@@ -33,7 +32,7 @@ def noise(seed: int, n: int, timesteps: tuple[int, ...] = (0, 5, 10, 20, 50, 100
     found = {}
     for t in timesteps:
         z = {name: generator.normal(size=n) for name in COLUMNS}
-        positive = ("eps_norm", "sima", "tangent_norm", "neighbour_eps_norm", *BANDS)
+        positive = ("eps_norm", "sima", "tangent_norm", "neighbour_eps_norm", "eps_low_share")
         found[t] = {name: np.exp(values) if name in positive else values for name, values in z.items()}
     return found
 

@@ -18,13 +18,14 @@ from latentprint.tasks.compute.batch_size import PROBE_BATCH, probe
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.diffusion.density import log_density
+from latentprint.tasks.diffusion.frequencies import low_share
 from latentprint.tasks.diffusion.membership import BASELINES
 from latentprint.tasks.diffusion.names import BASELINE_NAMES, EstimatorName, Grid
 from latentprint.tasks.diffusion.noise import gaussian, generator_for
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.schedule import ContinuousVP, noise_spaced_timesteps
 from latentprint.tasks.diffusion.tangents import bits_of, require_bits
-from latentprint.tasks.evidence.calibration import BANDS, NORMS, Calibration, calibrate, matrix
+from latentprint.tasks.evidence.calibration import NORMS, Calibration, calibrate, matrix
 from latentprint.tasks.evidence.comparison import HIGHER_IS_EASIER
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.report.evidence import evaluations
@@ -65,10 +66,8 @@ def test_columns_are_what_the_formulas_say(model: LoadedModel, pixels: np.ndarra
         "crowding": 64 * (q * tangent).sum(1),
         "tangent_norm": torch.linalg.vector_norm(tangent, dim=1),
         "tangent_cosine": torch.nn.functional.cosine_similarity(tangent, eps, dim=1),
+        "eps_low_share": low_share(eps.reshape(x.shape)),
     }
-    assert sum(columns[name][0] for name in BANDS) == pytest.approx(1.0)
-    low = torch.fft.fft2(eps.reshape(x.shape)).abs().square()[:, 0, 0, 0]  # band 0 of 8 x 8 pixels is the mean alone
-    np.testing.assert_allclose(columns["eps_band_0"], (low / (64 * eps.square().sum(1))).numpy(), rtol=1e-4)
     for name, values in expected.items():
         np.testing.assert_allclose(columns[name], values.numpy(), rtol=2e-4, atol=2e-6, err_msg=name)
     assert columns["log_growth_se"] == [None] * 3
@@ -117,7 +116,7 @@ def test_every_estimator_gives_the_table_its_columns(
     parameters = ScoreParameters(timestep=20, axes=2, estimator=estimator)
     columns = measure(model, pixels, HASHES, parameters, 64)
     written_elsewhere = {"sample_id", "content_hash", "split", "shard", "dime", "fused"}
-    assert columns.keys() == ({*SCORES.names} - written_elsewhere) | {*BANDS}
+    assert columns.keys() == ({*SCORES.names} - written_elsewhere) | {"eps_low_share"}
     assert columns["n_axes"] == [64 if estimator == "exact" else 2] * 3
     assert (columns["delta"][0] is None) == (estimator in ("jvp", "trace", "exact"))
 

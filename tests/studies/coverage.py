@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
-from scipy.special import softmax
+from scipy.special import expit
 from sklearn.datasets import load_digits
 
 from latentprint.tasks.evidence import refits
 from latentprint.tasks.evidence.assessment import flag_trained
 from latentprint.tasks.evidence.auc import auc_difference, auc_interval
 from latentprint.tasks.evidence.blind import blind_baseline
-from latentprint.tasks.evidence.calibration import BANDS, crossfit
+from latentprint.tasks.evidence.calibration import crossfit
 from latentprint.tasks.evidence.comparison import true_positive_rate
 from latentprint.tasks.evidence.confounders import pixel_statistics
 from latentprint.tasks.evidence.grounds import judge_membership
@@ -187,7 +187,7 @@ def run(
             "tangent_cosine": 0.1 * noise(),
             "neighbour_eps_norm": np.exp(-0.1 * (latent + noise())),
             "crowding": latent + 2 * noise(),
-            **dict(zip(BANDS, softmax([0.3 * b * (latent + noise()) for b in range(len(BANDS))], axis=0), strict=True)),
+            "eps_low_share": expit(latent + noise()),
         }
         for t in TIMESTEPS
     }

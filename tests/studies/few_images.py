@@ -1,4 +1,4 @@
-"""Of how few images do frequency bands help a calibrated score? ``fused`` with them and without, cross-fitted.
+"""Of how few images does the low share help a calibrated score? ``fused`` with them and without, cross-fitted.
 
     python -m tests.studies.few_images halfway_digits halfway_fashion digits
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentprint.tasks.diffusion.checkpoint import load_denoiser
-from latentprint.tasks.evidence.calibration import BANDS, COLUMNS, ByTimestep, Design, TooFewImages, refit
+from latentprint.tasks.evidence.calibration import COLUMNS, LOW_SHARE, ByTimestep, Design, TooFewImages, refit
 from latentprint.tasks.evidence.statistics import Array, auc
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.measure import measure
@@ -62,7 +62,7 @@ def compared(name: str, scores: ByTimestep, n_train: int, n: int) -> dict[str, A
         chosen = np.concatenate([generator.permutation(n_train)[:n], n_train + generator.permutation(n_holdout)[:n]])
         drawn = {t: {column: values[chosen] for column, values in of.items()} for t, of in scores.items()}
         without = {
-            t: {column: values for column, values in of.items() if column not in BANDS} for t, of in drawn.items()
+            t: {column: values for column, values in of.items() if column != LOW_SHARE} for t, of in drawn.items()
         }
         try:
             areas.append([area(features, at < n, at % n % 5) for features in (without, drawn)])
@@ -73,8 +73,8 @@ def compared(name: str, scores: ByTimestep, n_train: int, n: int) -> dict[str, A
     return {
         "model": name,
         "n": n,
-        "auc_without_bands": found[:, 0].mean(),
-        "auc_with_bands": found[:, 1].mean(),
+        "auc_without": found[:, 0].mean(),
+        "auc_with": found[:, 1].mean(),
         "gain": gain.mean(),
         "gain_standard_error": gain.std(ddof=1) / np.sqrt(DRAWS),
         "share_of_draws_better": float((gain > 0).mean()),

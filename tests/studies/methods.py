@@ -26,8 +26,8 @@ from scipy.stats import rankdata
 from sklearn.linear_model import QuantileRegressor
 
 from latentprint.tasks.datasets.sources import open_source
-from latentprint.tasks.diffusion.bands import band_shares, in_band
 from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
+from latentprint.tasks.diffusion.frequencies import low_share
 from latentprint.tasks.diffusion.growth import orthonormalise
 from latentprint.tasks.diffusion.membership import BASELINES
 from latentprint.tasks.diffusion.names import BaselineName
@@ -36,7 +36,7 @@ from latentprint.tasks.diffusion.sampling import from_pixels, sample_ddim, to_pi
 from latentprint.tasks.diffusion.schedule import timestep_of_paper
 from latentprint.tasks.diffusion.tangents import difference_quotients
 from latentprint.tasks.evidence.auc import auc_interval
-from latentprint.tasks.evidence.calibration import BANDS, SECOND, calibrate
+from latentprint.tasks.evidence.calibration import SECOND, calibrate
 from latentprint.tasks.evidence.comparison import true_positive_rate
 from latentprint.tasks.evidence.confounders import pixel_statistics
 from latentprint.tasks.evidence.copies import nearest, ratio_rule
@@ -45,10 +45,11 @@ from latentprint.tasks.evidence.paired import compare_predictions
 from latentprint.tasks.evidence.statistics import Array, auc, spearman
 from latentprint.tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
+from tests.studies.bands import N_BANDS, band_shares, in_band
 from tests.studies.models import FOLDER, MODELS, RESULTS
 
 TIMESTEPS = (5, 20, 50, 100, 200)
-N_AXES, N_BANDS = 30, len(BANDS)
+N_AXES = 30
 CUTOFFS = (1, 2, 3, 4, 5)
 """Frequency bands that the low-pass filter of arXiv 2505.20955 keeps; the calibration half chooses one."""
 DELTA = 0.05
@@ -122,8 +123,9 @@ def _measured(model: LoadedModel, pixels: NDArray[np.uint8]) -> Features:
         found[f"growth_residual@{t}"] = torch.linalg.vector_norm(moved, dim=2).log().sum(1).numpy()
         found[f"tangent_residual@{t}"] = torch.linalg.vector_norm(along, dim=2).mean(1).log().numpy()
         found[f"cosine_residual@{t}"] = torch.cosine_similarity(along, residual[:, None], dim=2).mean(1).numpy()
-        for band, share in enumerate(band_shares(eps, N_BANDS).T):
+        for band, share in enumerate(band_shares(eps).T):
             found[f"band_{band}@{t}"] = share.clamp(min=1e-12).log().numpy()
+        found[f"low_share@{t}"] = low_share(eps).clamp(min=1e-12).log().numpy()
         for kept in CUTOFFS:
             found[f"lowpass_{kept}@{t}"] = _lowpass(eps, kept).flatten(1).pow(4).sum(1).log().div(4).numpy()
         found[f"eps_norm@{t}"] = torch.linalg.vector_norm(residual, dim=1).log().numpy()
@@ -152,7 +154,7 @@ def _measured(model: LoadedModel, pixels: NDArray[np.uint8]) -> Features:
 def _lowpass(field: torch.Tensor, kept: int) -> torch.Tensor:
     """Of (B, C, H, W), the lowest ``kept`` frequency bands alone."""
     height, width = field.shape[-2:]
-    mask = in_band(height, width, N_BANDS)[:kept].sum(0).view(height, width)
+    mask = in_band(height, width)[:, :kept].sum(1).view(height, width)
     filtered: torch.Tensor = torch.fft.ifft2(torch.fft.fft2(field) * mask).real
     return filtered
 
@@ -238,7 +240,7 @@ def scores_at(features: Features, t: int) -> dict[str, Array]:
         "tangent_cosine": features[f"cosine_1@{t}"],
         "neighbour_eps_norm": np.sqrt(features[f"bias_1@{t}"]),
         "crowding": features[f"crowding_1@{t}"],
-        **{name: np.exp(features[f"band_{band}@{t}"]) for band, name in enumerate(BANDS)},
+        "eps_low_share": np.exp(features[f"low_share@{t}"]),
     }
 
 
@@ -276,6 +278,10 @@ def bands(t: int) -> list[str]:
     return [f"band_{band}@{t}" for band in range(N_BANDS)]
 
 
+def low_fused_features(k: int, t: int) -> list[str]:
+    return [*fused_features(k, t), f"low_share@{t}"]
+
+
 def fused_features(k: int, t: int) -> list[str]:
     return [f"growth_{k}@{t}", *norms(t), f"tangent_{k}@{t}", f"cosine_{k}@{t}"]
 
@@ -300,6 +306,7 @@ METHODS: dict[str, tuple[int, Fit]] = {
     "DIME, 2": (2, dime_of(1)),
     "fused, K = 1": (2, logistic([fused_features(1, t) for t in TIMESTEPS])),
     "fused, along the residual": (2, logistic([residual_features(t) for t in TIMESTEPS])),
+    "fused and the low share, K = 1": (2, logistic([low_fused_features(1, t) for t in TIMESTEPS])),
     "fused and bands, K = 1": (2, logistic([fused_features(1, t) + bands(t) for t in TIMESTEPS])),
     "fused and bands, along the residual": (2, logistic([residual_features(t) + bands(t) for t in TIMESTEPS])),
     "eps at two timesteps": (2, logistic([norms(t) + norms(u) for t, u in PAIRS])),
