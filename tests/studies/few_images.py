@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentprint.tasks.diffusion.checkpoint import load_denoiser
+from latentprint.tasks.diffusion.checkpoint import LoadedModel, load_denoiser
 from latentprint.tasks.evidence.calibration import COLUMNS, LOW_SHARE, ByTimestep, Design, TooFewImages, refit
 from latentprint.tasks.evidence.statistics import Array, auc
 from latentprint.tasks.parameters import ScoreParameters
@@ -32,17 +32,21 @@ def measured(study: StudyModel) -> tuple[ByTimestep, int]:
     """Scores of at most ``MOST`` distinct images of either kind at each timestep, and how many are training images."""
     train, holdout = (np.unique(np.load(path), axis=0) for path in (study.train, study.holdout))
     generator = np.random.default_rng(0)
-    images = np.concatenate([generator.permutation(of_kind)[:MOST] for of_kind in (train, holdout)])[:, None]
-    model = load_denoiser(str(study.checkpoint), "cpu")
+    images = np.concatenate([generator.permutation(of_kind)[:MOST] for of_kind in (train, holdout)])
+    return scores_of(load_denoiser(str(study.checkpoint), "cpu"), images), min(MOST, len(train))
+
+
+def scores_of(model: LoadedModel, images: NDArray[np.uint8]) -> ByTimestep:
+    """What a run measures of images (n, H, W) at each timestep."""
     scores: dict[int, dict[str, Array]] = {}
     for t in TIMESTEPS:
         parts = []
         for begin in range(0, len(images), BATCH):
             some = images[begin : begin + BATCH]
             names = [image.tobytes().hex() for image in some]
-            parts.append(measure(model, some, names, ScoreParameters(timestep=t), 2 * BATCH))
+            parts.append(measure(model, some[:, None], names, ScoreParameters(timestep=t), 2 * BATCH))
         scores[t] = {name: np.concatenate([np.array(part[name], dtype=float) for part in parts]) for name in COLUMNS}
-    return scores, min(MOST, len(train))
+    return scores
 
 
 def area(by_timestep: ByTimestep, is_train: NDArray[np.bool_], folds: NDArray[np.int64]) -> float:

@@ -88,7 +88,7 @@ MODELS = {
 
 def draw(model: StudyModel, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Training images with their repeats, and distinct held-out images, uint8 (n, H, W)."""
-    images = _distinct_digits() if model.source == "digits" else _fashion()
+    images = _distinct_digits() if model.source == "digits" else fashion()
     chosen = np.random.default_rng(seed).choice(len(images), 2 * model.n_distinct, replace=False)
     copies = np.where(np.arange(model.n_distinct) < model.n_repeated, model.copies, 1)
     return np.repeat(images[chosen[: model.n_distinct]], copies, axis=0), images[chosen[model.n_distinct :]]
@@ -106,7 +106,7 @@ def make(model: StudyModel) -> None:
     write_json(model.checkpoint / "training.json", record)
 
 
-def _fashion() -> NDArray[np.uint8]:
+def fashion() -> NDArray[np.uint8]:
     pictures = (Image.fromarray(item.picture().pixels) for item in open_source(FASHION_MNIST))
     small = np.stack([np.asarray(picture.resize((16, 16), Image.Resampling.BOX)) for picture in pictures])
     return np.unique(small, axis=0)

@@ -52,7 +52,7 @@ from latentprint.tasks.parameters import ExtractParameters, ProbeParameters
 from latentprint.tasks.probe.measure import probed_timestep, score_images, scoring
 from latentprint.tasks.store.files import write_json
 from tests.benchmarks.__main__ import DEMO
-from tests.studies.models import FOLDER, MODELS, RESULTS, _distinct_digits, _fashion
+from tests.studies.models import FOLDER, MODELS, RESULTS, _distinct_digits, fashion
 
 N_IMAGES, N_STEPS, LEVEL = 1_000, 25, 0.05
 BATCH = 50
@@ -88,7 +88,7 @@ def pools() -> dict[str, Pixels]:
     """Distinct images, shuffled; ``unseen`` are none that the bundled model was trained on."""
     unseen = np.unique(np.stack([item.picture().pixels for item in open_source(UNSEEN)]), axis=0)[:9_000]
     shuffle = np.random.default_rng(7)
-    images = {"digits": _distinct_digits(), "fashion": _fashion(), "unseen": unseen}
+    images = {"digits": _distinct_digits(), "fashion": fashion(), "unseen": unseen}
     return {name: pool[shuffle.permutation(len(pool))] for name, pool in images.items()}
 
 
