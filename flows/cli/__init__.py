@@ -4,8 +4,19 @@ from latentprint.flows.cli import convert as conversion
 from latentprint.flows.cli import curate as hygiene
 from latentprint.flows.cli import gate as verdicts
 from latentprint.flows.cli import pipeline, studies
+from latentprint.flows.cli import prune as housekeeping
 from latentprint.flows.cli import publish as integrations  # as in --help
 from latentprint.flows.cli import sql as questions
 from latentprint.flows.cli.arguments import app
 
-__all__ = ["app", "conversion", "hygiene", "integrations", "pipeline", "questions", "studies", "verdicts"]
+__all__ = [
+    "app",
+    "conversion",
+    "housekeeping",
+    "hygiene",
+    "integrations",
+    "pipeline",
+    "questions",
+    "studies",
+    "verdicts",
+]
