@@ -5,6 +5,7 @@ from latentprint.flows.cli import curate as hygiene
 from latentprint.flows.cli import gate as verdicts
 from latentprint.flows.cli import pipeline, studies
 from latentprint.flows.cli import probe as blind_audits  # as in --help
+from latentprint.flows.cli import prune as housekeeping
 from latentprint.flows.cli import publish as integrations
 from latentprint.flows.cli import sql as questions
 from latentprint.flows.cli.arguments import app
@@ -13,6 +14,7 @@ __all__ = [
     "app",
     "blind_audits",
     "conversion",
+    "housekeeping",
     "hygiene",
     "integrations",
     "pipeline",

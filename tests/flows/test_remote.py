@@ -537,7 +537,14 @@ def test_a_url_is_a_url_wherever_it_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("latentprint.flows.cli.server._Server", lambda *_: pytest.fail("a server was started"))
     run = write_run(tmp_path / "run").path
-    known = {"model": checkpoint, "train": digit_files[0], "data": digit_files[0], "run": run, "kind": "model"}
+    known = {
+        "model": checkpoint,
+        "train": digit_files[0],
+        "data": digit_files[0],
+        "run": run,
+        "kind": "model",
+        "keep": 1,
+    }
     url = f"s3://no-such-bucket/x{options.replace('&allow_bucket_creation=true', '')}"
     words: list[object] = []
     for each in cast(list[Any], COMMANDS[name].params):

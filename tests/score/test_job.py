@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,13 @@ from typing import Any, cast
 import pytest
 from prefect.task_runners import TaskRunner
 
+from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import CheckpointError
 from latentprint.tasks.parameters import ScoreParameters
 from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import ShardsFailed, score_all
+from latentprint.tasks.store.files import sha256
+from latentprint.tasks.store.run import RunDirectory
 
 SCORING = Scoring(Path("run"), Path("m"), "", ScoreParameters(timestep=20), 0)
 JOBS = [ShardJob(SCORING, f"train-{i}.tar") for i in range(200)]
@@ -57,3 +61,22 @@ def test_shards_that_failed_by_themselves_are_named_and_not_done_again() -> None
 def test_what_no_other_attempt_would_mend_ends_the_run(error: BaseException) -> None:
     with pytest.raises(type(error)):
         scored({"train-9.tar": error})
+
+
+def test_a_shard_is_verified_once_per_process_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration, scores and validity each opened it to compute its hash."""
+    hashed: list[str] = []
+    monkeypatch.setattr("latentprint.tasks.score.job.sha256", lambda path: hashed.append(path.name) or sha256(path))
+    tar = RunDirectory(tmp_path).shard("train-0.tar")
+    tar.parent.mkdir()
+    tar.write_bytes(b"images")
+    job = ShardJob(Scoring(tmp_path, Path("m"), "", ScoreParameters(timestep=20), 0), tar.name, sha256(tar))
+    assert job.verified_sha256() == job.provenance()["shard_sha256"] == sha256(tar)
+    assert hashed == ["train-0.tar"]
+    tar.write_bytes(b"others")
+    os.utime(tar, ns=(1, 1))  # whatever the clock of this disk
+    with pytest.raises(SourceError, match="not those that were written"):
+        job.verified_sha256()
+    assert len(hashed) == 2
