@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMPipeline
+from numpy.typing import NDArray
 
 from latentprint.tasks.bounded import open_regular
 from latentprint.tasks.compute.progress import Progress
@@ -127,7 +128,10 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
     """
     loaded = load_denoiser(str(model), device)
     pixels, _ = load_images(data)
-    distinct, index_of = np.unique(pixels.flatten(1).numpy(), axis=0, return_inverse=True)
+    flat = pixels.flatten(1).numpy()
+    if parameters.flip:  # an image and its mirror image are one
+        flat = _one_way(flat, pixels.flip(-1).flatten(1).numpy())
+    distinct, index_of = np.unique(flat, axis=0, return_inverse=True)
     samples = []
     progress = Progress("generating", parameters.n_samples, "images")
     for begin in range(0, parameters.n_samples, SAMPLING_BATCH):
@@ -154,6 +158,13 @@ def count_copies(data: str, model: Path, parameters: TrainParameters, device: st
         "n_copies_by_copies_in_training": by_copies,
         "distinct_training_images_reproduced": len(np.unique(neighbours.indices[copied, 0])),
     }
+
+
+def _one_way(images: NDArray[np.uint8], mirrored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of each image (n, d) and its mirror image the one that comes first in lexical order."""
+    at = np.argmax(images != mirrored, axis=1)[:, None]
+    is_first = np.take_along_axis(images, at, axis=1) <= np.take_along_axis(mirrored, at, axis=1)
+    return np.where(is_first, images, mirrored)
 
 
 def _trainer(network: Any, pixels: torch.Tensor, parameters: TrainParameters, weights: torch.Tensor | None) -> Trainer:

@@ -5,7 +5,7 @@
 -- column n_copies_adaptive [images]: of these, copies by the adaptive rule
 -- column fraction [of 1]: n_copies / n_samples; null where nothing was extracted
 -- column n_reproduced [images]: distinct training images that came out at least once
--- column n_originals [images]: the same, near duplicates of each other counted as one
+-- column n_originals [images]: the same, near duplicates of each other counted as one (not so if nearly mirrored)
 -- checks: reproduction_without_image
 SELECT
     count(*) AS n_samples,

@@ -198,6 +198,10 @@ def adaptive_rule(
     Args:
         mean_distances: from each query's nearest reference to its surroundings, (n,): see :func:`surroundings`.
 
+    The paper compares with the neighbours of the training image; public code often takes those of the generated image.
+    Here it is the former: a threshold that belongs to the training image is the same for every sample, and its mean
+    does not contain the distance that is judged.
+
     Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
     """
     return np.asarray(neighbours.distances[:, 0] < factor * mean_distances)

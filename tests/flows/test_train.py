@@ -134,17 +134,15 @@ def test_training_record_counts_copies_with_an_interval(
 def test_the_copies_that_training_counts_may_be_mirrored_if_it_flipped(
     digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sampler that gives each training image mirrored."""
-    np.save(tmp_path / "train.npy", digits[20:28])
+    """A sampler that gives each training image mirrored; one is there both ways."""
+    np.save(tmp_path / "train.npy", np.concatenate([digits[20:28], digits[20:21, :, ::-1]]))
     images = from_pixels(torch.from_numpy(digits[20:28, None]))
     monkeypatch.setattr(
         latentprint.tasks.train, "load_denoiser", lambda *_: SimpleNamespace(denoiser=None, schedule=None)
     )
     monkeypatch.setattr(latentprint.tasks.train, "sample_ddim", lambda *_: images.flip(-1))
-    found = [
-        count_copies.fn(str(tmp_path / "train.npy"), tmp_path, TrainParameters(n_samples=8, flip=flip), "cpu")[
-            "n_copies"
-        ]
-        for flip in (False, True)
-    ]
-    assert found == [0, 8]
+    data, counted = str(tmp_path / "train.npy"), []
+    for flip in (False, True):
+        counted.append(count_copies.fn(data, tmp_path, TrainParameters(n_samples=8, flip=flip), "cpu"))
+    assert [one["n_copies"] for one in counted] == [1, 8]
+    assert [one["n_copies_by_copies_in_training"] for one in counted] == [{"1": 1}, {"1": 7, "2": 1}]
