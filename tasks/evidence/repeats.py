@@ -167,7 +167,7 @@ def answer(found: Repeats | None, n: int) -> dict[str, Any]:
     if found.is_concluded:
         return {
             "level": "gives_back",
-            "sentence": f"The model gives images back: {counts}. Whose images they are is for the eye to tell.",
+            "sentence": f"The model gives images back: {counts}. Look at the pairs.",
             "reason": f"{test}. It holds if the control makes images of the same kind and gives none back.",
         }
     return {

@@ -44,6 +44,20 @@ def scoring(parameters: ProbeParameters, timestep: int) -> list[ScoreParameters]
 
 
 @dataclass(frozen=True)
+class ProbeDirectory(RunDirectory):
+    """A probe's folder, or its control's: samples and scores lie as in a run, but it is none."""
+
+    @property
+    def record(self) -> Path:
+        """What it was made from; without a ``run.json`` every command that reads runs refuses it."""
+        return self.path / "made-from.json"
+
+    def part(self, shard: str) -> Path:
+        """The scores of a tar of samples."""
+        return self.scores / f"part-{self.sample_tar(shard).stem}.parquet"
+
+
+@dataclass(frozen=True)
 class ProbeJob:
     """One tar of generated images; plain values, so that it travels to any process."""
 
@@ -52,7 +66,7 @@ class ProbeJob:
 
     @property
     def part(self) -> Path:
-        return RunDirectory(self.samples.run).scores / f"part-{self.samples.path.stem}.parquet"
+        return ProbeDirectory(self.samples.run).part(self.samples.shard)
 
     def provenance(self) -> dict[str, Any]:
         """What the scores depend on, written into the part; the tar is there."""

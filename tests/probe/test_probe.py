@@ -106,6 +106,11 @@ def test_its_files_are_recorded(probed: Path) -> None:
     }
 
 
+def test_a_probe_is_no_run(probed: Path) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        RunDirectory(probed).read_record()
+
+
 def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="samples: 300 there, 400 now"):
         probe(SPIKED, probed, ProbeParameters(samples=400, steps=20), ONE_THREAD, INNOCENT)

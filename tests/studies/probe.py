@@ -58,7 +58,7 @@ N_IMAGES, N_STEPS, LEVEL = 1_000, 25, 0.05
 BATCH = 50
 CACHE = FOLDER / "probe"
 UNSEEN = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")
-N_MIXTURES = 60
+N_MIXTURES = 200
 Pixels = NDArray[np.uint8]
 
 
@@ -256,7 +256,8 @@ def alarms() -> dict[str, Any]:
 def mixtures() -> dict[str, Any]:
     """Pairs of mixtures of Gaussians, each fitted to 400 digits of its own, of which 500 images each are drawn.
 
-    Growth is drawn too, alike for both or higher for the model, as after a longer training.
+    Growth is drawn too, alike for both or higher for the model, as after a longer training. The last rows are models
+    that know no image either, but vary in few dimensions, as one does that has collapsed.
     """
     pool = pixel(_distinct_digits()[:, None])
     counts: dict[str, dict[str, int]] = {}
@@ -272,7 +273,25 @@ def mixtures() -> dict[str, Any]:
                     total[rule] += is_accused
         for kind, total in totals.items():
             counts[f"{n_components} components, {kind}"] = {"n_pairs": N_MIXTURES, **total}
+    for n_dimensions in (2, 5, 10):
+        total = dict.fromkeys(("rule", "near", "steep"), 0)
+        for seed in range(N_MIXTURES):
+            draws = np.random.default_rng([seed, n_dimensions, 1])
+            order = draws.permutation(len(pool))
+            model = _collapsed(pool[order[:400]], n_dimensions, draws)
+            for rule, is_accused in accused(model, _drawn(pool[order[400:800]], 5, draws)).items():
+                total[rule] += is_accused
+        counts[f"model of {n_dimensions} dimensions, steeper"] = {"n_pairs": N_MIXTURES, **total}
     return counts
+
+
+def _collapsed(images: NDArray[np.float32], n_dimensions: int, draws: np.random.Generator) -> Generated:
+    """A model that knows no image, but varies along few principal axes alone."""
+    mean = images.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(images - mean, full_matrices=False)
+    spread = lengths[:n_dimensions] / np.sqrt(len(images))
+    features = mean + (draws.normal(size=(500, n_dimensions)) * spread) @ axes[:n_dimensions]
+    return Generated(np.clip(features, -1.0, 1.0).astype(np.float32), draws.normal(3.0, size=500))
 
 
 def _drawn(images: NDArray[np.float32], n_components: int, draws: np.random.Generator) -> Generated:
