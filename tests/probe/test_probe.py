@@ -123,7 +123,7 @@ def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path
 def test_a_control_that_is_the_model_or_makes_other_images_is_refused(demo_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="this is the model itself"):
         probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, SPIKED)
-    with pytest.raises(CheckpointError, match=r"--control .*: it makes images of .*16.*4"):
+    with pytest.raises(CheckpointError, match=r"--control .*: it makes images of 28 x 28 .* the model of 4 x 4"):
         probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, str(demo_model))
     assert not (tmp_path / "probe").exists()
 
