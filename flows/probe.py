@@ -14,10 +14,10 @@ from latentprint.tasks.compute.progress import Progress
 from latentprint.tasks.compute.runners import workers_for
 from latentprint.tasks.extract.tasks import finish
 from latentprint.tasks.parameters import ComputeParameters, ModelParameters, ProbeParameters
+from latentprint.tasks.probe.measure import ProbeDirectory
 from latentprint.tasks.probe.tasks import SUMMARY, TABLE, Subject, conclude, probe_group, subjects
 from latentprint.tasks.store.checksums import add_checksums, discard_damaged_parts
 from latentprint.tasks.store.ownership import held
-from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.seal import finished, require_known
 
 
@@ -53,14 +53,14 @@ def probe(
             finish([runner.submit(probe_group, {"jobs": group}) for group in grouped(jobs, n_workers)])
         summary = conclude(out, parameters, probed)
         for subject in probed:
-            run = RunDirectory(subject.folder)
+            run = ProbeDirectory(subject.folder)
             add_checksums(run, finished(run, SUMMARY, TABLE, "samples/", "scores/"))
         return summary
 
 
 def _claim(subject: Subject, parameters: ProbeParameters) -> None:
     """Record what is generated and how, and drop what is damaged."""
-    directory = RunDirectory(subject.folder)
+    directory = ProbeDirectory(subject.folder)
     require_known(directory, "samples/", "scores/")
     directory.claim("probe", subject.identity(parameters))
     discard_damaged_parts(directory, directory.samples, directory.scores)

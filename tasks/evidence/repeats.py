@@ -9,6 +9,9 @@ only if both hold:
     near    d(x, other images of its model) < ``NEAR`` d(x, images of the control)
     steep   growth along eps at x, under its model, is above the ``STEEP`` quantile of the control's own images
 
+Blank images and plain gradients are never repeats: they look alike without being copies, and a model that fails gives
+them again and again, at the very edge of the pixels' range, where growth is high.
+
 Both distances are those to the nearest of n / 2 images of either set: images of even number are the references of those
 of odd number, and the other way round. The control's images are judged alike with the two sets exchanged. That
 the distance to the control is the measure, and not the one to the second nearest of the same model, is for pictures
@@ -57,6 +60,8 @@ class Generated:
     """(n, d)"""
     growth: Array
     """Along the predicted noise, under the model that generated them, (n,) [nats]."""
+    is_telling: Mask
+    """Is there enough in the image to tell it from others? (n,)"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def find_repeats(model: Generated, control: Generated, level: float) -> Repeats:
     finite = control.growth[np.isfinite(control.growth)]
     steep_above = float(np.quantile(finite, STEEP)) if len(finite) else np.inf
     ratios = ratio_to_control(model.features, control.features), ratio_to_control(control.features, model.features)
-    steep = model.growth > steep_above, control.growth > steep_above
+    steep = tuple((each.growth > steep_above) & each.is_telling for each in (model, control))
     repeats = tuple((ratio < NEAR) & is_steep for ratio, is_steep in zip(ratios, steep, strict=True))
     counts, of_control = (Counts(int(each[1::2].sum()), len(each[1::2])) for each in repeats)
     p = p_value(counts, of_control)
@@ -167,7 +172,7 @@ def answer(found: Repeats | None, n: int) -> dict[str, Any]:
     if found.is_concluded:
         return {
             "level": "gives_back",
-            "sentence": f"The model gives images back: {counts}. Whose images they are is for the eye to tell.",
+            "sentence": f"The model gives images back: {counts}. Look at the pairs.",
             "reason": f"{test}. It holds if the control makes images of the same kind and gives none back.",
         }
     return {

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from latentprint.tasks.compute.batch_size import auto_batch_size
 from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.compute.workers import Done, uncounted
+from latentprint.tasks.datasets.duplicates import signature
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
 from latentprint.tasks.diffusion.layout import Source
 from latentprint.tasks.diffusion.schedule import TrainedSchedule
-from latentprint.tasks.extract.generate import SampleJob, generate_shard, read_generated, sample_jobs
+from latentprint.tasks.extract.generate import SampleJob, generate_shard, picture_of, read_generated, sample_jobs
 from latentprint.tasks.parameters import ExtractParameters, ProbeParameters, ScoreParameters
 from latentprint.tasks.score.job import extend
 from latentprint.tasks.score.measure import Columns, measure
@@ -44,6 +45,20 @@ def scoring(parameters: ProbeParameters, timestep: int) -> list[ScoreParameters]
 
 
 @dataclass(frozen=True)
+class ProbeDirectory(RunDirectory):
+    """A probe's folder, or its control's: samples and scores lie as in a run, but it is none."""
+
+    @property
+    def record(self) -> Path:
+        """What it was made from; without a ``run.json`` every command that reads runs refuses it."""
+        return self.path / "made-from.json"
+
+    def part(self, shard: str) -> Path:
+        """The scores of a tar of samples."""
+        return self.scores / f"part-{self.sample_tar(shard).stem}.parquet"
+
+
+@dataclass(frozen=True)
 class ProbeJob:
     """One tar of generated images; plain values, so that it travels to any process."""
 
@@ -52,7 +67,7 @@ class ProbeJob:
 
     @property
     def part(self) -> Path:
-        return RunDirectory(self.samples.run).scores / f"part-{self.samples.path.stem}.parquet"
+        return ProbeDirectory(self.samples.run).part(self.samples.shard)
 
     def provenance(self) -> dict[str, Any]:
         """What the scores depend on, written into the part; the tar is there."""
@@ -117,3 +132,8 @@ def score_images(
         **{name: [values[i] for i in order] for name, values in found.items()},
         "timestep": [settings[0].timestep] * len(numbers),
     }
+
+
+def is_telling(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Is there enough in each image, uint8 (n, C, H, W), to tell it from others? The rule of near duplicates."""
+    return np.array([signature(picture_of(each).pixels) is not None for each in pixels])

@@ -99,8 +99,8 @@ def _pairs(rows: Sequence[Mapping[str, Any]], pixels: Mapping[str, NDArray[np.ui
             facts={
                 "growth along ε, nats": number(row["log_growth_eps"]),
                 "‖ε‖₂": number(row["eps_norm"]),
-                "distance / its surroundings": number(row["nearest_ratio"], 2),
-                **({} if row["control_ratio"] is None else {"distance / control's": number(row["control_ratio"], 2)}),
+                "distance / surroundings": number(row["nearest_ratio"], 2),
+                **({} if row["control_ratio"] is None else {"distance / control": number(row["control_ratio"], 2)}),
             },
         )
         for row in rows
@@ -133,8 +133,8 @@ def _ranking(table: pa.Table) -> TableView:
         "log_growth": ("growth along a random axis", "nats"),
         "eps_norm": ("‖ε‖₂", "l2"),
         "nearest_generated": ("nearest other image", ""),
-        "nearest_ratio": ("distance / its surroundings", ""),
-        "control_ratio": ("distance / control's", ""),
+        "nearest_ratio": ("distance / surroundings", ""),
+        "control_ratio": ("distance / control", ""),
     }
     if table["control_ratio"].null_count == len(table):
         del columns["control_ratio"]

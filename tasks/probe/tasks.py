@@ -23,7 +23,7 @@ from latentprint.tasks.evidence.embeddings import EMBEDDINGS
 from latentprint.tasks.evidence.repeats import Generated, Repeats, answer, find_repeats, nearest_others
 from latentprint.tasks.extract.generate import Pixels, read_generated
 from latentprint.tasks.parameters import ModelParameters, ProbeParameters
-from latentprint.tasks.probe.measure import ProbeJob, probe_jobs, probe_tar, probed_timestep, scoring
+from latentprint.tasks.probe.measure import ProbeJob, is_telling, probe_jobs, probe_tar, probed_timestep, scoring
 from latentprint.tasks.probe.page import render_probe, shown
 from latentprint.tasks.store.files import atomic_open, atomic_path, digest, write_json
 from latentprint.tasks.store.schemas import PROBED, SUSPECTS
@@ -102,7 +102,7 @@ def conclude(out: Path, parameters: ProbeParameters, probed: Sequence[Subject]) 
     model, control = sets[0], sets[1] if len(sets) > 1 else None
     repeats = None if control is None else find_repeats(model.generated, control.generated, parameters.level)
     table = _suspects(model, repeats)
-    summary = _summary(parameters, probed, table, repeats)
+    summary = _summary(parameters, probed, table, model, repeats)
     wanted = shown(table)
     pixels = {key: model.pixels[int(key)] for key in wanted}
     with atomic_open(out / PAGE) as stream:
@@ -127,7 +127,7 @@ class _Images:
         self.scores = pa.concat_tables(pq.read_table(job.part, schema=PROBED) for job in jobs)
         self.pixels: Pixels = np.stack([pixels for job in jobs for _, _, pixels in read_generated(job.samples.path)])
         growth = self.scores["log_growth_eps"].to_numpy().astype(np.float64)
-        self.generated = Generated(EMBEDDINGS[parameters.embedding](self.pixels), growth)
+        self.generated = Generated(EMBEDDINGS[parameters.embedding](self.pixels), growth, is_telling(self.pixels))
 
 
 def _suspects(images: _Images, repeats: Repeats | None) -> pa.Table:
@@ -157,7 +157,7 @@ def _suspects(images: _Images, repeats: Repeats | None) -> pa.Table:
 
 
 def _summary(
-    parameters: ProbeParameters, probed: Sequence[Subject], table: pa.Table, repeats: Repeats | None
+    parameters: ProbeParameters, probed: Sequence[Subject], table: pa.Table, model: _Images, repeats: Repeats | None
 ) -> dict[str, Any]:
     counted: dict[str, Any] | None = None
     if repeats is not None:
@@ -167,6 +167,7 @@ def _summary(
             "p_value": repeats.p_value,
             "n_near": repeats.n_near,
             "n_steep": repeats.n_steep,
+            "n_blank": int((~model.generated.is_telling).sum()),
             "steep_above": repeats.steep_above,
             "n_repeats_of_all": int(repeats.is_repeat.sum()),
             "n_flagged": int(repeats.is_flagged.sum()),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from latentprint.tasks.evidence import repeats
 from latentprint.tasks.evidence.repeats import (
-    Generated,
     answer,
     find_repeats,
     nearest_others,
@@ -16,6 +16,11 @@ from latentprint.tasks.evidence.repeats import (
 
 N = 100
 FLAT, STEEP = 0.0, 1.0
+
+
+def images_of(features: np.ndarray, growth: np.ndarray, blank: int = 0) -> repeats.Generated:
+    """The first images are blank."""
+    return repeats.Generated(features, growth, np.arange(len(growth)) >= blank)
 
 
 def line(*points: float) -> np.ndarray:
@@ -55,8 +60,8 @@ def test_an_image_that_the_control_makes_too_tells_nothing() -> None:
 
 
 def test_twins_that_are_steep_are_repeats_and_nothing_else_is() -> None:
-    model = Generated(with_twins(crowd(1), 12), growth(24))
-    found = find_repeats(model, Generated(crowd(2), growth(0)), 0.05)
+    model = images_of(with_twins(crowd(1), 12), growth(24))
+    found = find_repeats(model, images_of(crowd(2), growth(0)), 0.05)
     assert np.flatnonzero(found.is_repeat).tolist() == list(range(24))
     assert (found.model, found.control) == ((12, 50), (0, 50))
     assert found.p_value == pytest.approx(stats.fisher_exact([[12, 38], [0, 50]], alternative="greater").pvalue)
@@ -67,16 +72,23 @@ def test_twins_that_are_steep_are_repeats_and_nothing_else_is() -> None:
 
 def test_near_without_steep_and_steep_without_near_are_no_repeats() -> None:
     """An unfinished training gives one picture again and again; a longer one is steeper everywhere."""
-    control = Generated(crowd(2), growth(0))
-    collapsed = find_repeats(Generated(with_twins(crowd(1), 12), growth(0)), control, 0.05)
+    control = images_of(crowd(2), growth(0))
+    collapsed = find_repeats(images_of(with_twins(crowd(1), 12), growth(0)), control, 0.05)
     assert (collapsed.n_near, collapsed.model.k, collapsed.is_concluded) == (12, 0, False)
-    trained = find_repeats(Generated(crowd(1), growth(N)), control, 0.05)
+    trained = find_repeats(images_of(crowd(1), growth(N)), control, 0.05)
     assert (trained.n_steep, trained.model.k, trained.is_concluded) == (50, 0, False)
 
 
+def test_blank_images_are_no_repeats() -> None:
+    model = images_of(with_twins(crowd(1), 12), growth(24), blank=20)
+    found = find_repeats(model, images_of(crowd(2), growth(0)), 0.05)
+    assert np.flatnonzero(found.is_repeat).tolist() == [20, 21, 22, 23]
+    assert found.p_values[:20].tolist() == [1.0] * 20
+
+
 def test_a_control_that_repeats_as_much_allows_no_conclusion_and_no_flag() -> None:
-    model = Generated(with_twins(crowd(1), 2), growth(4))
-    alike = Generated(with_twins(crowd(2), 2), growth(4))
+    model = images_of(with_twins(crowd(1), 2), growth(4))
+    alike = images_of(with_twins(crowd(2), 2), growth(4))
     found = find_repeats(model, alike, 0.05)
     assert (found.model.k, found.control.k) == (2, 2)
     assert not found.is_concluded
@@ -85,8 +97,8 @@ def test_a_control_that_repeats_as_much_allows_no_conclusion_and_no_flag() -> No
 
 def test_a_picture_that_comes_out_many_times_is_found_where_the_second_nearest_is_as_near() -> None:
     """Forty of a hundred images are one picture: beside the third of them the first two are nothing special."""
-    model = Generated(with_twins(crowd(1), 20), growth(40))
-    assert find_repeats(model, Generated(crowd(2), growth(0)), 0.05).is_repeat[:40].all()
+    model = images_of(with_twins(crowd(1), 20), growth(40))
+    assert find_repeats(model, images_of(crowd(2), growth(0)), 0.05).is_repeat[:40].all()
 
 
 def test_under_two_models_alike_conclusions_are_rarer_than_the_level() -> None:
@@ -95,17 +107,17 @@ def test_under_two_models_alike_conclusions_are_rarer_than_the_level() -> None:
     for seed in range(100):
         draws = np.random.default_rng(seed)
         model, control = (
-            Generated(draws.normal(size=(N, 2)).astype(np.float32), draws.normal(size=N)) for _ in range(2)
+            images_of(draws.normal(size=(N, 2)).astype(np.float32), draws.normal(size=N)) for _ in range(2)
         )
         n_false += find_repeats(model, control, 0.05).is_concluded
     assert n_false <= 5
 
 
 def test_growth_that_is_not_finite_is_not_steep() -> None:
-    model = Generated(with_twins(crowd(1), 12), np.where(growth(24) == STEEP, np.nan, 0.0))
-    assert not find_repeats(model, Generated(crowd(2), growth(0)), 0.05).is_repeat.any()
-    nothing = Generated(crowd(2), np.full(N, np.nan))
-    assert not find_repeats(Generated(with_twins(crowd(1), 12), growth(24)), nothing, 0.05).is_repeat.any()
+    model = images_of(with_twins(crowd(1), 12), np.where(growth(24) == STEEP, np.nan, 0.0))
+    assert not find_repeats(model, images_of(crowd(2), growth(0)), 0.05).is_repeat.any()
+    nothing = images_of(crowd(2), np.full(N, np.nan))
+    assert not find_repeats(images_of(with_twins(crowd(1), 12), growth(24)), nothing, 0.05).is_repeat.any()
 
 
 def test_the_nearest_other_image_is_never_the_image_itself() -> None:

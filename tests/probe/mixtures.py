@@ -60,3 +60,17 @@ def spiked() -> Model:
 def another_innocent() -> Model:
     """No image is known, and it makes slightly wider ones."""
     return mixture(torch.full((1, 16), 0.02, dtype=torch.float64), (1.1 * SPREAD,), (1.0,))
+
+
+class TwoClasses(nn.Module):
+    """Two Gaussians, one of each class, about -0.4 and 0.4."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        abar = ALPHAS_CUMPROD[t.round().long()].view(-1, 1, 1, 1)
+        mean = torch.where(labels == 0, -0.4, 0.4).double().view(-1, 1, 1, 1)
+        eps = (1.0 - abar).sqrt() * (x.double() - abar.sqrt() * mean) / (abar * SPREAD**2 + 1.0 - abar)
+        return eps.to(x.dtype)
+
+
+def two_classes() -> Model:
+    return Model(TwoClasses(), SHAPE, alphas_cumprod=ALPHAS_CUMPROD, n_classes=2)

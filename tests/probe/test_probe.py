@@ -106,6 +106,11 @@ def test_its_files_are_recorded(probed: Path) -> None:
     }
 
 
+def test_a_probe_is_no_run(probed: Path) -> None:
+    with pytest.raises(RunError, match="not a run directory"):
+        RunDirectory(probed).read_record()
+
+
 def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="samples: 300 there, 400 now"):
         probe(SPIKED, probed, ProbeParameters(samples=400, steps=20), ONE_THREAD, INNOCENT)
@@ -118,7 +123,7 @@ def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path
 def test_a_control_that_is_the_model_or_makes_other_images_is_refused(demo_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="this is the model itself"):
         probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, SPIKED)
-    with pytest.raises(CheckpointError, match=r"--control .*: it makes images of .*16.*4"):
+    with pytest.raises(CheckpointError, match=r"--control .*: it makes images of 28 x 28 .* the model of 4 x 4"):
         probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, str(demo_model))
     assert not (tmp_path / "probe").exists()
 
