@@ -52,7 +52,8 @@ class Shown:
             earlier.join()
         try:
             if self._id is None:
-                self._id = create_progress_artifact(percentage, self.key, line)
+                made = create_progress_artifact(percentage, self.key, line)
+                self._id = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(self._id, percentage, line)
         except Exception as error:  # whatever the server, or the way to it, is short of: the work goes on
