@@ -4,13 +4,15 @@ sql/checks (must find nothing) -> evidence.json, flags.parquet -> sql/marts -> t
     -> Prefect artifact
 """
 
+import re
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from latentprint.tasks.pages.formats import markdown_text
 from latentprint.tasks.pages.headline import answers
 from latentprint.tasks.report.before import measure_cleaning
 from latentprint.tasks.report.evidence import check, export_marts, weigh_evidence
@@ -49,11 +51,37 @@ def report(run: Path, redact: bool = False, before: Path | None = None, summary:
         directory.update_record(reported_on=datetime.now(UTC).date().isoformat())
     evidence = read_json(directory.evidence)
     result = headline(run, evidence, page)
-    create_markdown_artifact(key="memorization-report", markdown="\n\n".join(f"**{line}**" for line in lines(result)))
-    create_table_artifact(
-        key="memorization-comparisons", table=result["comparisons"], description=str(result["verdict"])
-    )
+    _show(directory, result, page)
     return result
+
+
+def _show(directory: RunDirectory, result: dict[str, Any], page: Path) -> None:
+    """As Prefect artifacts: both answers, the comparisons, and where the page is, each under a key of the model's."""
+    model = slug(str(directory.read_record().get("model", "")))
+    told = "\n\n".join(f"**{markdown_text(line)}**" for line in lines(result)[:2])
+    create_markdown_artifact(key=f"memorization-report-{model}", markdown=told)
+    table = [flat(row) for row in result["comparisons"]]
+    create_table_artifact(key=f"memorization-comparisons-{model}", table=table, description=str(result["verdict"]))
+    place = directory.location.partition("?")[0]
+    link = f"{place.rstrip('/')}/{page.name}" if "://" in place else page.absolute().as_uri()
+    create_link_artifact(link, link_text=page.name, key=f"memorization-page-{model}", description=link)
+
+
+def slug(model: str) -> str:
+    """A model's name in a key of Prefect's: the last two parts of its path.
+
+    >>> slug("/models/My_DDPM/checkpoint-500/")
+    'my-ddpm-checkpoint-500'
+    """
+    parts = "/".join(PurePosixPath(model).parts[-2:])
+    return re.sub(r"[^a-z0-9]+", "-", parts.lower()).strip("-") or "model"
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the comparisons with the AUC and its 95% interval in columns of their own."""
+    auc = row["auc"] or {}
+    low, high = auc.get("interval_95") or (None, None)
+    return {**row, "auc": auc.get("value"), "auc_low": low, "auc_high": high}
 
 
 def headline(run: Path, evidence: dict[str, Any], page: Path) -> dict[str, Any]:

@@ -33,6 +33,9 @@ from latentprint.tasks.diffusion.names import (
 )
 from latentprint.tasks.evidence.embeddings import EmbeddingName
 
+CatchUp = Literal["latest", "all", "none"]
+"""Which runs of a schedule are made up for that were missed while the server, or the process, was down or busy."""
+
 
 class Parameters(BaseModel):
     """Base: immutable, and unknown names are errors."""

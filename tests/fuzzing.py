@@ -328,13 +328,14 @@ def _cards(run: RunDirectory) -> None:
 
 def write_waivers(folder: Path) -> None:
     text = '[[waiver]]\nrule = "max_auc"\nreason = "known"\nowner = "Ada"\nexpires = 2099-01-31\n'
+    text += 'checkpoint = "0123456789ab"\nceiling = 1.0\n'
     (folder / "waivers.toml").write_text(text * 2)
 
 
 def _judge_with_waivers(folder: Path) -> str:
     """A usable waiver takes away a failure, and nothing else changes."""
     known = read_waivers(folder / "waivers.toml")
-    case = Case("r", measurements(REHEARSALS[0].evidence()))
+    case = Case("r", measurements(REHEARSALS[0].evidence()), checkpoint="0123456789ab" * 5)
     return decide(case, LIMITS, date(2026, 1, 31), waivers=known).outcome
 
 

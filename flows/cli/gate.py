@@ -50,9 +50,15 @@ def gate(
     max_memorized_share_increase: Annotated[
         float | None, typer.Option(help="Largest increase of the share over the baseline.")
     ] = None,
-    min_controls: Annotated[int, typer.Option(help="Least number of images in each group; 30 or more.")] = 30,
+    min_controls: Annotated[
+        int | None, typer.Option(help="Least number of images in each group; 30 or more. Default: 30.")
+    ] = None,
+    policy: Annotated[
+        Path | None, _option("TOML file of limits, max-auc = 0.6 for example. Limits given as options win.")
+    ] = None,
     waivers: Annotated[
-        Path | None, _option("TOML file of waivers: [[waiver]] with rule, reason, owner, expires.")
+        Path | None,
+        _option("TOML file of waivers: [[waiver]] with rule, reason, owner, checkpoint, ceiling, expires."),
     ] = None,
     seal: Annotated[str, typer.Option(help="Seal that audit printed; a run with another seal is refused.")] = "",
     baseline_seal: Annotated[
@@ -79,9 +85,10 @@ def gate(
     from latentprint.tasks.gate.decide import Limits
     from latentprint.tasks.gate.judge import gate as decide
     from latentprint.tasks.gate.judge import rehearse
+    from latentprint.tasks.gate.policy import read_policy
     from latentprint.tasks.gate.write import lines
 
-    limits = Limits(
+    given = dict(
         max_auc=max_auc,
         max_flag_rate=max_flag_rate,
         max_memorized_share=max_memorized_share,
@@ -91,6 +98,9 @@ def gate(
         max_memorized_share_increase=max_memorized_share_increase,
         min_controls=min_controls,
     )
+    limits, policy_sha256 = Limits.model_validate({name: x for name, x in given.items() if x is not None}), ""
+    if policy is not None:
+        limits, policy_sha256 = read_policy(policy, limits)
     if self_test:
         tried = [(case, verdict.outcome, verdict.outcome == case.expected) for case, verdict in rehearse(limits)]
         rows = [
@@ -101,7 +111,7 @@ def gate(
         raise typer.Exit(0 if all(row["ok"] for row in rows) else 1)
     if run is None:
         raise typer.BadParameter("give --run RUN or --self-test")
-    verdict = decide(run, limits, baseline, waivers, out, junit, markdown, seal, baseline_seal)
+    verdict = decide(run, limits, baseline, waivers, out, junit, markdown, seal, baseline_seal, policy_sha256)
     show(verdict.as_dict(), as_json, *lines(verdict))
     raise typer.Exit(verdict.exit_code)
 

@@ -28,6 +28,7 @@ from latentprint.flows.cli.arguments import (
 from latentprint.flows.cli.options import with_options
 from latentprint.flows.cli.server import prefect_server
 from latentprint.tasks.parameters import (
+    CatchUp,
     ComputeParameters,
     ExtractParameters,
     ModelParameters,
@@ -146,6 +147,9 @@ def serve(
     holdout: Holdout = None,
     extract: Extract = 0,
     cron: Annotated[str, typer.Option(help="Schedule in UTC: minute, hour, day, month, weekday.")] = "0 3 * * 1",
+    catch_up: Annotated[
+        CatchUp, typer.Option(help="Which missed runs are made up for, after the server or this process was down.")
+    ] = "latest",
 ) -> None:
     """Audit on a schedule until stopped. Images that an earlier run has scored are not scored again.
 
@@ -158,8 +162,9 @@ def serve(
     from latentprint.flows.serve import serve as wait_and_run
 
     extraction = ExtractParameters(samples=extract) if extract else None
-    with prefect_server(scheduler=True):
-        wait_and_run(cron, model, train, runs, holdout, scoring, compute, sharding, extraction, loading)
+    with prefect_server(scheduler=True) as is_shared:
+        options = holdout, scoring, compute, sharding, extraction, loading, catch_up
+        wait_and_run(cron, model, train, runs, *options, pause=is_shared)
 
 
 @command

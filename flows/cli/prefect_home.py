@@ -31,7 +31,7 @@ def prefect_home(scheduler: bool) -> Iterator[tuple[Path, bool]]:
         with _own_home() as home:
             yield home, False
         return
-    home = Path(named or Path.home() / ".prefect")
+    home = Path(named or Path.home() / ".prefect").absolute()
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home) as probe:

@@ -41,9 +41,18 @@ def publish(
     experiment: Annotated[
         str, typer.Option(help="MLflow experiment. It is created where it does not exist.")
     ] = "latentprint",
+    full: Annotated[
+        bool, typer.Option("--full", help="Send pictures, names and folders too: report.html, run.json, the tables.")
+    ] = False,
+    model_version: Annotated[
+        str,
+        typer.Option(help="Registered model and version. It gets the verdict as tags, and an alias.", metavar="NAME/N"),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    r"""Log parameters, measurements and files of a reported run to MLflow (pip install 'latentprint\[mlflow]').
+    r"""Log parameters, measurements and a redacted report of a run to MLflow (pip install 'latentprint\[mlflow]').
+
+    With --model-version the alias latentprint-pass, latentprint-fail or latentprint-inconclusive leads to that version.
 
     Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
     """
@@ -51,5 +60,5 @@ def publish(
     from latentprint.tasks.publish.read import card as write
     from latentprint.tasks.store.run import RunDirectory
 
-    result = log(RunDirectory(run), mlflow, experiment, write(run, "model"))
+    result = log(RunDirectory(run), mlflow, experiment, write(run, "model"), full=full, version=model_version)
     show({"run": str(run), **result}, as_json, f"{run}: MLflow run {result['mlflow_run_id']} in {experiment}")

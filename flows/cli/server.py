@@ -44,7 +44,6 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "latentprint",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
@@ -73,8 +72,10 @@ def configure_environment() -> None:
 
 
 @contextmanager
-def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
+def prefect_server(*, scheduler: bool = False) -> Iterator[bool]:
     """Run the block against a Prefect API, starting a server for it if none is configured.
+
+    Yields whether that is a server of the user's, which goes on after the block.
 
     Args:
         scheduler: one that starts the runs of deployments when their time has come, and shows its pages.
@@ -86,7 +87,7 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     if PREFECT_API_URL.value():
-        yield
+        yield True
         return
     with prefect_home(scheduler) as (home, is_kept):
         if not is_kept:
@@ -101,7 +102,7 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[None]:
         try:
             with temporary_settings(settings), _environment({each.name: text for each, text in settings.items()}):
                 try:
-                    yield
+                    yield False
                     is_history_wanted = is_kept
                 finally:
                     if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):

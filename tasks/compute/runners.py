@@ -15,11 +15,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from latentprint.tasks.compute.devices import DeviceError, available_devices, devices_for, threads_for
 from latentprint.tasks.compute.progress import Progress
-from latentprint.tasks.compute.workers import device_workers
+from latentprint.tasks.compute.workers import Counter, device_workers, followed
 from latentprint.tasks.parameters import ComputeParameters
 
 logger = logging.getLogger("latentprint")
 MAX_THREADS = 64
+COUNT_SECONDS = 5.0
+"""For a Ray cluster to say how far its workers are."""
 DEATHS_FORGIVEN = 2
 """How often Ray does a group again whose worker died: as often as a failed one is done again."""
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -41,7 +43,7 @@ def workers_for(compute: ComputeParameters, progress: Progress) -> Iterator[Work
         DeviceError: a device that is not there, or Ray, which is not installed.
     """
     if compute.runner == "ray":
-        with _ray_workers(compute) as workers:
+        with _ray_workers(compute, progress) as workers:
             yield workers
         return
     devices = devices_for(compute)
@@ -51,7 +53,7 @@ def workers_for(compute: ComputeParameters, progress: Progress) -> Iterator[Work
 
 
 @contextmanager
-def _ray_workers(compute: ComputeParameters) -> Iterator[Workers]:
+def _ray_workers(compute: ComputeParameters, progress: Progress) -> Iterator[Workers]:
     try:
         import ray
         from prefect_ray import RayTaskRunner
@@ -61,6 +63,13 @@ def _ray_workers(compute: ComputeParameters) -> Iterator[Workers]:
     wanted = available_devices() if compute.devices == ("auto",) else compute.devices
     on_gpu = any(device.startswith("cuda") for device in wanted)
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+
+    def counted() -> int:
+        try:
+            return int(ray.get(counter.value.remote(), timeout=COUNT_SECONDS))
+        except ray.exceptions.RayError:  # the cluster is busy, or is going and says so elsewhere
+            return 0
+
     options = {"log_to_driver": False, "logging_level": "error", **({} if compute.ray_address else local)}
     needed = {"CPU": compute.cores} | ({"GPU": 1} if on_gpu else {})
     with RayTaskRunner(address=compute.ray_address or None, init_kwargs=options) as runner:
@@ -69,8 +78,13 @@ def _ray_workers(compute: ComputeParameters) -> Iterator[Workers]:
         if not n_workers:
             _no_room(needed, compute)
         # max_calls=0: without it, Ray ends a worker that has a GPU after each task, and the model is loaded again
-        with remote_options(num_cpus=compute.cores, num_gpus=int(on_gpu), max_calls=0, max_retries=DEATHS_FORGIVEN):
-            yield Workers(runner, max(1, n_workers))
+        counter = ray.remote(Counter).options(name=Counter.NAME, num_cpus=0).remote()
+        needs = remote_options(num_cpus=compute.cores, num_gpus=int(on_gpu), max_calls=0, max_retries=DEATHS_FORGIVEN)
+        try:
+            with needs, followed(progress, counted):
+                yield Workers(runner, max(1, n_workers))
+        finally:
+            ray.kill(counter)
 
 
 def _no_room(needed: Mapping[str, int], compute: ComputeParameters) -> None:

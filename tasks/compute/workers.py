@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -145,22 +145,60 @@ _starting = threading.Lock()
 @contextmanager
 def device_workers(devices: Sequence[str], threads: int, progress: Progress) -> Iterator[WorkerPool]:
     """Keep a worker a device for the length of the block, and log what they report to be done."""
-    pool, finished = WorkerPool(devices, threads), threading.Event()
+    pool = WorkerPool(devices, threads)
+    token = _pool.set(pool)
+    try:
+        with followed(progress, lambda: pool.counter.value):
+            yield pool
+    finally:
+        _pool.reset(token)
+        pool.close()
+
+
+@contextmanager
+def followed(progress: Progress, counted: Callable[[], int]) -> Iterator[None]:
+    """Within, tell every second of what workers have counted, as this Prefect run's progress."""
+    finished = threading.Event()
+    progress.counted = counted
 
     def watch() -> None:
         while not finished.wait(POLL_SECONDS):
-            progress.advance(pool.counter.value - progress.done_now)
+            progress.look()
 
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    token = _pool.set(pool)
+    watcher = threading.Thread(target=copy_context().run, args=(watch,), name="progress", daemon=True)
     watcher.start()
     try:
-        yield pool
+        yield
+        progress.end()
     finally:
         finished.set()
         watcher.join()
-        _pool.reset(token)
-        pool.close()
+
+
+class Counter:
+    """Of a Ray cluster: what its workers have done. An actor of the driver's, which each worker finds by ``NAME``."""
+
+    NAME = "latentprint progress"
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def add(self, n: int) -> None:
+        """Count ``n`` more."""
+        self._n += n
+
+    def value(self) -> int:
+        """All that was counted."""
+        return self._n
+
+
+def _count_on_ray(n: int) -> None:
+    import ray
+
+    try:
+        ray.get_actor(Counter.NAME).add.remote(n)
+    except ValueError:  # nobody follows
+        return
 
 
 def run_on_device(function: Callable[..., T], *arguments: Any) -> T:
@@ -168,7 +206,8 @@ def run_on_device(function: Callable[..., T], *arguments: Any) -> T:
     pool = _pool.get()
     if pool is not None:
         return pool.run(function, *arguments)
-    return function(*arguments, available_devices()[0], uncounted)
+    done = _count_on_ray if "ray" in sys.modules and sys.modules["ray"].is_initialized() else uncounted
+    return function(*arguments, available_devices()[0], done)
 
 
 def _run(function: Callable[..., T], arguments: tuple[Any, ...], device: str) -> T:

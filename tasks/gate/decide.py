@@ -72,17 +72,22 @@ IDENTITIES = {
 }
 """What two runs must share for an increase of each quantity."""
 INCREASE = "increase over the baseline: "
+SHORTEST_PREFIX = 12
 RULES = tuple(name.replace("_", "-") for name in Limits.model_fields if name.startswith("max_"))
 
 
 @dataclass(frozen=True)
 class Waiver:
-    """A failure that somebody answers for until a day; it counts if ``problem`` is empty."""
+    """Another limit for one checkpoint, that somebody answers for until a day; it counts if ``problem`` is empty."""
 
     rule: str = ""
     reason: str = ""
     owner: str = ""
     expires: date | None = None
+    checkpoint: str = ""
+    """SHA-256 of the checkpoint, or its first ``SHORTEST_PREFIX`` hexadecimal digits or more."""
+    ceiling: float | None = None
+    """The limit that holds instead."""
     problem: str = ""
 
 
@@ -94,6 +99,8 @@ class Case:
     measurements: Mapping[str, Measurement]
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Title -> value, of ``IDENTITIES``; None: not known."""
+    checkpoint: str = ""
+    """Its SHA-256; empty: not known, and no waiver is for it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,10 @@ class GateVerdict:
     """All of the file, also those that do not count."""
     seal: str = ""
     """Of the run, SHA-256 of its SHA256SUMS."""
+    checkpoint: str = ""
+    """SHA-256 of the checkpoint that was judged."""
+    policy_sha256: str = ""
+    """Of the file of limits; empty: there was none."""
 
     @property
     def exit_code(self) -> int:
@@ -180,7 +191,7 @@ def decide(
     """Hold a run against limits and, for the increases, against a baseline run.
 
     Args:
-        today: a waiver counts until the end of the day on which it expires.
+        today: a waiver counts until the end of the day on which it expires, for its checkpoint, up to its ceiling.
 
     Raises:
         ValueError: there is nothing to decide, or an increase without a baseline, or a baseline without an increase.
@@ -190,7 +201,7 @@ def decide(
         raise ValueError("at least one limit is needed, --max-auc 0.6 for example")
     if bool(increases) != (baseline is not None):
         raise ValueError("--baseline RUN and limits on an increase (--max-auc-increase ...) go together")
-    checked = [_checked(waiver, today) for waiver in waivers]
+    checked = [_checked(waiver, today, case.checkpoint) for waiver in waivers]
     m = len(absolute) + len(increases)
     findings = [
         judge(f"max_{quantity}", QUANTITIES[quantity], limit, case.measurements.get(quantity, _ABSENT), m)
@@ -209,6 +220,7 @@ def decide(
         decided_on=today,
         findings=tuple(findings),
         waivers=tuple(checked),
+        checkpoint=case.checkpoint,
     )
 
 
@@ -263,27 +275,38 @@ def _increase(case: Case, baseline: Case, quantity: str) -> Measurement:
     return difference(*measured)
 
 
-def _checked(waiver: Waiver, today: date) -> Waiver:
+def _checked(waiver: Waiver, today: date, checkpoint: str) -> Waiver:
     """The waiver with the reason why it does not count, if it does not."""
     if waiver.problem:
         return waiver
-    lacking = [name for name in ("rule", "reason", "owner", "expires") if not getattr(waiver, name)]
-    if lacking:
-        return replace(waiver, problem=f"incomplete: no {', '.join(lacking)}")
+    needed = ("rule", "reason", "owner", "expires", "checkpoint", "ceiling")
+    if lacking := [name for name in needed if getattr(waiver, name) in ("", None)]:
+        which = f'; this run\'s checkpoint = "{checkpoint[:SHORTEST_PREFIX]}"' if "checkpoint" in lacking else ""
+        return replace(waiver, problem=f"incomplete: no {', '.join(lacking)}: add it{which}")
     if waiver.rule not in RULES:
         return replace(waiver, problem=f"no such rule; the rules are {', '.join(RULES)}")
     if waiver.expires is not None and waiver.expires < today:
         return replace(waiver, problem=f"expired on {waiver.expires.isoformat()}")
+    if not checkpoint.startswith(waiver.checkpoint):
+        return replace(
+            waiver, problem=f"for another checkpoint, not {checkpoint[:SHORTEST_PREFIX] or 'an unknown one'}"
+        )
     return waiver
 
 
 def _waived(finding: Finding, waivers: Sequence[Waiver]) -> Finding:
-    """A failure may be waived; what could not be decided may not: nobody knows what would be waived."""
+    """A failure may be waived up to a ceiling, which must hold as any limit must; what could not be decided may not:
+    nobody knows what would be waived."""
     if finding.outcome != "fail":
         return finding
-    applying = (waiver for waiver in waivers if waiver.rule == finding.rule and not waiver.problem)
-    waiver = next(applying, None)
-    return finding if waiver is None else replace(finding, outcome="waived", waiver=waiver)
+    exceeded = None
+    for waiver in waivers:
+        if waiver.rule == finding.rule and not waiver.problem and waiver.ceiling is not None:
+            outcome, why = _weighed(waiver.ceiling, finding.measurement, finding.low_bound, finding.n_rules)
+            if outcome == "pass":
+                return replace(finding, outcome="waived", waiver=waiver)
+            exceeded = f"a waiver's ceiling of {number(waiver.ceiling)} does not cover it: {why}"
+    return replace(finding, reason=f"{finding.reason}; {exceeded}") if exceeded else finding
 
 
 def _overall(outcomes: Sequence[Outcome]) -> Outcome:

@@ -32,12 +32,14 @@ def judge(
     waivers: Path | None = None,
     seal: str = "",
     baseline_seal: str = "",
+    policy_sha256: str = "",
 ) -> GateVerdict:
     """Decide; nothing is written.
 
     Args:
         seal: that the run must have, as ``audit`` printed it; empty: any.
         baseline_seal: the same of the baseline.
+        policy_sha256: of the file that the limits are from, for the record.
 
     Raises:
         GateError: no limit was asked for, an input cannot be read, or the clock is behind.
@@ -54,7 +56,8 @@ def judge(
     known = read_waivers(waivers) if waivers else []
     today = day_of(datetime.now(UTC).date(), filter(None, (directory, earlier)))
     try:
-        return replace(decide(case, limits, today, other, known), seal=seal_of(directory))
+        verdict = decide(case, limits, today, other, known)
+        return replace(verdict, seal=seal_of(directory), policy_sha256=policy_sha256)
     except ValueError as error:
         raise GateError(str(error)) from error
 
@@ -69,19 +72,21 @@ def gate(
     summary: Path | None = None,
     seal: str = "",
     baseline_seal: str = "",
+    policy_sha256: str = "",
 ) -> GateVerdict:
     """Decide, and write verdict.json and junit.xml (into the run directory, if nowhere else) and the Markdown summary.
 
     Args:
         seal: that the run must have, as ``audit`` printed it; empty: any.
         baseline_seal: the same of the baseline.
+        policy_sha256: of the file that the limits are from, for the record.
 
     Raises:
         GateError: no limit was asked for, an input cannot be read or an output not be written, or the clock is behind.
         RunError: not a run directory, one without evidence, not what was written, or another run than is expected.
     """
     directory = RunDirectory(run)
-    verdict = judge(run, limits, baseline, waivers, seal, baseline_seal)
+    verdict = judge(run, limits, baseline, waivers, seal, baseline_seal, policy_sha256)
     try:
         write_json(out or directory.verdict, verdict.as_dict())
         with atomic_open(junit or directory.junit) as stream:

@@ -62,7 +62,10 @@ def read_case(run: RunDirectory, min_controls: int = MINIMUM_CONTROLS) -> Case:
     if not record.get("run_id") or evidence.get("run_id") != record["run_id"]:
         reason = "evidence.json belongs to another run than run.json: run 'latentprint report' again"
         measured = {name: Measurement(reason=reason) for name in measured}
-    return Case(run_id, measured, identity(run, record, evidence))
+    scored = record.get("scoring")
+    checkpoint = scored.get("checkpoint_sha256") if isinstance(scored, dict) else None
+    known = checkpoint if isinstance(checkpoint, str) else ""
+    return Case(run_id, measured, identity(run, record, evidence), known)
 
 
 def measurements(evidence: Mapping[str, Any], min_controls: int = MINIMUM_CONTROLS) -> dict[str, Measurement]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ class Rehearsal:
         own = Limits.model_validate({f"max_{name}": limit for name, limit in given.absolute().items()})
         return own if self.takes_own_limits and own.absolute() else LIMITS
 
+    @property
+    def checkpoint(self) -> str:
+        """A SHA-256 of its own: no checkpoint was scored."""
+        return sha256(self.name.encode()).hexdigest()
+
     def write(self, path: Path) -> None:
         """Leave it at ``path`` as a run directory; NaN stays NaN."""
         run = RunDirectory(path)
-        write_json(run.record, {"run_id": self.name})
+        write_json(run.record, {"run_id": self.name, "scoring": {"checkpoint_sha256": self.checkpoint}})
         evidence = self.evidence()
         known = {"run_id": self.name, "record_digest": record_digest(run.read_record())}
         run.evidence.write_text(json.dumps({**known, **evidence}), encoding="utf-8")

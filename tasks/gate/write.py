@@ -100,6 +100,6 @@ def _not_counting(waivers: Sequence[Waiver]) -> list[str]:
 def _waiver_line(waiver: Waiver) -> str:
     worth = f"does not count ({waiver.problem})" if waiver.problem else "counts"
     until = waiver.expires.isoformat() if waiver.expires else "no day"
-    return visible(
-        f"of {waiver.rule or 'no rule'} by {waiver.owner or 'nobody'} until {until}, {worth}: {waiver.reason}", 1000
-    )
+    ceiling = "no ceiling" if waiver.ceiling is None else number(waiver.ceiling)
+    of = f"of {waiver.rule or 'no rule'} up to {ceiling} for checkpoint {waiver.checkpoint[:12] or 'none'}"
+    return visible(f"{of} by {waiver.owner or 'nobody'} until {until}, {worth}: {waiver.reason}", 1000)

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentprint.tasks.errors import UserError, first_line
 from latentprint.tasks.gate.decide import Case
@@ -21,8 +21,16 @@ from latentprint.tasks.store.files import read_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.seal import finished, read_evidence, reading, require_unchanged, seal
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 RUN_ID = "latentprint.run_id"
-ARTIFACTS = ("run.json", "evidence.json", "verdict.json", "junit.xml", "report.html", "sweep.html", "tables/")
+ARTIFACTS = ("evidence.json", "verdict.json", "junit.xml")
+"""Files without pictures, names of images, and folders."""
+ALL_ARTIFACTS = (*ARTIFACTS, "run.json", "report.html", "sweep.html", "tables/")
+OUTCOMES = ("pass", "fail", "inconclusive")
+ALIAS = "latentprint-"
+"""Before an outcome: the alias of the last version that the gate decided on so."""
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",
@@ -35,12 +43,16 @@ class TrackingError(UserError):
     """MLflow is missing, or its store refuses; the message says what to do."""
 
 
-def publish(run: RunDirectory, uri: str, experiment: str, description: str = "") -> dict[str, str]:
+def publish(
+    run: RunDirectory, uri: str, experiment: str, description: str = "", *, full: bool = False, version: str = ""
+) -> dict[str, str]:
     """Log a run; published again, it is the same MLflow run, with what has been measured since.
 
     Args:
         uri: of the tracking store: sqlite:///mlflow.db, http://..., a folder.
         description: Markdown that MLflow shows with the run.
+        full: send pictures, names and folders too: the report as it is, ``run.json`` and the tables.
+        version: NAME/VERSION of the registered model that was audited: it gets the verdict as tags and alias.
 
     Returns:
         ``uri``, ``experiment``, ``mlflow_run_id``.
@@ -52,6 +64,12 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
     record, case = run.read_record(), read_case(run)
     require_unchanged(run, "tables/")
     evidence = read_evidence(run)
+    if version and not re.fullmatch(r".+/\d+", version):
+        raise TrackingError(f"--model-version {visible(version)}: NAME/VERSION is needed, my-model/3 for example")
+    if version and not run.verdict.exists():
+        raise TrackingError(
+            f"--model-version {version}: there is no verdict: run 'latentprint gate' on {run.path} first"
+        )
     if run.verdict.exists() and _sealed_by(run.verdict) != seal(run):
         raise RunError(f"{run.verdict}: decided on another state of the run: run the gate again, or delete it")
     if not re.fullmatch(r"[\w.-]{1,128}", case.run_id):  # it goes into a filter of MLflow's, which knows no binding
@@ -80,14 +98,43 @@ def publish(run: RunDirectory, uri: str, experiment: str, description: str = "")
             params=[Param(name, str(value)) for name, value in given.items()],
             tags=[RunTag(name, value) for name, value in told.items()],
         )
-        for artifact in finished(run, *ARTIFACTS):
+        page = run.page("report")
+        if not full and page.is_file() and not page.is_symlink():
+            client.log_text(id_, redacted_page(run), run.page("report", redact=True).name)
+        for artifact in finished(run, *(ALL_ARTIFACTS if full else ARTIFACTS)):
             if artifact.is_file() and not artifact.is_symlink():  # a link could send any file of this machine away
                 folder = artifact.parent.relative_to(run.path).as_posix()
                 client.log_artifact(id_, str(artifact), None if folder == "." else folder)
         client.set_terminated(id_)
+        if version:
+            _decide_on(client, version, read_json(run.verdict), {RUN_ID: case.run_id, "mlflow_run_id": id_})
     except MlflowException as error:
         raise TrackingError(f"{redacted(uri)}: {redacted(first_line(error))}") from error
     return {"uri": redacted(uri), "experiment": experiment, "mlflow_run_id": str(id_)}
+
+
+def redacted_page(run: RunDirectory) -> str:
+    """The report as of now, without pictures, names and folders."""
+    from latentprint.tasks.pages.html import render_report
+    from latentprint.tasks.report.page import report_inputs
+
+    return render_report(report_inputs(run, with_pictures=False), True)
+
+
+def _decide_on(client: MlflowClient, version: str, verdict: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """The verdict as tags of a model version; the alias of its outcome, and of no other, leads to it."""
+    name, _, number = version.rpartition("/")
+    outcome = verdict.get("outcome")
+    if outcome not in OUTCOMES:
+        raise RunError(f"verdict.json: its outcome is {visible(outcome)}: run the gate again")
+    told = {f"latentprint.{field}": str(verdict.get(field, "")) for field in ("sentence", "seal", "checkpoint")}
+    for key, value in {"latentprint.verdict": outcome, **told, **known}.items():
+        client.set_model_version_tag(name, number, key, value)
+    leading = client.get_registered_model(name).aliases
+    for other in OUTCOMES:
+        if other != outcome and str(leading.get(f"{ALIAS}{other}")) == number:
+            client.delete_registered_model_alias(name, f"{ALIAS}{other}")
+    client.set_registered_model_alias(name, f"{ALIAS}{outcome}", number)
 
 
 def _sealed_by(verdict: Path) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from latentprint.flows.audit import audit
 from latentprint.flows.score import score
@@ -62,6 +64,22 @@ def test_audit_leaves_the_whole_run_directory(audited: Path) -> None:
     expected = {"run.json", "manifest.parquet", "rejects.parquet", "shards", "scores", "tables", "evidence.json"}
     assert expected | {"report.html"} <= {path.name for path in audited.iterdir()}
     assert not list(audited.rglob("*.tmp"))
+
+
+def test_prefect_shows_flat_columns_and_a_link_under_a_key_of_the_model(audited: Path, checkpoint: Path) -> None:
+    kinds = ("report", "comparisons", "page")
+    keys = [f"memorization-{kind}-{checkpoint.parent.name}-{checkpoint.name}" for kind in kinds]
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
+    assert {artifact.key for artifact in found} == set(keys)
+    of = {artifact.type: artifact for artifact in found if str(audited) in (artifact.description or "")}
+    link = (audited / "report.html").as_uri()
+    assert of["markdown"].data == f"[report.html]({link})"
+    rows = json.loads(next(artifact for artifact in found if artifact.type == "table").data)
+    cells = [cell for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if isinstance(cell, dict | list)]
+    row = next(row for row in rows if row["comparison"] == "train_vs_holdout")
+    assert row["auc_low"] <= row["auc"] <= row["auc_high"]
 
 
 def test_a_number_changed_after_the_report_is_named(audited: Path, tmp_path: Path) -> None:

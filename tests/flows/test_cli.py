@@ -142,7 +142,7 @@ def test_square_brackets_survive_in_help(name: str) -> None:
 def test_square_brackets_survive_in_the_help_of_the_gate() -> None:
     answer = " ".join(CliRunner().invoke(cli.app, ["gate", "--help"], env={"COLUMNS": "400"}).output.split())
     assert answer.count("[of 1].") == 3
-    assert "TOML file of waivers: [[waiver]] with rule, reason, owner, expires." in answer
+    assert "TOML file of waivers: [[waiver]] with rule, reason, owner, checkpoint, ceiling, expires." in answer
 
 
 def test_json_and_only_json_on_standard_output(

@@ -112,6 +112,7 @@ def test_the_self_test_fails_where_limits_would_not_block_the_bad_run(gate: Gate
         (["--run", "nowhere", "--max-auc", "0.6"], "not a run directory"),
         (["--run", "{clean}", "--max-auc", "nan"], "--max-auc: Input should be"),
         (["--run", "{clean}", "--max-auc", "0.6", "--baseline", "{clean}"], "go together"),
+        (["--run", "{clean}", "--policy", "none.toml"], "none.toml: limits cannot be read"),
         (["--run", "{clean}", "--max-auc", "0.6", "--waivers", "none.toml"], "none.toml: waivers cannot be read"),
         (["--run", "{clean}", "--max-auc", "0.6", "--out", "/dev/null/x"], "cannot be written"),
     ],

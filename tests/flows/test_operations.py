@@ -18,6 +18,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName
 
 import latentprint.tasks.score.tasks
 from latentprint.flows.cli import main as cli
@@ -102,9 +104,25 @@ def test_a_poison_shard_is_isolated_named_and_resumed(
     status = sharded.read_record()["scoring_status"]
     assert (status["state"], status["n_scored"]) == ("partial", len(shards) - 1)
     assert reason in status["failed"][POISON]
+    assert [message for message in messages_of_failed_tasks(sharded.path) if POISON in message and reason in message]
     score(sharded.path, str(checkpoint), ScoreParameters(timestep=20), ONE_THREAD)
     assert scored_shards(sharded) == shards
     assert sharded.read_record()["scoring_status"]["state"] == "complete"
+
+
+def messages_of_failed_tasks(run: Path) -> list[str]:
+    """In Prefect, of the last flow run that scored this run."""
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(any_=[f"score {run}"]))
+        (flow_run,) = client.read_flow_runs(flow_run_filter=named)
+        of = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # the server writes them down a second later
+            tasks = client.request("POST", "/task_runs/filter", json={"flow_runs": of.model_dump(mode="json")}).json()
+            if failed := [task["state"]["message"] for task in tasks if task["state"]["type"] == "FAILED"]:
+                return failed
+            time.sleep(0.5)
+    return []
 
 
 def calibrate_or_die(job: ShardJob, device: str, done: Done) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import ray
 
 import latentprint.flows.score
 import latentprint.tasks.compute.groups
+import latentprint.tasks.compute.progress
 from latentprint.flows.score import score
 from latentprint.flows.shard import shard
 from latentprint.tasks.compute.devices import DeviceError
@@ -23,6 +25,7 @@ from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, Sha
 from latentprint.tasks.score.job import ShardJob
 from latentprint.tasks.score.tasks import CalibrationFailed, ShardsFailed
 from latentprint.tasks.store.run import RunDirectory
+from tests.compute.test_progress import artifacts_of, wait_for_artifacts
 
 QUICK = ScoreParameters()
 LONG = ScoreParameters(axes=8, steps=20)
@@ -83,6 +86,25 @@ def working() -> list[psutil.Process]:
     processes = psutil.process_iter(["cmdline"])
     mine = set(psutil.Process().children(recursive=True))
     return [p for p in processes if p in mine and "ray::score-shards" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_ray_shows_the_same_stages_of_progress_as_this_machines_workers(
+    cluster: None, sharded: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latentprint.tasks.compute.progress, "INTERVAL_SECONDS", 0.0)
+    elsewhere = Path(shutil.copytree(sharded, tmp_path / "elsewhere"))
+    shown = {}
+    for run, compute in ((sharded, RAY), (elsewhere, ComputeParameters(devices=("cpu",), threads=1))):
+        state = score(run, str(checkpoint), QUICK, compute, return_state=True)
+        wait_for_artifacts()
+        shown[run] = artifacts_of(state.state_details.flow_run_id)
+    keys = {f"progress-{stage}" for stage in ("calibrating", "scoring", "scoring-again")}
+    for artifacts in shown.values():
+        assert {key: share for key, (share, _) in artifacts.items()} == dict.fromkeys(keys, 100.0)
+    totals = [
+        {key: line.split(" of ")[1].split(",")[0] for key, (_, line) in found.items()} for found in shown.values()
+    ]
+    assert totals[0] == totals[1]
 
 
 def test_two_ray_workers_give_the_same_bytes_and_a_killed_one_costs_a_retry(

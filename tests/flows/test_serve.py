@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import pytest
 import yaml
+from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 
+from latentprint.tasks.parameters import CatchUp
 from latentprint.tasks.remote import newest_run
+from latentprint.tasks.serve import absolute, absolute_model, why_left_out
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.reuse import newest_scored
 from tests.conftest import Latentprint
@@ -26,29 +36,107 @@ PROJECT = Path(__file__).resolve().parents[2]
 DEPLOYMENT = "scheduled-audit/latentprint"
 
 
-def test_serve_registers_the_deployment_and_audits_when_a_run_is_due(
+def test_serve_catches_up_with_the_latest_run_says_so_and_pauses_its_schedule_at_the_end(
     prefect: None, checkpoint: Path, digit_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    sources = ["--model", str(checkpoint), "--train", str(digit_files[0]), "--holdout", str(digit_files[1])]
-    options = ["--runs", str(tmp_path / "runs"), "--timestep", "20", "--threads", "1"]
-    environment = {**os.environ, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file, name in zip(digit_files, ("train.npy", "holdout.npy"), strict=True):
+        shutil.copy(file, folder / name)
+    sources = ["--model", os.path.relpath(checkpoint, folder), "--train", "train.npy", "--holdout", "holdout.npy"]
+    options = ["--runs", "runs", "--timestep", "20", "--threads", "1"]
+    environment = {**os.environ, "PREFECT_RUNNER_POLL_FREQUENCY": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "latentprint.flows.cli.main", "serve", *sources, *options]
-    with subprocess.Popen(command, env=environment) as serving:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, cwd=folder, stderr=log) as serving,
+        get_client(sync_client=True) as client,
+    ):
         try:
-            with get_client(sync_client=True) as client:
-                deployment = wait_for(lambda: client.read_deployment_by_name(DEPLOYMENT))
-                assert [schedule.schedule.cron for schedule in deployment.schedules] == ["0 3 * * 1"]
-                run = client.create_flow_run_from_deployment(deployment.id)
-                wait_for(lambda: client.read_flow_run(run.id).state.is_final() or None)
-                assert client.read_flow_run(run.id).state.is_completed()
+            deployment = wait_for(lambda: client.read_deployment_by_name(DEPLOYMENT))
+            assert [schedule.schedule.cron for schedule in deployment.schedules] == ["0 3 * * 1"]
+            assert not deployment.paused
+            wait_for(lambda: "waiting for the runs" in (tmp_path / "log").read_text() or None)
+            missed = schedule_runs(client, deployment.id, since=timedelta(weeks=3))
+            assert len(missed) == 3
+            wait_for(lambda: all(run.state.is_final() for run in runs_of(client, missed)) or None)
         finally:
             serving.send_signal(signal.SIGTERM)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}Z", folder.name)
-    record = json.loads((folder / "run.json").read_text())
-    assert record["scoring_status"]["state"] == "complete"
-    assert record["run_id"] in (folder / "report.html").read_text()
     assert serving.returncode == 0  # a service that is told to stop has done its work
+    with get_client(sync_client=True) as client:
+        assert client.read_deployment_by_name(DEPLOYMENT).paused
+        states = [(run.state.name, run.state.message or "") for run in runs_of(client, missed)]
+        assert [name for name, _ in states] == ["Cancelled", "Cancelled", "Completed"]
+        latest = missed[-1].expected_start_time
+        assert all(f"the run of {latest:%Y-%m-%d %H:%M} is due too" in reason for _, reason in states[:2])
+        told = client.request("POST", "/events/filter", json={"filter": {"event": {"prefix": ["latentprint.run."]}}})
+        names = {event["event"] for event in told.json()["events"]}
+    assert {f"latentprint.run.{what}" for what in ("left-out", "started", "completed")} <= names
+    (run,) = (folder / "runs").iterdir()
+    assert run.name == f"{latest:%Y-%m-%dT%H%M%SZ}"
+    record = json.loads((run / "run.json").read_text())
+    assert record["scoring_status"]["state"] == "complete"
+    assert record["data"]["sources"] == {name: str(folder / f"{name}.npy") for name in ("train", "holdout")}
+    assert record["run_id"] in (run / "report.html").read_text()
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if "Z: " in line]
+    assert [line.split("Z: ")[1].split(":")[0] for line in lines] == ["left out", "started", "completed"]
+    assert str(run) in lines[-1]
+
+
+def schedule_runs(client: Any, deployment_id: UUID, since: timedelta) -> list[FlowRun]:
+    """Those that the server's scheduler would have made; in order."""
+    now = datetime.now(UTC)
+    span = {"start_time": (now - since).isoformat(), "end_time": now.isoformat(), "min_runs": 3}
+    client.request("POST", f"/deployments/{deployment_id}/schedule", json=span)
+    of = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]))
+    runs = client.read_flow_runs(flow_run_filter=of, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    return [run for run in runs if run.expected_start_time < now]
+
+
+def runs_of(client: Any, runs: list[FlowRun]) -> list[FlowRun]:
+    return [client.read_flow_run(run.id) for run in runs]
+
+
+@flow(name="scheduled-nothing")
+def scheduled_nothing(runs: Path) -> None:
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "oldest", "newest", "left"),
+    [("all", "", "", 0), ("latest", "is due too", "", 2), ("none", "is due too", "missed by", 3)],
+)
+def test_of_missed_runs_as_many_are_made_up_for_as_was_asked(
+    catch_up: CatchUp, oldest: str, newest: str, left: int, prefect: None
+) -> None:
+    deployment = scheduled_nothing.to_deployment(catch_up, cron="0 0 * * *", parameters={"runs": "runs"})
+    with get_client(sync_client=True) as client:
+        missed = schedule_runs(client, deployment.apply(), since=timedelta(days=3))
+        assert len(missed) == 3
+        now = missed[-1].expected_start_time + timedelta(minutes=10)
+        first, last = (run.model_copy(update={"start_time": now}) for run in (missed[0], missed[-1]))
+        by_hand = first.model_copy(update={"auto_scheduled": False})
+        assert why_left_out(by_hand, catch_up) == ""
+        assert_says(why_left_out(first, catch_up), oldest)
+        assert_says(why_left_out(last, catch_up), newest)
+        assert sum(run.state.is_cancelled() for run in runs_of(client, missed)) == left
+
+
+def assert_says(reason: str, words: str) -> None:
+    assert bool(reason) == bool(words)
+    assert words in reason
+
+
+def test_locations_are_registered_so_that_they_mean_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert absolute("photos/*.png") == f"{tmp_path}/photos/*.png"
+    assert absolute("x.npy?range=-1,1") == f"{tmp_path}/x.npy?range=-1,1"
+    assert [absolute(place) for place in ("/x", "s3://b/x", "")] == ["/x", "s3://b/x", ""]
+    names = ("model", "owner/name", "my_model:load")
+    assert [absolute_model(name) for name in names] == [f"{tmp_path}/model", "owner/name", "my_model:load"]
 
 
 def test_the_deployment_in_infra_takes_its_parameters() -> None:

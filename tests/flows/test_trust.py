@@ -275,7 +275,10 @@ def test_a_clock_behind_the_run_revives_no_waiver(
     waivers, today = tmp_path / "waivers.toml", datetime.now(UTC)
     expired = (today - timedelta(days=2)).date().isoformat()
     strict = Limits(max_memorized_share=0.0, max_auc=0.0)
-    waivers.write_text(f'[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = {expired}\n')
+    waivers.write_text(
+        f'[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = {expired}\n'
+        f'checkpoint = "{"0" * 12}"\nceiling = 1.0\n'
+    )
     for back in (30, 400):
         Clock.now_ = today - timedelta(days=back)
         assert "the clock says" in refused(lambda: gate(run.path, strict, waivers=waivers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -19,24 +20,27 @@ from scipy.stats import binomtest
 from latentprint.tasks.gate.bounds import Measurement, difference
 from latentprint.tasks.gate.decide import IDENTITIES, RULES, Case, Finding, Limits, Waiver, decide, judge
 from latentprint.tasks.gate.judge import gate, rehearse
+from latentprint.tasks.gate.policy import read_policy
 from latentprint.tasks.gate.read import GateError
 from latentprint.tasks.gate.rehearsal import REHEARSALS, Rehearsal
 from latentprint.tasks.gate.waivers import read_waivers
 from latentprint.tasks.gate.write import lines, markdown
+from latentprint.tasks.pages.formats import markdown_text
 
 TODAY = date(2026, 11, 24)
 IDENTITY = {title: "the same" for titles in IDENTITIES.values() for title in titles}
+CHECKPOINT = "0123456789ab" + "c" * 52
 AUC = Limits(max_auc=0.6)
 REHEARSED: dict[str, Rehearsal] = {rehearsal.name: rehearsal for rehearsal in REHEARSALS}
 
 
 def case(low: float, high: float, **changes: Any) -> Case:
     """A run of which the AUC alone is known."""
-    return Case("r", {"auc": Measurement((low + high) / 2, low, high, 100)}, {**IDENTITY, **changes})
+    return Case("r", {"auc": Measurement((low + high) / 2, low, high, 100)}, {**IDENTITY, **changes}, CHECKPOINT)
 
 
 def waiver(**changes: Any) -> Waiver:
-    return replace(Waiver("max-auc", "public images", "Ada", date(2026, 12, 31)), **changes)
+    return replace(Waiver("max-auc", "public images", "Ada", date(2026, 12, 31), CHECKPOINT[:12], 0.9), **changes)
 
 
 def only(limits: Limits, *arguments: Any, **options: Any) -> Finding:
@@ -137,13 +141,16 @@ def test_a_waiver_turns_a_failure_into_a_waived_one() -> None:
         ({"rule": ""}, "no rule"),
         ({"rule": "max-everything"}, "no such rule"),
         ({"problem": "not usable: x"}, "not usable: x"),
+        ({"checkpoint": ""}, 'no checkpoint: add it; this run\'s checkpoint = "0123456789ab"'),
+        ({"checkpoint": "", "ceiling": None}, "no checkpoint, ceiling: add it"),
+        ({"checkpoint": "0123456789abd"}, "for another checkpoint, not 0123456789ab"),
     ],
 )
 def test_a_waiver_that_lacks_something_does_not_count_and_is_shown(changes: dict[str, Any], why: str) -> None:
     verdict = decide(case(0.8, 0.9), AUC, TODAY, waivers=[waiver(**changes)])
     assert verdict.outcome == "fail"
     assert why in verdict.waivers[0].problem
-    assert why.replace("-", "\\-") in markdown(verdict)
+    assert markdown_text(why) in markdown(verdict)
     assert any(why in line for line in lines(verdict))
 
 
@@ -155,18 +162,62 @@ def test_a_waiver_counts_on_its_last_day_for_its_rule_and_never_for_the_inconclu
     assert decide(Case("r", {}), AUC, TODAY, waivers=[waiver()]).outcome == "inconclusive"
 
 
+def test_a_waiver_covers_what_lies_within_its_ceiling_with_the_whole_interval() -> None:
+    """0.8 to 0.9 lies within 0.9, partly above 0.85 and wholly above 0.7."""
+    for ceiling, outcome in ((0.9, "pass"), (0.85, "fail"), (0.7, "fail")):
+        verdict = decide(case(0.8, 0.9), AUC, TODAY, waivers=[waiver(ceiling=ceiling)])
+        assert verdict.outcome == outcome
+        assert ("ceiling" in verdict.findings[0].reason) == (outcome == "fail")
+    two = [waiver(ceiling=0.7), waiver(owner="Bo")]
+    assert decide(case(0.8, 0.9), AUC, TODAY, waivers=two).findings[0].waiver == two[1]
+    unknown = replace(case(0.8, 0.9), checkpoint="")
+    assert decide(unknown, AUC, TODAY, waivers=[waiver()]).outcome == "fail"
+
+
+def test_limits_are_read_from_toml_and_options_win(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text("max-auc = 0.6\nmin-controls = 50\nmax-odds = 0.1\n")
+    limits, sha256 = read_policy(file, Limits(max_auc=0.7))
+    assert limits == Limits(max_auc=0.7, max_odds=0.1, min_controls=50)
+    assert sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    for text, says in (
+        ("max_auc = 0.6", "max_auc is no limit; the limits are max-auc, "),
+        ("max-auk = 0.6", "max-auk is no limit"),
+        ("[limits]\nmax-auc = 0.6", "limits is no limit"),
+        ("max-auc = 1.5", "max-auc: Input should be less than or equal to 1"),
+        ('max-auc = "0.6"', "max-auc: Input should be a valid number"),
+        ("max-auc", "limits cannot be read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(GateError, match=rf"policy\.toml: {says}"):
+            read_policy(file, Limits())
+
+
 def test_waivers_are_read_from_toml_whatever_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "waivers.toml"
-    file.write_text(
-        '[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = 2027-01-31\n'
-        '[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = "2027-01-31"\n'
-        '[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = 2027-01-31T00:00:00\n'
-        '[[waiver]]\nrule = "max-auc"\nreason = "r"\nowner = "o"\nexpires = 2027-01-31\nforever = true\n'
-        "[[waiver]]\nrule = 1\n"
+    whole = """[[waiver]]
+rule = "max-auc"
+reason = "r"
+owner = "o"
+checkpoint = "0123456789ab"
+ceiling = 1
+expires = 2027-01-31
+"""
+    damages = (
+        ("2027-01-31", '"2027-01-31"'),
+        ("2027-01-31", "2027-01-31T00:00:00"),
+        ("2027-01-31", "2027-01-31\nforever = true"),
+        ("ceiling = 1", 'ceiling = "1"'),
+        ("ceiling = 1", "ceiling = nan"),
+        ("ceiling = 1", "ceiling = true"),
+        ("0123456789ab", "0123456789a"),
+        ("0123456789ab", "0123456789AB"),
     )
+    broken = [whole.replace(*damage) for damage in damages] + ["[[waiver]]\nrule = 1\n"]
+    file.write_text("".join([whole, *broken]))
     first, *others = read_waivers(file)
-    assert first == Waiver("max-auc", "r", "o", date(2027, 1, 31))
-    assert [bool(other.problem) for other in others] == [True] * 4
+    assert first == Waiver("max-auc", "r", "o", date(2027, 1, 31), "0123456789ab", 1.0)
+    assert [other.problem[:10] for other in others] == ["not usable"] * len(broken)
     for text in ("waiver = 1", "[[waiver]", "[other]"):
         file.write_text(text)
         with pytest.raises(GateError, match=r"waivers\.toml"):
@@ -175,9 +226,12 @@ def test_waivers_are_read_from_toml_whatever_is_in_it(tmp_path: Path) -> None:
         read_waivers(tmp_path / "none.toml")
 
 
-def test_the_example_waivers_count_today() -> None:
-    (found,) = read_waivers(Path(__file__).resolve().parents[2] / "infra" / "examples" / "waivers.toml")
-    assert decide(case(0.8, 0.9), AUC, TODAY, waivers=[found]).outcome == "pass"
+def test_the_examples_of_waivers_and_of_a_policy_count_today() -> None:
+    examples = Path(__file__).resolve().parents[2] / "infra" / "examples"
+    (found,) = read_waivers(examples / "waivers.toml")
+    named = replace(case(0.8, 0.9), checkpoint=found.checkpoint.ljust(64, "0"))
+    assert decide(named, AUC, TODAY, waivers=[found]).outcome == "pass"
+    assert read_policy(examples / "policy.toml", Limits()).limits.max_auc == 0.6
 
 
 @given(*[st.one_of(st.none(), st.floats(), st.integers(-2, 2)) for _ in range(3)], st.floats(0.0, 1.0))
@@ -212,13 +266,15 @@ def test_verdict_json_and_junit_say_the_same(tmp_path: Path) -> None:
     REHEARSED["known-bad"].write(tmp_path)
     (tmp_path / "waivers.toml").write_text(
         '[[waiver]]\nrule = "max-auc"\nreason = "a | <b> ]]> \\u0007"\nowner = "@all"\nexpires = 9999-12-31\n'
+        f'checkpoint = "{REHEARSED["known-bad"].checkpoint}"\nceiling = 1.0\n'
     )
     limits = Limits(max_auc=0.6, max_flag_rate=0.1, max_auc_increase=0.1, max_odds=0.056)
     clean = tmp_path / "clean"
     REHEARSED["known-clean"].write(clean)
-    verdict = gate(tmp_path, limits, clean, tmp_path / "waivers.toml", summary=tmp_path / "gate.md")
+    verdict = gate(tmp_path, limits, clean, tmp_path / "waivers.toml", summary=tmp_path / "gate.md", policy_sha256="p")
     written = json.loads((tmp_path / "verdict.json").read_text())
     assert (written["outcome"], written["exit_code"], written["run_id"]) == ("fail", 1, "known-bad")
+    assert (written["policy_sha256"], written["checkpoint"]) == ("p", REHEARSED["known-bad"].checkpoint)
     assert {f["rule"]: f["outcome"] for f in written["findings"]} == {
         "max-auc": "waived",
         "max-flag-rate": "fail",

@@ -11,7 +11,9 @@ import pytest
 from latentprint.tasks.gate.bounds import Measurement
 from latentprint.tasks.gate.decide import Case
 from latentprint.tasks.gate.rehearsal import REHEARSALS
+from latentprint.tasks.pages import html
 from latentprint.tasks.publish.mlflow import TrackingError, metrics, parameters, publish, tags
+from latentprint.tasks.report import page
 from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.seal import seal
@@ -87,7 +89,7 @@ def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: py
     assert logged.data.metrics["memorized_share_low"] < 0.56 < logged.data.metrics["memorized_share_high"]
     assert logged.data.tags["latentprint.run_id"] == "known-bad"
     assert logged.data.tags["mlflow.note.content"] == "# a card"
-    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"run.json", "evidence.json"}
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"evidence.json"}
     (tmp_path / "private").write_text("secret")
     for name in ("report.html", "tables/x.parquet"):
         (run.path / name).parent.mkdir(exist_ok=True)
@@ -101,6 +103,58 @@ def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: py
     write_json(run.verdict, {"outcome": "pass", "seal": seal(run)})
     publish(run, uri, "audits")
     sent = {file.path for file in client.list_artifacts(logged.info.run_id)}
-    assert sent == {"run.json", "evidence.json", "verdict.json"}
+    assert sent == {"evidence.json", "verdict.json"}
+    publish(run, uri, "audits", full=True)
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == sent | {"run.json"}
     with pytest.raises(TrackingError, match="nonsense://x: "):
         publish(run, "nonsense://x", "audits")
+
+
+def test_the_report_is_sent_without_pictures_and_names_unless_all_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    REHEARSALS[0].write(tmp_path / "run")
+    run, uri = RunDirectory(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db"
+    run.page("report").write_text("names")
+    asked: list[bool] = []
+    monkeypatch.setattr(page, "report_inputs", lambda _, with_pictures: asked.append(with_pictures))
+    monkeypatch.setattr(html, "render_report", lambda _, redact: "redacted" if redact else "names")
+    client = mlflow.MlflowClient(tracking_uri=uri)
+
+    def pages() -> dict[str, str]:
+        (logged,) = client.search_runs([client.get_experiment_by_name("audits").experiment_id])
+        sent = [file.path for file in client.list_artifacts(logged.info.run_id) if file.path.endswith(".html")]
+        folder = Path(logged.info.artifact_uri.removeprefix("file://"))
+        return {name: (folder / name).read_text() for name in sent}
+
+    publish(run, uri, "audits")
+    assert (pages(), asked) == ({"report-redacted.html": "redacted"}, [False])
+    publish(run, uri, "audits", full=True)
+    assert pages()["report.html"] == "names"
+
+
+def test_a_model_version_gets_the_verdict_as_tags_and_the_alias_of_its_outcome_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    REHEARSALS[0].write(tmp_path / "run")
+    run, uri = RunDirectory(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.create_registered_model("ddpm")
+    client.create_model_version("ddpm", "models/ddpm")
+    for version, says in (("ddpm/1", "there is no verdict"), ("ddpm", "NAME/VERSION")):
+        with pytest.raises(TrackingError, match=says):
+            publish(run, uri, "audits", version=version)
+    for outcome in ("fail", "pass"):
+        write_json(run.verdict, {"outcome": outcome, "seal": seal(run), "checkpoint": "c" * 64})
+        publish(run, uri, "audits", version="ddpm/1")
+        found = client.get_model_version("ddpm", "1")
+        assert {found.tags[f"latentprint.{name}"] for name in ("verdict", "checkpoint")} == {outcome, "c" * 64}
+        assert found.aliases == [f"latentprint-{outcome}"]
+    write_json(run.verdict, {"outcome": "fine", "seal": seal(run)})
+    with pytest.raises(RunError, match="its outcome is fine"):
+        publish(run, uri, "audits", version="ddpm/1")
+    write_json(run.verdict, {"outcome": "pass", "seal": seal(run)})
+    with pytest.raises(TrackingError, match="ddpm"):
+        publish(run, uri, "audits", version="ddpm/2")
