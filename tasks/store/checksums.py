@@ -65,8 +65,12 @@ def discard_damaged_parts(run: RunDirectory, *folders: Path) -> list[str]:
     return parts
 
 
-def damaged_files(run: RunDirectory, folder: str = "") -> dict[str, str]:
-    """Path within the run -> what is wrong with it, for every file recorded in ``folder`` that has changed since."""
+def damaged_files(run: RunDirectory, folder: str | tuple[str, ...] = "") -> dict[str, str]:
+    """Path within the run -> what is wrong with it, for every file recorded in ``folder`` that has changed since.
+
+    Args:
+        folder: beginning of the paths, or several.
+    """
     damaged = {}
     for name, checksum in read_checksums(run).items():
         if not name.startswith(folder):

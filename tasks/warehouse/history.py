@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,12 +24,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentprint.tasks.store.checksums import damaged_files
 from latentprint.tasks.store.files import digest
 from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.schemas import RUNS
-from latentprint.tasks.store.seal import read_evidence, reading
+from latentprint.tasks.store.seal import TABLES, read_evidence, reading
 from latentprint.tasks.warehouse.dictionary import LAYERS, describe_columns
-from latentprint.tasks.warehouse.queries import QueryProcess, answer_queries
+from latentprint.tasks.warehouse.queries import Form, Parameters, QueryError, QueryProcess, answer_queries
 from latentprint.tasks.warehouse.views import (
     MOST_SPILLED,
     confine,
@@ -37,6 +41,7 @@ from latentprint.tasks.warehouse.views import (
 )
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
+logger = logging.getLogger("latentprint")
 HISTORY = "history"
 MOST_RUNS = 500
 BESIDE_GROWTH = ("baselines", "reversibility", "density", "density_probes", "second_timestep")
@@ -133,6 +138,31 @@ class HistoryWarehouse(Warehouse):
     def describe(self, relation: str) -> dict[str, dict[str, str]]:
         columns = describe_columns(relation)
         return columns if "run" in columns else {"run": describe_columns("runs")["run"], **columns}
+
+    def query(self, sql: str, parameters: Parameters | None = None, form: Form = "arrow") -> pa.Table:
+        """As of one run. Where it fails on the data, runs with a damaged table are left out and named, and it is asked
+        again. Their hashes are computed only then.
+        """
+        try:
+            return super().query(sql, parameters, form)
+        except QueryError:
+            with suppress(QueryError):
+                super().query(f"EXPLAIN {sql}", parameters)  # fails too where the query itself is wrong
+                self._leave_out_damaged()
+                return super().query(sql, parameters, form)
+            raise
+
+    def _leave_out_damaged(self) -> None:
+        """Raises QueryError where no run is damaged, or every run."""
+        damaged = {name: found for name, run in self.runs.items() if (found := damaged_files(run, TABLES))}
+        if not damaged or damaged.keys() == self.runs.keys():
+            raise QueryError("there are no other runs to ask")
+        for name, files in damaged.items():
+            file, reason = next(iter(files.items()))
+            logger.warning("left out: %s/%s: %s", self.runs.pop(name).location, file, reason)
+        self._child.end()
+        shutil.rmtree(self._scratch / "queries")
+        del self._child
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:

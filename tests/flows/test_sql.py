@@ -22,7 +22,7 @@ from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.dictionary import saved_queries
 from latentprint.tasks.warehouse.queries import QueryError
 from latentprint.tasks.warehouse.warehouse import Warehouse
-from tests.store.runs import write_run
+from tests.store.runs import reseal, write_run
 
 Sql = Callable[..., tuple[int, str, str]]
 
@@ -74,6 +74,23 @@ def test_many_runs_are_asked_at_once(sql: Sql, folder: Path) -> None:
     code, printed, _ = sql("--runs", folder / "*", "--json", query)
     assert code == 0
     assert json.loads(printed) == [{"run": "run-9", "n": 6}, {"run": "run-10", "n": 6}]
+
+
+def test_a_run_whose_tables_were_damaged_within_is_left_out_and_named(sql: Sql, tmp_path: Path) -> None:
+    """Its footers are whole, so that only reading its rows tells."""
+    for name in ("good", "rotten"):
+        reseal(write_run(tmp_path / name))
+    manifest = tmp_path / "rotten" / "manifest.parquet"
+    content = bytearray(manifest.read_bytes())
+    content[4:400] = bytes(byte ^ 0xFF for byte in content[4:400])
+    manifest.write_bytes(content)
+    query = "SELECT run, count(DISTINCT sample_id) AS n FROM manifest GROUP BY run"
+    code, printed, error = sql("--runs", tmp_path / "*", "--json", query)
+    assert (code, json.loads(printed)) == (0, [{"run": "good", "n": 7}])
+    assert f"leftout:{tmp_path}/rotten/manifest.parquet:itsbytesarenot" in "".join(error.split())  # it is wrapped
+    code, printed, error = sql("--runs", tmp_path / "*", "--json", "SELECT nothing FROM manifest")
+    assert (code, printed) == (2, "")
+    assert "left out" not in error
 
 
 def test_the_dictionary_of_many_runs_has_the_history(sql: Sql, folder: Path) -> None:
