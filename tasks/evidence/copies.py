@@ -198,9 +198,9 @@ def adaptive_rule(
     Args:
         mean_distances: from each query's nearest reference to its surroundings, (n,): see :func:`surroundings`.
 
-    The paper compares with the neighbours of the training image; public code often takes those of the generated image.
-    Here it is the former: a threshold that belongs to the training image is the same for every sample, and its mean
-    does not contain the distance that is judged.
+    As its sentence is known here, the paper compares with the neighbours of the training image; public code often takes
+    those of the generated image, and the two differ for 2% of the bundled model's samples. The training image's own are
+    the same for every sample, and their mean does not contain the distance that is judged.
 
     Source: Carlini et al., *Extracting Training Data from Diffusion Models*, arXiv 2301.13188.
     """

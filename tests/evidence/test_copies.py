@@ -365,10 +365,10 @@ def test_the_second_group_and_the_surroundings_are_nearest_either_way_too(
 
 
 def test_fewer_references_than_asked_for_are_found_once_either_way() -> None:
-    line = np.array([[1.0, 2.0], [5.0, 5.0]], dtype=np.float32)
-    found = nearest(line[:1], line, 3, groups=np.arange(2), left_out=np.array([[0]]), mirrored=line[:1, ::-1])
-    assert found.indices.tolist() == [[1, -1]]
-    assert found.distances.tolist() == [[5.0, np.inf]]
+    line = np.array([[1.0, 2.0], [5.0, 5.0], [1.0, 3.0]], dtype=np.float32)
+    found = nearest(line[:1], line, 3, groups=np.array([0, 1, 0]), left_out=np.array([[0]]), mirrored=line[:1, ::-1])
+    assert found.indices.tolist() == [[1, -1, -1]]
+    assert found.distances.tolist() == [[5.0, np.inf, np.inf]]
 
 
 @pytest.mark.parametrize("block_values", [1, 100, 10**6])

@@ -40,6 +40,15 @@ def test_a_mirror_image_belongs_to_the_group_of_its_original(digits: np.ndarray,
     assert "mirror" not in plain.provenance
 
 
+def test_images_too_faint_for_a_signature_are_alike_if_one_is_the_mirror_image(tmp_path: Path) -> None:
+    faint = np.zeros((3, 8, 8), np.uint8)
+    faint[0, 0, 0] = faint[1, 0, 7] = faint[2, 3, 3] = 1
+    run = sharded(tmp_path / "run", faint)
+    assert TrainingImages(run, "pixel").n_groups == 3
+    groups = TrainingImages(run, "pixel", True).groups
+    assert groups[0] == groups[1] != groups[2]
+
+
 @pytest.mark.parametrize("embedding", ["pixel", "dct", "patches"])
 def test_matches_counts_and_false_copies_are_those_of_a_double_loop_over_either_way(
     embedding: str, digits: np.ndarray, tmp_path: Path

@@ -19,6 +19,7 @@ STUDIES = (
     ("headline", "--model", "memorized", "--images", "6", "--jvp"),
     ("headline", "--model", "large", "--images", "4"),
     ("cleaned",),
+    ("mirror",),
     ("odds",),
     ("side",),
     ("probe",),
