@@ -163,9 +163,10 @@ def generated(name: str, seed: int = 0) -> dict[str, Any]:
         settings = scoring(ProbeParameters(), probed_timestep(model.schedule))
         scores = score_images(model, pixels, hashes, settings, 2 * BATCH, list(range(N_IMAGES)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, pixels=pixels, **{k: np.asarray(v) for k, v in scores.items()})
-    with np.load(file) as kept:
-        return dict(kept)
+        kept = {name: np.asarray(values) for name, values in scores.items()}
+        np.savez_compressed(file, allow_pickle=False, pixels=pixels, **kept)
+    with np.load(file) as found:
+        return dict(found)
 
 
 def judged(name: str, seed: int = 0) -> Generated:
