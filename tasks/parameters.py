@@ -335,8 +335,8 @@ class ProbeParameters(Parameters):
         0.05,
         gt=0.0,
         le=0.2,
-        description="chance of a false conclusion, and largest share of false flags on average, if the control gives "
-        "no image back [of 1]",
+        description="of the test that the model repeats itself no more than its control, and of the flags' "
+        "false-discovery rate [of 1]",
     )
 
 

@@ -37,7 +37,7 @@ def probe(
     The rank is by log growth along the predicted noise, at 5% of the schedule's timesteps. A rank is no proof. With
     --control the same is generated there, and repeats are counted in both: images that are much nearer to another
     image of their model than to any of the other model, and that grow more than 95% of the control's. Only an excess of
-    repeats leads to a conclusion.
+    repeats leads to a conclusion. A model that has collapsed repeats itself too: look at the pairs.
 
     Open OUT/probe.html. OUT/suspects.parquet has all images, OUT/samples their pictures, OUT/probe.json the conclusion.
 

@@ -1,4 +1,4 @@
-r"""Does a model give images back? A decision without its training images, on two sets of generated images.
+r"""Does a model repeat itself? A decision without its training images, on two sets of generated images.
 
 Images x_1 ... x_n come from the model, y_1 ... y_n from a control: a model of the same kind of images that gives no
 training image back. A model that has learned single images by heart gives the same picture from independent noise, and
@@ -19,9 +19,10 @@ that come out often: beside the third of them the first two are nothing special.
 
 Conclusion. Given the references, the images of odd number are independent draws. So many of the model's are repeats,
 k of m, so many of the control's, l of m. Fisher's exact test of equal probabilities, one-sided at ``level``, rejects
-where the model repeats itself more; ``FEWEST`` repeats are needed. The level holds if the model, did it give nothing
-back, would repeat itself no more than the control does. That is an assumption; tests/studies/probe.py counts how often
-it fails.
+where the model repeats itself more; ``FEWEST`` repeats are needed. Given the references, at most ``level`` of models
+that repeat themselves no more than the control are accused. That a model repeats itself is not that it gives training
+images back: one that has collapsed to few dimensions does the first alone. tests/studies/probe.py counts how often
+models that know no image are accused.
 
 Flags. s = the ratio of the two distances where the image is steep, else infinite; conformal p-values of s among the
 control's, and Benjamini-Hochberg at ``level`` over all images. Flagged is a repeat with such a p-value, and only after
@@ -88,7 +89,7 @@ class Repeats:
 
     @property
     def is_concluded(self) -> bool:
-        """Does the model give images back?"""
+        """Does the model repeat itself more than the control?"""
         return _is_concluded(self.model, self.p_value, self.level)
 
 
@@ -158,7 +159,7 @@ def nearest_others(features: NDArray[np.float32]) -> tuple[NDArray[np.int64], Ar
 
 
 def answer(found: Repeats | None, n: int) -> dict[str, Any]:
-    """Level, sentence and reason: *gives_back*, *not_shown*, or *ranked_only* where there is no control."""
+    """Level, sentence and reason: *repeats_itself*, *not_shown*, or *ranked_only* where there is no control."""
     if found is None:
         return {
             "level": "ranked_only",
@@ -168,15 +169,16 @@ def answer(found: Repeats | None, n: int) -> dict[str, Any]:
         }
     k, m = found.model
     counts = f"{k:,} of {m:,} judged images are repeats, and {found.control.k:,} of {found.control.n:,} of the control"
-    test = f"Fisher's exact test, one-sided: p = {found.p_value:.2g}, level {found.level:g}"
+    test = f"Fisher's exact test, one-sided: p = {found.p_value:.2g}, level {found.level:g}."
     if found.is_concluded:
         return {
-            "level": "gives_back",
-            "sentence": f"The model gives images back: {counts}. Look at the pairs.",
-            "reason": f"{test}. It holds if the control makes images of the same kind and gives none back.",
+            "level": "repeats_itself",
+            "sentence": f"The model repeats itself more than its control does: {counts}.",
+            "reason": f"{test} A model that gives training images back does so. One that has collapsed to few "
+            "pictures, or is not trained to its end, may do so too: look at the pairs.",
         }
     return {
         "level": "not_shown",
-        "sentence": f"It is not shown that the model gives images back: {counts}. It may still do so.",
-        "reason": f"{test}. Images that come out once in {n:,} have no repeat to be told by.",
+        "sentence": f"It is not shown that the model repeats itself: {counts}. It may still give images back.",
+        "reason": f"{test} Images that come out once in {n:,} have no repeat to be told by.",
     }

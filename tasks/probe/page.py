@@ -23,11 +23,11 @@ MOST_SHOWN = 48
 """Pairs of pictures of each kind."""
 MOST_ROWS = 100
 TITLES = {
-    "gives_back": "Gives images back",
+    "repeats_itself": "Repeats itself",
     "not_shown": "Not shown",
     "ranked_only": "Nothing concluded",
 }
-TONES = {"gives_back": "shown", "not_shown": "not_shown", "ranked_only": "inconclusive"}
+TONES = {"repeats_itself": "shown", "not_shown": "not_shown", "ranked_only": "inconclusive"}
 
 
 @dataclass(frozen=True)

@@ -305,7 +305,7 @@ SUSPECTS = pa.schema(
         _field(
             "is_flagged",
             pa.bool_(),
-            "a repeat, q_value is at most the level, and the model is concluded to give images back; null: no control",
+            "a repeat, q_value is at most the level, and the model is concluded to repeat itself; null: no control",
             nullable=True,
         ),
     ]

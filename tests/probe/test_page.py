@@ -55,7 +55,7 @@ def suspects(has_control: bool) -> pa.Table:
 
 
 def page_of(has_control: bool, name: str = "my-ddpm") -> str:
-    level = "gives_back" if has_control else "ranked_only"
+    level = "repeats_itself" if has_control else "ranked_only"
     summary = {
         "probe_id": "5eed" * 8,
         "verdict": {"level": level, "sentence": f"A sentence of {name}.", "reason": "A reason."},

@@ -163,9 +163,10 @@ def generated(name: str, seed: int = 0) -> dict[str, Any]:
         settings = scoring(ProbeParameters(), probed_timestep(model.schedule))
         scores = score_images(model, pixels, hashes, settings, 2 * BATCH, list(range(N_IMAGES)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, pixels=pixels, **{k: np.asarray(v) for k, v in scores.items()})
-    with np.load(file) as kept:
-        return dict(kept)
+        kept = {name: np.asarray(values) for name, values in scores.items()}
+        np.savez_compressed(file, allow_pickle=False, pixels=pixels, **kept)
+    with np.load(file) as found:
+        return dict(found)
 
 
 def judged(name: str, seed: int = 0) -> Generated:
@@ -174,9 +175,9 @@ def judged(name: str, seed: int = 0) -> Generated:
     return Generated(pixel(images["pixels"]), images["log_growth_eps"], is_telling(images["pixels"]))
 
 
-def is_copy(name: str) -> NDArray[np.bool_]:
+def is_copy(name: str, seed: int = 0) -> NDArray[np.bool_]:
     """By the ratio rule against the training images, which the probe does not have."""
-    return ratio_rule(nearest(pixel(generated(name)["pixels"]), training_images(name), 2))
+    return ratio_rule(nearest(pixel(generated(name, seed)["pixels"]), training_images(name), 2))
 
 
 def scores_of(name: str) -> dict[str, Any]:
@@ -245,16 +246,24 @@ def alarms() -> dict[str, Any]:
     names = present(
         f"{each.name}-{state}" for each in TRAININGS for state in each.states if each.name != "digits-early"
     )
-    pairs = []
-    for model, control in permutations(names, 2):
-        if generated(model)["pixels"].shape == generated(control)["pixels"].shape:
-            pairs.append({"model": model, "control": control, **accused(judged(model), judged(control))})
+    shapes = {name: generated(name)["pixels"].shape for name in names}
+    pairs = [
+        {"model": model, "control": control, "seed": seed, **accused(judged(model, seed), judged(control, seed))}
+        for model, control in permutations(names, 2)
+        if shapes[model] == shapes[control]
+        for seed in seeds(model)
+    ]
     return {
-        "copies": {name: int(is_copy(name).sum()) for name in names},
+        "copies": {name: [int(is_copy(name, seed).sum()) for seed in seeds(name)] for name in names},
         "n_pairs": len(pairs),
-        **{rule: sum(pair[rule] for pair in pairs) for rule in ("rule", "near", "steep")},
+        **{rule: sum(bool(pair[rule]) for pair in pairs) for rule in ("rule", "near", "steep")},
         "pairs": pairs,
     }
+
+
+def seeds(name: str) -> tuple[int, ...]:
+    """Of the latents of a model that knows no image."""
+    return (0, 1) if name.startswith("digits") else (0,)
 
 
 def mixtures() -> dict[str, Any]:
