@@ -6,9 +6,11 @@ or else the newest of the same images                     -> the same with its s
 
 import logging
 import os
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -139,14 +141,14 @@ def serve(
     assert isinstance(deployment, RunnerDeployment)
     registered = deployment.apply()
     assert isinstance(registered, UUID)
-    logger.info("waiting for the runs of %r, in %s", cron, redacted(parameters["runs"]))
-    if not isinstance(checkpoint, CodeModel):  # whose module is looked for here
-        if home := os.environ.get("PREFECT_HOME"):
-            os.environ["PREFECT_HOME"] = os.path.abspath(home)
-        os.chdir("/")  # the folder may be moved or removed
     try:
+        logger.info("waiting for the runs of %r, in %s", cron, redacted(parameters["runs"]))
+        if not isinstance(checkpoint, CodeModel):  # whose module is looked for here
+            if home := os.environ.get("PREFECT_HOME"):
+                os.environ["PREFECT_HOME"] = os.path.abspath(home)
+            os.chdir("/")  # the folder may be moved or removed
         start_runs_when_due(scheduled_audit, registered)
     except SystemExit:  # told to stop, which is how a service ends
         if pause:
-            with get_client(sync_client=True) as client:
+            with suppress(httpx.HTTPError), get_client(sync_client=True) as client:  # a server may be gone before us
                 client.pause_deployment(registered)

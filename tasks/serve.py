@@ -41,7 +41,7 @@ logger = logging.getLogger("latentprint")
 LATE_SECONDS = 120.0
 """A run that starts later than this after its time was missed."""
 LONGEST = 1000
-STOP_SECONDS = 8.0
+STOP_SECONDS = 5.0
 """For a run to end by itself when it is told to."""
 
 

@@ -62,3 +62,24 @@ def publish(
 
     result = log(RunDirectory(run), mlflow, experiment, write(run, "model"), full=full, version=model_version)
     show({"run": str(run), **result}, as_json, f"{run}: MLflow run {result['mlflow_run_id']} in {experiment}")
+
+
+@command
+def notify(
+    webhook: Annotated[str, typer.Option(help="URL that is called with JSON: text, and the event's payload.")],
+    as_json: AsJson = False,
+) -> None:
+    """Call a webhook when a scheduled run fails or is late, or a verdict changes. Asked again, it changes the URL.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api latentprint notify --webhook https://hooks.example.org/audits
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    from latentprint.flows.cli.prefect_home import ServerError
+
+    if not PREFECT_API_URL.value():
+        raise ServerError("notify: set PREFECT_API_URL to the Prefect server that sends the notifications")
+    from latentprint.tasks.notify import notify as make
+
+    names = make(webhook)
+    show({"automations": names}, as_json, *(f"made: {name}" for name in names))

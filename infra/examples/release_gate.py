@@ -4,8 +4,8 @@ audit -> gate -> copy of the audited files to a new release folder, or a failed 
 
 What is released is what was audited: the files that the run's checkpoint hash covers, and no others, are copied aside,
 hashed there, and take their name only if the hash is the run's. The verdict is an artifact of the flow run, and an
-event whenever it differs from the last one on the same run directory: ``infra/examples/verdict_automation.yaml``
-notifies on those events and no others. From the project's root:
+event whenever it differs from the last one on the same run directory, which ``latentprint notify`` tells people of.
+From the project's root:
 
     python -m infra.examples.release_gate MODEL TRAIN HOLDOUT RUN RELEASED
 """

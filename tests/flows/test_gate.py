@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from prefect.events import EventTrigger
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.events import ResourceSpecification
 
 from infra.examples.release_gate import VERDICT_CHANGED, Blocked, release, resource
 from latentprint.flows.audit import audit
 from latentprint.flows.cli import main as cli
 from latentprint.tasks.gate.decide import Limits
+from latentprint.tasks.notify import HEARD
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ValidityParameters
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -170,10 +169,8 @@ def test_the_release_flow_publishes_the_clean_checkpoint_alone_and_tells_of_chan
     ]
 
 
-def test_the_example_automation_is_one_that_prefect_takes_and_that_hears_the_event() -> None:
-    content = yaml.safe_load((PROJECT / "infra" / "examples" / "verdict_automation.yaml").read_text())
-    automation = AutomationCore.model_validate(content)
-    assert isinstance(automation.trigger, EventTrigger)
-    assert automation.trigger.expect == {VERDICT_CHANGED}
-    assert automation.trigger.match.matches(resource(Path("runs/candidate")))
-    assert not automation.trigger.match.matches({"prefect.resource.id": "prefect.flow-run.x"})
+def test_the_automation_of_notify_hears_the_event_of_a_verdict() -> None:
+    events, match, _ = HEARD["latentprint: verdict changed"]
+    assert events == {VERDICT_CHANGED}
+    assert ResourceSpecification(match).matches(resource(Path("runs/candidate")))
+    assert not ResourceSpecification(match).matches({"prefect.resource.id": "prefect.flow-run.x"})
