@@ -27,7 +27,6 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -168,7 +167,7 @@ class _Pieces(io.BytesIO):
         return super().read(size)
 
 
-def decode(content: bytes, formats: Sequence[str] = FORMATS) -> Picture:
+def decode(content: bytes, formats: tuple[str, ...] = FORMATS) -> Picture:
     """Decode an image file of one of these ``FORMATS``.
 
     Raises:

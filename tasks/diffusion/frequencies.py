@@ -24,7 +24,8 @@ CUTOFF = 0.25
 def low_share(eps: Tensor) -> Tensor:
     """Share of the energy of ``eps`` (B, C, H, W) below ``CUTOFF``, (B,), 0 ... 1. Of ``eps`` = 0, NaN."""
     energies = torch.fft.fft2(wide(eps)).abs().square().sum(1).flatten(1)
-    return (energies * _is_low(*eps.shape[-2:]).to(energies)).sum(1) / energies.sum(1)
+    share: Tensor = (energies * _is_low(*eps.shape[-2:]).to(energies)).sum(1) / energies.sum(1)
+    return share
 
 
 @cache
