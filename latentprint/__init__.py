@@ -19,7 +19,7 @@ A run that is there already, in SQL, Arrow, pandas or DuckDB::
 A limit that a checkpoint must keep::
 
     verdict = latentprint.gate(run, latentprint.Limits(max_auc=0.6))
-    verdict.outcome                         # pass, fail, waived or inconclusive
+    verdict.outcome                         # pass, fail or inconclusive
 
 The method alone, for researchers: :func:`log_growth` of images under a :class:`Denoiser`. Its network is yours, on a
 :class:`DiscreteVP` noise schedule, or it comes from a checkpoint by :func:`load_denoiser`. A whole audit takes any

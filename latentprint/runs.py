@@ -261,8 +261,8 @@ def gate(
         waivers: a TOML file of failures that somebody answers for.
 
     Returns:
-        The decision: ``outcome`` is ``pass``, ``fail``, ``waived`` or ``inconclusive``, ``sentence`` says it in a line,
-        and ``findings`` has each rule with what it rests on.
+        The decision: ``outcome`` is ``pass``, ``fail`` or ``inconclusive``, ``sentence`` says it in a line, and
+        ``findings`` has each rule with what it rests on; of these an ``outcome`` may be ``waived`` too.
 
     Raises:
         GateError: no limit was asked for, or an input cannot be read.

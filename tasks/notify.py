@@ -1,4 +1,5 @@
-"""``latentprint notify``: a webhook is called when a scheduled run fails or is late, or a gate's verdict changes."""
+"""``latentprint notify``: a webhook is called when a scheduled run fails or is late, or a release flow says that
+a verdict changed (``infra/examples/release_gate.py``)."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import FlowRunResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events import emit_event
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow_in_subprocess
 from prefect.settings import PREFECT_RUNNER_POLL_FREQUENCY
 from prefect.states import Cancelled, Crashed
@@ -43,6 +44,7 @@ LATE_SECONDS = 120.0
 LONGEST = 1000
 STOP_SECONDS = 5.0
 """For a run to end by itself when it is told to."""
+_CALLED_OFF = (StateType.CANCELLED, StateType.CANCELLING)
 
 
 def absolute(location: str) -> str:
@@ -78,9 +80,8 @@ def said_at_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 
 def _tell(scheduled: FlowRun, what: str, when: str, reason: str) -> None:
-    run = redacted(run_of(scheduled.parameters["runs"], scheduled))
-    told = f"{run}: {what}{': ' * bool(reason)}{reason}"
-    print(f"{when} {visible(told, LONGEST)}", file=sys.stderr, flush=True)
+    run, reason = redacted(run_of(scheduled.parameters["runs"], scheduled)), visible(redacted(reason), LONGEST)
+    print(f"{when} {visible(run, LONGEST)}: {what}{': ' * bool(reason)}{reason}", file=sys.stderr, flush=True)
     emit_event(
         f"latentprint.run.{what.replace(' ', '-')}",
         resource={"prefect.resource.id": f"latentprint.run.{name_of(scheduled)}", "prefect.resource.name": run},
@@ -105,10 +106,11 @@ def why_left_out(scheduled: FlowRun, catch_up: CatchUp) -> str:
             ),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
-        due = [run for run in due if run.auto_scheduled]
+        due = [run for run in due if run.auto_scheduled and run.state_type not in _CALLED_OFF]
         newest = max(map(_time, [scheduled, *due]))
         for run in due:
-            if run.state_type == StateType.SCHEDULED and (reason := _why(run, newest, scheduled, catch_up)):
+            is_waiting = run.state_type == StateType.SCHEDULED and not run.run_count  # else a person starts it again
+            if is_waiting and (reason := _why(run, newest, scheduled, catch_up)):
                 client.set_flow_run_state(run.id, Cancelled(message=reason), force=True)
     return _why(scheduled, newest, scheduled, catch_up)
 
@@ -147,7 +149,10 @@ def start_runs_when_due(flow: Flow[..., Any], deployment: UUID) -> None:
                     logger.info("the Prefect server answers again")
                 answers = True
                 if due:
-                    first = client.read_flow_run(min(due, key=_time).id)
+                    try:
+                        first = client.read_flow_run(min(due, key=_time).id)
+                    except ObjectNotFound:  # deleted meanwhile
+                        continue
                     ended[first.id] = first
                     try:
                         _run(client, flow, first, seconds)
@@ -172,6 +177,8 @@ def _run(client: SyncPrefectClient, flow: Flow[..., Any], run: FlowRun, seconds:
                 state = client.read_flow_run(run.id).state
             except httpx.HTTPError:  # the run sees for itself
                 continue
+            except ObjectNotFound:  # deleted: nobody wants it any more
+                return
             if state is not None and state.is_cancelling():
                 return
 
@@ -191,7 +198,10 @@ def _process(flow: Flow[..., Any], run: FlowRun) -> Iterator[BaseProcess]:
 
 def _settle(client: SyncPrefectClient, run: FlowRun) -> None:
     """Give a run whose process has ended a last state, if it has none, and tell of it."""
-    state = client.read_flow_run(run.id).state
+    try:
+        state = client.read_flow_run(run.id).state
+    except ObjectNotFound:
+        return
     if state is None or state.is_final():
         return
     last: State[Any] = Cancelled() if state.is_cancelling() else Crashed(message="its process ended without a word")

@@ -53,6 +53,7 @@ def publish(
     r"""Log parameters, measurements and a redacted report of a run to MLflow (pip install 'latentprint\[mlflow]').
 
     With --model-version the alias latentprint-pass, latentprint-fail or latentprint-inconclusive leads to that version.
+    It says what verdict.json says: publish in the job that ran the gate.
 
     Example: latentprint publish --run runs/demo --mlflow sqlite:///mlflow.db
     """
@@ -69,7 +70,9 @@ def notify(
     webhook: Annotated[str, typer.Option(help="URL that is called with JSON: text, and the event's payload.")],
     as_json: AsJson = False,
 ) -> None:
-    """Call a webhook when a scheduled run fails or is late, or a verdict changes. Asked again, it changes the URL.
+    """Call a webhook when a scheduled run fails or is late, or a release flow says that a verdict changed.
+
+    Asked again, it changes the URL.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api latentprint notify --webhook https://hooks.example.org/audits
     """

@@ -103,6 +103,8 @@ def prefect_server(*, scheduler: bool = False) -> Iterator[bool]:
             with temporary_settings(settings), _environment({each.name: text for each, text in settings.items()}):
                 try:
                     yield False
+                    if server.is_lost:  # a service that waits is ended by SIGTERM, and takes it for a wish
+                        raise ServerError(f"the Prefect server ended {RESTARTS + 1} times: see its log, start again")
                     is_history_wanted = is_kept
                 finally:
                     if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):
@@ -144,7 +146,7 @@ class _Server:
             **({} if scheduler else {"PREFECT__SERVER_EPHEMERAL": "1"}),
         }
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = self.is_lost = False
         self._process = self._start()
         threading.Thread(target=self._watch, name="Prefect server", daemon=True).start()
 
@@ -200,6 +202,7 @@ class _Server:
         else:
             self._process.wait()
         if not self._closed:
+            self.is_lost = True
             logger.error("no Prefect server any more: ending the run")
             os.kill(os.getpid(), signal.SIGTERM)  # Prefect would wait for minutes
 

@@ -42,7 +42,7 @@ KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that shards hold as they came, and the names of their members: anything that reads WebDataset knows them."""
 
 LONGEST_HEADER = 1024
-"""Bytes of a kept file beyond those of its pixels: what a small picture takes, and little for a hidden attachment."""
+"""A file longer than its pixels by more bytes is not kept: what it holds beside the picture would fill the disk."""
 
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decompressed."""

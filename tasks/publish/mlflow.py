@@ -5,6 +5,7 @@ MLflow is an optional extra, and imported here alone. Nothing goes anywhere but 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from latentprint.tasks.gate.decide import Case
 from latentprint.tasks.gate.read import read_case
 from latentprint.tasks.pages.formats import is_finite, visible
 from latentprint.tasks.pages.headline import answers
+from latentprint.tasks.pages.redaction import redacted_record
 from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import read_json
 from latentprint.tasks.store.run import RunDirectory, RunError
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_ID = "latentprint.run_id"
-ARTIFACTS = ("evidence.json", "verdict.json", "junit.xml")
+ARTIFACTS = ("verdict.json", "junit.xml")
 """Files without pictures, names of images, and folders."""
-ALL_ARTIFACTS = (*ARTIFACTS, "run.json", "report.html", "sweep.html", "tables/")
+ALL_ARTIFACTS = (*ARTIFACTS, "evidence.json", "run.json", "report.html", "sweep.html", "tables/")
 OUTCOMES = ("pass", "fail", "inconclusive")
 ALIAS = "latentprint-"
 """Before an outcome: the alias of the last version that the gate decided on so."""
@@ -52,7 +54,8 @@ def publish(
         uri: of the tracking store: sqlite:///mlflow.db, http://..., a folder.
         description: Markdown that MLflow shows with the run.
         full: send pictures, names and folders too: the report as it is, ``run.json`` and the tables.
-        version: NAME/VERSION of the registered model that was audited: it gets the verdict as tags and alias.
+        version: NAME/VERSION of the registered model that was audited: it gets the verdict as tags and alias. They say
+            what ``verdict.json`` says, so publish where the gate has run.
 
     Returns:
         ``uri``, ``experiment``, ``mlflow_run_id``.
@@ -75,7 +78,7 @@ def publish(
     if not re.fullmatch(r"[\w.-]{1,128}", case.run_id):  # it goes into a filter of MLflow's, which knows no binding
         raise RunError(f"{run.path}: its run id is {visible(case.run_id)}: run 'latentprint audit' again")
     with reading(run):
-        measured, given = metrics(case, evidence), parameters(record, evidence)
+        measured, given = metrics(case, evidence), parameters(record if full else redacted_record(record), evidence)
         told = tags(case, evidence, description)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -100,7 +103,9 @@ def publish(
         )
         page = run.page("report")
         if not full and page.is_file() and not page.is_symlink():
-            client.log_text(id_, redacted_page(run), run.page("report", redact=True).name)
+            text, evidence_text = redacted_report(run)
+            client.log_text(id_, text, run.page("report", redact=True).name)
+            client.log_text(id_, evidence_text, run.evidence.name)
         for artifact in finished(run, *(ALL_ARTIFACTS if full else ARTIFACTS)):
             if artifact.is_file() and not artifact.is_symlink():  # a link could send any file of this machine away
                 folder = artifact.parent.relative_to(run.path).as_posix()
@@ -113,17 +118,20 @@ def publish(
     return {"uri": redacted(uri), "experiment": experiment, "mlflow_run_id": str(id_)}
 
 
-def redacted_page(run: RunDirectory) -> str:
-    """The report as of now, without pictures, names and folders."""
+def redacted_report(run: RunDirectory) -> tuple[str, str]:
+    """The report as of now and ``evidence.json``, without pictures, names and folders."""
     from latentprint.tasks.pages.html import render_report
+    from latentprint.tasks.pages.redaction import redacted as without_names
     from latentprint.tasks.report.page import report_inputs
 
-    return render_report(report_inputs(run, with_pictures=False), True)
+    inputs = report_inputs(run, with_pictures=False)
+    return render_report(inputs, True), json.dumps(without_names(inputs).evidence, indent=2)
 
 
 def _decide_on(client: MlflowClient, version: str, verdict: Mapping[str, Any], known: Mapping[str, str]) -> None:
     """The verdict as tags of a model version; the alias of its outcome, and of no other, leads to it."""
     name, _, number = version.rpartition("/")
+    number = str(int(number))
     outcome = verdict.get("outcome")
     if outcome not in OUTCOMES:
         raise RunError(f"verdict.json: its outcome is {visible(outcome)}: run the gate again")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from latentprint.tasks.compute.batch_size import auto_batch_size
 from latentprint.tasks.compute.models import loaded_model
 from latentprint.tasks.compute.workers import Done, uncounted
-from latentprint.tasks.datasets.decoding import channels_first
+from latentprint.tasks.datasets.decoding import Picture, channels_first
 from latentprint.tasks.datasets.shards import read_positions
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import LoadedModel
@@ -237,7 +237,13 @@ def _batches(
 def _images(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
     wanted = {row["shard_index"]: row for row in rows}
     for index, pixels in read_positions(tar, wanted):
-        yield wanted.pop(index), pixels
+        row = wanted.pop(index)
+        if Picture(pixels).content_hash != row["content_hash"]:
+            raise SourceError(
+                f"{tar.name}, {row['sample_id']}: other pixels than the manifest names: run 'latentprint verify', and "
+                "use the Pillow and libjpeg that the run was sharded with"
+            )
+        yield row, pixels
     if wanted:
         raise SourceError(f"{tar.name}: {len(wanted)} images of the manifest are missing; delete the shard, run again")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import mlflow
+import pyarrow as pa
 import pytest
 
 from latentprint.tasks.gate.bounds import Measurement
 from latentprint.tasks.gate.decide import Case
 from latentprint.tasks.gate.rehearsal import REHEARSALS
 from latentprint.tasks.pages import html
+from latentprint.tasks.pages.redaction import redacted_record
 from latentprint.tasks.publish.mlflow import TrackingError, metrics, parameters, publish, tags
 from latentprint.tasks.report import page
 from latentprint.tasks.store.files import read_json, write_json
@@ -89,7 +92,7 @@ def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: py
     assert logged.data.metrics["memorized_share_low"] < 0.56 < logged.data.metrics["memorized_share_high"]
     assert logged.data.tags["latentprint.run_id"] == "known-bad"
     assert logged.data.tags["mlflow.note.content"] == "# a card"
-    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"evidence.json"}
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == set()
     (tmp_path / "private").write_text("secret")
     for name in ("report.html", "tables/x.parquet"):
         (run.path / name).parent.mkdir(exist_ok=True)
@@ -103,9 +106,9 @@ def test_a_run_published_twice_is_one_mlflow_run(tmp_path: Path, monkeypatch: py
     write_json(run.verdict, {"outcome": "pass", "seal": seal(run)})
     publish(run, uri, "audits")
     sent = {file.path for file in client.list_artifacts(logged.info.run_id)}
-    assert sent == {"evidence.json", "verdict.json"}
+    assert sent == {"verdict.json"}
     publish(run, uri, "audits", full=True)
-    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == sent | {"run.json"}
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == sent | {"evidence.json", "run.json"}
     with pytest.raises(TrackingError, match="nonsense://x: "):
         publish(run, "nonsense://x", "audits")
 
@@ -117,21 +120,33 @@ def test_the_report_is_sent_without_pictures_and_names_unless_all_is_asked_for(
     REHEARSALS[0].write(tmp_path / "run")
     run, uri = RunDirectory(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db"
     run.page("report").write_text("names")
+    named = {"why_high": {"images": [{"sample_id": "train/jane.png"}]}, "n": 1}
+    image = {"sample_id": ["train/jane.png"], "rank": [1], "split": ["train"], "content_hash": ["a"]}
+    inputs = html.ReportInputs({}, named, {"ranking": pa.table(image)}, pa.table(image), {})
     asked: list[bool] = []
-    monkeypatch.setattr(page, "report_inputs", lambda _, with_pictures: asked.append(with_pictures))
+    monkeypatch.setattr(page, "report_inputs", lambda _, with_pictures: asked.append(with_pictures) or inputs)
     monkeypatch.setattr(html, "render_report", lambda _, redact: "redacted" if redact else "names")
     client = mlflow.MlflowClient(tracking_uri=uri)
 
     def pages() -> dict[str, str]:
         (logged,) = client.search_runs([client.get_experiment_by_name("audits").experiment_id])
-        sent = [file.path for file in client.list_artifacts(logged.info.run_id) if file.path.endswith(".html")]
+        sent = [file.path for file in client.list_artifacts(logged.info.run_id)]
         folder = Path(logged.info.artifact_uri.removeprefix("file://"))
         return {name: (folder / name).read_text() for name in sent}
 
     publish(run, uri, "audits")
-    assert (pages(), asked) == ({"report-redacted.html": "redacted"}, [False])
+    sent = pages()
+    assert (sent.keys(), asked) == ({"report-redacted.html", "evidence.json"}, [False])
+    assert sent["report-redacted.html"] == "redacted"
+    assert json.loads(sent["evidence.json"]) == {"why_high": {"images": [{"sample_id": "image 1"}]}, "n": 1}
     publish(run, uri, "audits", full=True)
     assert pages()["report.html"] == "names"
+    assert pages()["evidence.json"] == run.evidence.read_text()
+
+
+def test_labels_of_classes_are_sent_where_all_is_asked_for_alone() -> None:
+    record = {"scoring": {"parameters": {"axes": 1, "labels": {"Jane Doe": 0}}}}
+    assert parameters(redacted_record(record), {}).keys() == parameters(record, {}).keys() - {"scoring.labels"}
 
 
 def test_a_model_version_gets_the_verdict_as_tags_and_the_alias_of_its_outcome_alone(

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from prefect.task_runners import TaskRunner
 
+from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.datasets.sources import SourceError
 from latentprint.tasks.diffusion.checkpoint import CheckpointError
 from latentprint.tasks.parameters import ScoreParameters
+from latentprint.tasks.score import job
 from latentprint.tasks.score.job import Scoring, ShardJob
 from latentprint.tasks.score.tasks import ShardsFailed, score_all
 from latentprint.tasks.store.files import sha256
@@ -80,3 +83,18 @@ def test_a_shard_is_verified_once_per_process_and_again_when_it_changed(
     with pytest.raises(SourceError, match="not those that were written"):
         job.verified_sha256()
     assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("grey", [0, 1])
+def test_an_image_that_decodes_to_other_pixels_than_the_manifest_names_is_not_scored(
+    grey: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a JPEG may under another libjpeg."""
+    known = np.zeros((2, 2), np.uint8)
+    row = {"sample_id": "train/a.jpg", "shard_index": 0, "content_hash": Picture(known).content_hash}
+    monkeypatch.setattr(job, "read_positions", lambda tar, wanted: iter([(0, known + np.uint8(grey))]))
+    if grey == 0:
+        assert [found["sample_id"] for found, _ in job._images(Path("x.tar"), [row])] == ["train/a.jpg"]
+    else:
+        with pytest.raises(SourceError, match=r"x\.tar, train/a\.jpg: other pixels than the manifest names"):
+            list(job._images(Path("x.tar"), [row]))
