@@ -226,7 +226,7 @@ def different_inputs(before: ComparedRun, after: ComparedRun) -> list[str]:
     names = ("membership score", "sampling parameters", "rule of copies")
     found += of_growth + [name for name in names if _differ(before, after, name)]
     if not of_growth and calibration_identity(before.evidence) != calibration_identity(after.evidence):
-        found.append("timesteps that calibration chose in its folds")
+        found.append("timesteps or features that calibration chose in its folds")
     return found
 
 

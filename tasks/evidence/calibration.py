@@ -48,10 +48,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import rankdata
 
 from latentprint.tasks.evidence.logistic import LogOdds, Mask, Standardised
@@ -145,6 +146,12 @@ class Fit(BaseModel):
     """None where it was not asked for, or there is no other to choose from."""
     n_train: int
     n_control: int
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_versions_wrote_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the features where they are those of earlier versions, whose fits stay the same fits."""
+        said = serialize(self)
+        return {name: value for name, value in said.items() if name != "features" or tuple(value) != EARLIER_FEATURES}
 
     def scores(self, scores: Scores) -> dict[str, Array]:
         """``dime`` and ``fused`` of further images; ``fused_norms`` too where there is a second timestep."""

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentprint.tasks.errors import UserError, first_line
+from latentprint.tasks.evidence.calibration import EARLIER_FEATURES
 from latentprint.tasks.evidence.membership import MINIMUM_GROUPS as MINIMUM_CONTROLS
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, excess
 from latentprint.tasks.evidence.statistics import binomial_interval
@@ -100,13 +101,15 @@ def identity(run: RunDirectory, record: Mapping[str, Any], evidence: Mapping[str
 
 
 def calibration_identity(evidence: Mapping[str, Any]) -> Any:
-    """The timesteps that calibration chose, over all and in each fold; "none" where nothing was calibrated."""
+    """The timesteps that calibration chose, over all and in each fold, and the features that it weighed; "none" where
+    nothing was calibrated."""
     if "calibration" not in evidence:
         return None
     found = _section(evidence, "calibration")
     folds = found.get("folds") if isinstance(found.get("folds"), list) else []
     chosen = [found.get("timestep"), [fold.get("timestep") for fold in folds or () if isinstance(fold, Mapping)]]
-    return [*chosen, _section(found, "second").get("timestep")] if found else "none"
+    features = list(found.get("features") or EARLIER_FEATURES)
+    return [*chosen, _section(found, "second").get("timestep"), features] if found else "none"
 
 
 def _why_unusable(evidence: Mapping[str, Any], min_controls: int) -> str:

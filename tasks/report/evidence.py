@@ -19,6 +19,7 @@ from latentprint.tasks.compute.task import task
 from latentprint.tasks.datasets.shards import read_pictures
 from latentprint.tasks.diffusion.names import BASELINE_NAMES, EVALUATIONS, density_evaluations
 from latentprint.tasks.evidence.assessment import assess, flag_trained
+from latentprint.tasks.evidence.calibration import EARLIER_FEATURES
 from latentprint.tasks.evidence.images import ImageScores, Pixels
 from latentprint.tasks.evidence.judgement import judge
 from latentprint.tasks.evidence.membership import HeldOut
@@ -328,6 +329,7 @@ def _calibration(directory: RunDirectory) -> dict[str, Any] | None:
     second, folds = known.get("second"), known.get("folds", [])
     return {
         **{name: known[name] for name in ("timestep", "n_train", "n_control", "choices")},
+        "features": list(known.get("features") or EARLIER_FEATURES),
         "n_folds": len(folds),
         "folds": [{"timestep": fold["timestep"]} for fold in folds],
         "second": second and {name: second[name] for name in ("timestep", "choices")},

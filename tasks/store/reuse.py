@@ -168,7 +168,7 @@ def joined(
     by_content = {row["content_hash"]: row for row in new}
     whole = [by_content.get(row["content_hash"]) or {**reused[row["content_hash"]], **row} for row in rows]
     names = list(scored) or [name for row in whole[:1] for name in row if name not in ("shard_index", "occurrence")]
-    return {name: [row[name] for row in whole] for name in names}
+    return {name: [row.get(name) for row in whole] for name in names}  # earlier versions knew fewer columns
 
 
 def _valid_parts(other: RunDirectory, made_from: Mapping[str, Any]) -> list[Path]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentprint.tasks.evidence.calibration import EARLIER_FEATURES, FEATURES
 from latentprint.tasks.evidence.reproduction import CONTROLS, Counts, of_rule
 from latentprint.tasks.gate.decide import Case, Finding, Limits, decide
 from latentprint.tasks.gate.judge import gate
@@ -369,5 +370,8 @@ def test_other_calibrations_and_other_rules_of_copies_are_other_runs(tmp_path: P
     assert found["rule of copies"] == ["ratio", 1 / 3, None]
     folds = [{"timestep": t} for t in (20, 50)]
     calibrated = [{**CLEAN, "calibration": {"timestep": 20, "folds": part}} for part in (folds, folds[::-1], [])]
-    assert len({json.dumps(identity(run, record, evidence)["calibration"]) for evidence in calibrated}) == 3
+    calibrated.append({**CLEAN, "calibration": {"timestep": 20, "folds": folds, "features": list(FEATURES)}})
+    assert len({json.dumps(identity(run, record, evidence)["calibration"]) for evidence in calibrated}) == 4
+    said = {**CLEAN, "calibration": {"timestep": 20, "folds": folds, "features": list(EARLIER_FEATURES)}}
+    assert identity(run, record, said)["calibration"] == identity(run, record, calibrated[0])["calibration"]
     assert identity(run, record, {})["calibration"] is None

@@ -260,6 +260,8 @@ def test_columns_are_joined_in_the_order_of_the_rows(tmp_path: Path) -> None:
         "sample_id": ["now/A", "now/B", "now/C"],
         "log_growth": [1.0, 2.0, 3.0],
     }
+    with_more = joined(rows, {**fresh, "eps_low_share": [0.5]}, known)  # which an earlier version did not measure
+    assert with_more["eps_low_share"] == [None, 0.5, None]
     all_known = joined(rows[::2], {}, known)
     assert all_known == {"log_growth": [1.0, 3.0], "sample_id": ["now/A", "now/C"], "content_hash": ["A", "C"]}
 
