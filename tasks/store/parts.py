@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentprint.tasks.store.files import atomic_path
-from latentprint.tasks.store.run import RunDirectory, difference
+from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.store.schemas import OPTIONAL_SCORES, SCORES
 
 PROVENANCE = b"latentprint.provenance"
@@ -77,7 +77,8 @@ def foreign_parts(run: RunDirectory, names: Collection[str] | None = None) -> di
         except (OSError, pa.ArrowException, ValueError):
             continue
         if known != made_from:
-            found[name] = f"it was made from something else than run.json says ({difference(known, made_from)})"
+            differing = sorted(field for field in {*known, *made_from} if known.get(field) != made_from.get(field))
+            found[name] = f"it was made from something else than run.json says ({', '.join(differing)})"
     return found
 
 

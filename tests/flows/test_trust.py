@@ -27,6 +27,7 @@ from latentprint.flows.report import report
 from latentprint.flows.score import score
 from latentprint.tasks.compare.read import compare
 from latentprint.tasks.diffusion.checkpoint import CheckpointError, checkpoint_sha256, load_denoiser
+from latentprint.tasks.errors import UserError
 from latentprint.tasks.explain.words import explain, in_words
 from latentprint.tasks.gate.decide import Limits
 from latentprint.tasks.gate.judge import gate
@@ -414,7 +415,7 @@ def test_whatever_the_json_of_a_foreign_run_holds_is_one_line(
     for work in works:
         try:
             work()
-        except (RunError, GateError) as error:
+        except UserError as error:
             if "\n" in str(error):
                 raise
 
