@@ -211,15 +211,15 @@ def summarized(night: Night, gated: Mapping[str, Any], found: Mapping[str, Any])
 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:
-    """The summary: the verdict with the rules that do not pass, what was computed, what changed, what is proposed."""
+    """The verdict with the rules that do not pass, what was computed, what changed, and what is proposed."""
     gated, images = summary["gate"], summary["images"]
-    rules = [rule for rule in gated["rules"] if not rule.startswith("pass ")]
+    rules = [rule.rstrip(".") for rule in gated["rules"] if not rule.startswith("pass ")]
     waiting = [f"not asked, since no earlier run has passed: {', '.join(gated['not_asked'])}"] * bool(
         gated["not_asked"]
     )
     told = ["; ".join([gated["sentence"], *rules, *waiting])]
     if summary["is_unchanged"]:
-        return [*told, f"nothing is new since {summary['run']}: nothing was computed"]
+        return [*told, "nothing is new since then: nothing was computed"]
     told.append(f"{images['scored']:,} of {images['distinct']:,} images scored, {images['reused']:,} taken over")
     if changes := summary["changes"]:
         flags = changes["flags"]

@@ -66,5 +66,5 @@ def hygiene(
     with prefect_server():
         options = scoring, compute, sharding, extraction, loading
         summary = flow(model, train, runs, policy, holdout, waivers, skip_unchanged, *options)
-    show(summary, as_json, f"{summary['run']}: {'. '.join(in_words(summary))}")
+    show(summary, as_json, f"{summary['run']}: {'; '.join(in_words(summary))}")
     raise typer.Exit(summary["gate"]["exit_code"])
