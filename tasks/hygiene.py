@@ -28,7 +28,7 @@ from latentprint.tasks.score.classes import planned
 from latentprint.tasks.shard import made_from
 from latentprint.tasks.store.files import read_json, write_json
 from latentprint.tasks.store.reuse import is_scored_whole, readable_runs
-from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.run import RunDirectory, RunError
 from latentprint.tasks.store.seal import seal
 
 NAME, NAMES = "%Y-%m-%dT%H%M%SZ", "????-??-??T??????Z"
@@ -87,8 +87,7 @@ class Night:
     @property
     def before(self) -> str | None:
         """The outcome of the last verdict, which tonight's may change."""
-        known = self.run if self.is_unchanged else self.last
-        return outcome_of(known) if known else None
+        return next(filter(None, map(outcome_of, (self.run, *self.earlier))), None)
 
 
 def asked(policy: Path, waivers: Path | None) -> Policy:
@@ -144,9 +143,19 @@ def _is_finished(record: Mapping[str, Any]) -> bool:
 
 
 def outcome_of(run: Path) -> str | None:
-    """Of the verdict that the gate left; None if there is none."""
-    path = RunDirectory(run).verdict
-    return read_json(path).get("outcome") if path.is_file() else None
+    """Of the verdict that the gate left; None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    return _read(RunDirectory(run).verdict).get("outcome")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: damaged ({error}): delete it") from error
 
 
 @task(name="gate")
@@ -181,10 +190,8 @@ def compared(night: Night) -> dict[str, Any]:
     Raises:
         RunError: a run is not what was written.
     """
-    file = RunDirectory(night.run).hygiene
-    if night.is_unchanged and file.is_file():
-        known = read_json(file)
-        return {name: known.get(name) for name in ("changes", "proposal")}
+    if night.is_unchanged and (known := _read(RunDirectory(night.run).hygiene)):
+        return {name: known[name] for name in ("changes", "proposal")}
     changes = compare(night.last, night.run) if night.last else None
     proposal = propose(night.run, PROPOSED)
     words = ["latentprint", "curate", "--run", str(night.run), "--out", f"{night.run}-cleaned"]
@@ -227,7 +234,7 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
         told.append(f"since {Path(changes['before']).name}: {counts}")
     proposal = summary["proposal"]
     told.append(
-        f"{proposal['n_images']:,} images flagged: {proposal['command']}"
+        f"{proposal['n_images']:,} flagged: {proposal['command']}"
         if proposal["command"]
         else f"nothing to clean: {proposal['reason']}"
     )

@@ -51,12 +51,17 @@ def hygiene(
 ) -> None:
     """Audit what is new, compare with the last run, decide by a policy, propose what to clean; one line says it all.
 
-    For cron, Airflow or a Prefect deployment. The exit code is the gate's: 0 pass, 1 fail, 3 inconclusive; 2 usage or
-    input error. Images that an earlier run has scored are not scored again; a new checkpoint shares the shards.
-    --extract generates its images in every new run. RUN/hygiene.json has the summary, RUN/compare.html what changed.
+    For cron or Airflow; a Prefect deployment takes flows/hygiene.py:hygiene.
+    The exit code is the gate's: 0 pass, 1 fail, 3 inconclusive. It is 2 for
+    a usage or input error. RUN/hygiene.json has the summary.
 
-    In a crontab: 0 3 * * * cd /srv/audits && latentprint hygiene --model my-ddpm --train photos/ --holdout unseen/
-    --runs runs --policy policy.toml --skip-unchanged
+    Images that an earlier run has scored are not scored again. A new
+    checkpoint shares the shards. --extract generates anew in each new run.
+    Limits on an increase are held against the newest run that passed.
+
+    In a crontab: 0 3 * * * cd /srv/audits && latentprint hygiene --model
+    my-ddpm --train photos/ --holdout unseen/ --runs runs --policy policy.toml
+    --skip-unchanged
     """
     require_there(model=model, loading=loading, sources=sources_of(train, holdout))
     from latentprint.flows.hygiene import hygiene as flow

@@ -14,12 +14,13 @@ from prefect.client.orchestration import get_client
 
 from latentprint.flows.cli import main as cli
 from latentprint.flows.report import slug
-from latentprint.tasks.hygiene import Inputs, Night, tonight
+from latentprint.tasks.hygiene import Inputs, Night, compared, in_words, tonight
 from latentprint.tasks.notify import VERDICT_CHANGED
 from latentprint.tasks.parameters import ExtractParameters
 from latentprint.tasks.store.files import read_json, write_json
-from latentprint.tasks.store.run import RunDirectory
+from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.flows.test_serve import wait_for
+from tests.store.runs import reseal, write_flags, write_run
 
 LENIENT, STRICT = "max-auc = 1.0\nmax-auc-increase = 1.0\n", "max-auc = 0.0\n"
 
@@ -139,10 +140,18 @@ def test_a_week_of_nights(
     for shard in later.run.shards.glob("*.tar"):
         assert shard.samefile(more.run.shards / shard.name)
     assert later.code == read_json(later.run.verdict)["exit_code"]
+    later.run.hygiene.unlink()  # as if that night had been interrupted before it compared
+    later.run.verdict.unlink()
+    told = nightly(LENIENT, tmp_path / "later", tmp_path, "--skip-unchanged").summary
+    assert (told["is_unchanged"], told["changes"]["before"]) == (True, str(more.run.path))
+    assert told["gate"]["before"] == read_json(more.run.verdict)["outcome"]
+
     key = f"latentprint-hygiene-{slug(str(tmp_path / 'later'))}"
-    (artifact,) = found("/artifacts/filter", artifacts={"key": {"any_": [key]}})
-    assert "110 of 110 images scored" in artifact["data"]
-    assert str(later.run.comparison) in artifact["data"]
+    artifacts = found("/artifacts/filter", artifacts={"key": {"any_": [key]}})
+    artifacts.sort(key=lambda artifact: artifact["created"])
+    for artifact, says in zip(artifacts, ("110 of 110", "nothing is new"), strict=True):
+        assert says in artifact["data"]
+        assert str(later.run.comparison) in artifact["data"]
 
     last = [(None, "pass"), ("pass", "fail"), ("fail", "pass")]  # and none of the unchanged night
     wait_for(lambda: len(changes_of(first.run)) >= len(last) or None)
@@ -210,6 +219,35 @@ def test_an_increase_is_held_against_the_newest_run_that_passed(tmp_path: Path) 
     night = Night(nights[0], tuple(nights[1:]))
     assert (night.last, night.passed, night.before) == (nights[1], nights[2], "fail")
     assert Night(nights[0], ()).passed is None
+
+
+def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text('{"outcome": ')
+    with pytest.raises(RunError, match=r"verdict.json: damaged .*: delete it"):
+        _ = Night(tmp_path / "new", (tmp_path,)).passed
+
+
+def test_flagged_images_are_proposed_with_the_command_that_puts_them_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a run")
+    write_flags(run, {("train/a", "A"): 0.04})
+    reseal(run)
+    said = compared.fn(Night(run.path, ()))
+    command = f"latentprint curate --run '{run.path}' --out '{run.path}-cleaned' --action quarantine"
+    fates = {"kept": 2, "quarantined": 2}
+    assert said == {
+        "changes": None,
+        "proposal": {"n_images": 1, "fates": fates, "reason": "", "command": command},
+    }
+    gated = {"sentence": "FAIL: 2 rules, 1 fail", "rules": ["pass --max-auc 1: fine", "fail --max-odds 0.1: why."]}
+    images = {"distinct": 1200, "reused": 1190, "scored": 10}
+    changes = {"before": "runs/2026-01-05T030000Z", "flags": {"new": 1, "gone": 2, "tested": 90}}
+    summary = {"run": "r", "is_unchanged": False, "images": images, "gate": gated | {"not_asked": []}, **said}
+    assert in_words(summary | {"changes": changes}) == [
+        "FAIL: 2 rules, 1 fail; fail --max-odds 0.1: why",
+        "10 of 1,200 images scored, 1,190 taken over",
+        "since 2026-01-05T030000Z: 1 newly flagged, 2 no longer",
+        f"1 flagged: {command}",
+    ]
 
 
 @pytest.mark.parametrize(
