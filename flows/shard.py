@@ -8,12 +8,11 @@ from pathlib import Path
 from prefect import flow
 
 from latentprint.tasks.datasets.apart import require_apart
-from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.holdouts import named_sources, require_held_out
 from latentprint.tasks.datasets.labels import class_ids_of
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.parameters import ShardParameters
-from latentprint.tasks.shard import compare_sources, join_manifest, shard_split, start_afresh
+from latentprint.tasks.shard import compare_sources, join_manifest, made_from, shard_split, start_afresh
 from latentprint.tasks.store.checksums import add_checksums, is_sharded, read_checksums
 from latentprint.tasks.store.manifest import count_images, manifest_digest, require_columns
 from latentprint.tasks.store.reuse import share_shards
@@ -46,14 +45,7 @@ def shard(
     with directory.lock():
         if not any(made.exists() for made in (directory.manifest, *parts)):
             start_afresh(directory)
-        directory.claim(
-            "data",
-            {
-                "sources": sources,
-                "fingerprints": {name: fingerprint(location) for name, location in sources.items()},
-                "parameters": parameters.model_dump(mode="json"),
-            },
-        )
+        directory.claim("data", made_from(sources, parameters))
         resharded = not is_sharded(directory)
         if resharded and not (reuse and share_shards(directory, RunDirectory(reuse))):
             directory.manifest.unlink(missing_ok=True)

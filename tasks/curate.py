@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,15 +101,11 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
         return known
     _withdraw(out)
     with building(out) as folder, spilling(folder) as connection:
-        connection.register("selected", chosen)
-        connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
+        decided = _decided(connection, directory, chosen, parameters)
         n_known = connection.execute("SELECT count(*) FROM selected SEMI JOIN manifest USING (sample_id)").fetchall()
         if n_known == [(0,)]:
             raise QueryError(f"--images names {len(chosen)} samples, none of which is in {directory.path}")
-        query = (SQL / "curate" / "decisions.sql").read_text(encoding="utf-8")
-        asked = {"action": parameters.action, "alike": parameters.alike}
-        decisions = connection.sql(query, params=asked).to_arrow_reader(ROWS_PER_BATCH)
-        rows = (row for batch in decisions for row in batch.to_pylist())
+        rows = (row for batch in decided.to_arrow_reader(ROWS_PER_BATCH) for row in batch.to_pylist())
         with atomic_path(folder / DECISIONS) as temporary:
             tars, fates = _write(directory, folder, rows, parameters, temporary)
         count = "SELECT count(DISTINCT new_content_hash) FROM read_parquet($path) WHERE weight > 0"
@@ -129,6 +126,41 @@ def write_cleaned(run: Path, out: Path, chosen: pa.Table, parameters: CuratePara
             _withdraw(out)
             raise
     return result
+
+
+@task(name="propose-cleaning")
+def propose(run: Path, parameters: CurateParameters) -> dict[str, Any]:
+    """What :func:`write_cleaned` would do with the flagged images; nothing is written.
+
+    Returns:
+        ``n_images``, how many are flagged, ``fates``, how many samples would meet which, and ``reason`` where there is
+        nothing to propose.
+
+    Raises:
+        RunError: the run is not what was written.
+    """
+    directory = RunDirectory(run)
+    require_as_written(directory, *TABLES, *FINDINGS)
+    if why := why_no_flags(directory):
+        return {"n_images": 0, "fates": {}, "reason": f"its flags do not count: {why}"}
+    with Warehouse(directory) as warehouse:
+        chosen = chosen_images(warehouse, FLAGGED)
+    if not len(chosen):
+        return {"n_images": 0, "fates": {}, "reason": "no image is flagged"}
+    with reading(directory), spilling(run) as connection:
+        decided = _decided(connection, directory, chosen, parameters)
+        fates = decided.aggregate("fate, count(*) AS n").order("fate").fetchall()
+    return {"n_images": len(chosen), "fates": dict(fates), "reason": ""}
+
+
+def _decided(
+    connection: duckdb.DuckDBPyConnection, directory: RunDirectory, chosen: pa.Table, parameters: CurateParameters
+) -> duckdb.DuckDBPyRelation:
+    """What becomes of each training sample: the rows of decisions.sql, not yet computed."""
+    connection.register("selected", chosen)
+    connection.sql("FROM read_parquet($path)", params={"path": str(directory.manifest)}).create_view("manifest")
+    query = (SQL / "curate" / "decisions.sql").read_text(encoding="utf-8")
+    return connection.sql(query, params={"action": parameters.action, "alike": parameters.alike})
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 BLOCK = "latentprint-webhook"
+VERDICT_CHANGED = "latentprint.verdict.changed"
 OF_OURS = {"prefect.resource.id": "latentprint.run.*"}
 OF_A_SCHEDULED_RUN = {"prefect.resource.role": "flow", "prefect.resource.name": "scheduled-audit"}
 HEARD: dict[str, tuple[set[str], dict[str, str], dict[str, str]]] = {
     "latentprint: run failed": ({"latentprint.run.failed", "latentprint.run.crashed"}, OF_OURS, {}),
     "latentprint: run late": ({"prefect.flow-run.Late"}, {}, OF_A_SCHEDULED_RUN),
-    "latentprint: verdict changed": ({"latentprint.verdict.changed"}, OF_OURS, {}),
+    "latentprint: verdict changed": ({VERDICT_CHANGED}, OF_OURS, {}),
 }
 """Automation -> events, the resource that they are about, and one that is related."""
 BODY = '{"text": {{ (event.event ~ ": " ~ (event.resource.name or event.resource.id)) | tojson }}, "payload": %s}'

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from latentprint.tasks.compute.task import task
+from latentprint.tasks.datasets.fingerprint import fingerprint
 from latentprint.tasks.datasets.holdouts import overlap_sentence
 from latentprint.tasks.datasets.shards import join_manifests, join_rejects, write_shards
 from latentprint.tasks.datasets.sources import open_source
@@ -17,6 +20,19 @@ from latentprint.tasks.store.run import RunDirectory, RunError
 
 NOTHING = re.compile(r"(?!)")
 logger = logging.getLogger("latentprint")
+
+
+def made_from(sources: Mapping[str, str], parameters: ShardParameters) -> dict[str, Any]:
+    """What ``run.json`` says of a run's images: where they are, their files' names, sizes and times, and how they lie.
+
+    Raises:
+        SourceError: a folder cannot be listed, or a store does not answer.
+    """
+    return {
+        "sources": dict(sources),
+        "fingerprints": {name: fingerprint(location) for name, location in sources.items()},
+        "parameters": parameters.model_dump(mode="json"),
+    }
 
 
 def start_afresh(run: RunDirectory) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentprint.tasks.compare.page import MOST_EXHIBITS, ComparedRun, changed_flags, render_comparison
+from latentprint.tasks.compare.page import (
+    MOST_EXHIBITS,
+    ComparedRun,
+    changed_flags,
+    render_comparison,
+    void_flags,
+)
 from latentprint.tasks.gate.read import identity
 from latentprint.tasks.pages.headline import answers
 from latentprint.tasks.report.page import pictures_of
@@ -23,7 +29,8 @@ def compare(before: Path, after: Path, out: Path | None = None, redact: bool = F
     """Write the page that shows what changed from one run to another, into the later one's directory if nowhere else.
 
     Returns:
-        Where it is, and the levels of each run's two answers.
+        Where it is, the levels of each run's two answers, and how many images are newly flagged, flagged no longer, and
+        tested in both; None where flags do not count.
 
     Raises:
         RunError: one is not a run directory, has no evidence yet, or is not what was written; both are the same; or the
@@ -40,7 +47,7 @@ def compare(before: Path, after: Path, out: Path | None = None, redact: bool = F
         require_as_written(run, *TABLES, run.evidence.name)
     require_unchanged(runs["B"], "shards/")
     with reading(runs["B"]):
-        page = _page(runs, redact)
+        page, flags = _page(runs, redact)
     try:
         with atomic_open(out) as stream:
             stream.write(page.encode())
@@ -51,10 +58,10 @@ def compare(before: Path, after: Path, out: Path | None = None, redact: bool = F
         run: {"membership": answer.membership.level, "reproduction": answer.reproduction.level}
         for run, answer in found.items()
     }
-    return {"before": str(before), "after": str(after), "levels": levels, "report": str(out)}
+    return {"before": str(before), "after": str(after), "levels": levels, "flags": flags, "report": str(out)}
 
 
-def _page(runs: dict[str, RunDirectory], redact: bool) -> str:
+def _page(runs: dict[str, RunDirectory], redact: bool) -> tuple[str, dict[str, int] | None]:
     with HistoryWarehouse(runs) as warehouse:
         ranking, flags, images, trend = (
             warehouse.table(name) for name in ("ranking", "flagged", "images", "rank_trend")
@@ -63,7 +70,8 @@ def _page(runs: dict[str, RunDirectory], redact: bool) -> str:
     changed = changed_flags(trend)
     shown = [*_shown(changed.new), *_shown(changed.gone)]
     b = replace(b, pictures=pictures_of(runs["B"], _of_run(images, "B"), shown))
-    return render_comparison(a, b, trend, redact)
+    counts = {"new": len(changed.new), "gone": len(changed.gone), "tested": changed.n_tested}
+    return render_comparison(a, b, trend, redact), None if void_flags(a, b) else counts
 
 
 def _compared(directory: RunDirectory, name: str, ranking: pa.Table, flags: pa.Table) -> ComparedRun:

@@ -122,18 +122,26 @@ def newest_scored(runs: Path, scoring: Mapping[str, Any], *, other_than: Path) -
         scoring: checkpoint and parameters, as claimed in a run's ``run.json``.
         other_than: a run that is not asked for.
     """
-    return next((path for path, record in _records(runs, other_than) if is_scored_whole(record, scoring)), None)
+    return next(
+        (path for path, record in readable_runs(runs, other_than=other_than) if is_scored_whole(record, scoring)), None
+    )
 
 
 def newest_sharded(runs: Path, sources: Mapping[str, str], *, other_than: Path) -> Path | None:
     """The last by name of the runs in ``runs`` whose images came from these sources: it may have the same shards."""
-    of_them = (path for path, record in _records(runs, other_than) if record.get("data", {}).get("sources") == sources)
+    of_them = (
+        path
+        for path, record in readable_runs(runs, other_than=other_than)
+        if record.get("data", {}).get("sources") == sources
+    )
     return next((path for path in of_them if is_sharded(RunDirectory(path))), None)
 
 
-def _records(runs: Path, other_than: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def readable_runs(
+    runs: Path, names: str = "*", *, other_than: Path | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The runs in a folder with their ``run.json``, the last first, without and naming those that cannot be read."""
-    for file in sorted(runs.glob("*/run.json"), reverse=True):
+    for file in sorted(runs.glob(f"{names}/run.json"), reverse=True):
         if file.parent != other_than:
             try:
                 yield file.parent, RunDirectory(file.parent).read_record()

@@ -2,7 +2,7 @@
 
 RUN/run.json  manifest.parquet  rejects.parquet  shards/  scores/  SHA256SUMS  tables/  flags.parquet  evidence.json
     report.html
-    verdict.json, junit.xml, where the gate decided
+    verdict.json, junit.xml, where the gate decided; hygiene.json, where that was the nightly flow
     summary.html, report-redacted.html, summary-redacted.html, compare.html, where those were asked for
     calibration.json, calibration.parquet, where there are controls to calibrate against
     samples/  matches/  reproductions/  false-copies/  extraction.json, where images were generated
@@ -179,6 +179,11 @@ class RunDirectory:
     @property
     def junit(self) -> Path:
         return self.path / "junit.xml"
+
+    @property
+    def hygiene(self) -> Path:
+        """What the nightly flow says of this run."""
+        return self.path / "hygiene.json"
 
     @property
     def odds(self) -> Path:

@@ -18,7 +18,7 @@ from latentprint.flows.audit import audit
 from latentprint.flows.curate import curate
 from latentprint.flows.report import report
 from latentprint.flows.train import train
-from latentprint.tasks.curate import choose_images
+from latentprint.tasks.curate import choose_images, propose
 from latentprint.tasks.datasets.decoding import Picture
 from latentprint.tasks.datasets.modification import modified
 from latentprint.tasks.datasets.sources import SourceError, open_source
@@ -196,6 +196,24 @@ def test_no_flagged_image_is_one_line(tmp_path: Path) -> None:
     reseal(run)
     with pytest.raises(RunError, match="no image is flagged, so nothing was written; name images with --images"):
         choose_images.fn(run.path, CurateParameters(action="drop").query)
+
+
+def test_a_proposal_counts_samples_writes_nothing_and_says_why_there_is_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_flags(run, {("train/a", "A"): 0.04, ("train/b", "B"): 0.5})
+    reseal(run)
+    before = sorted(run.path.rglob("*"))
+    proposed = propose.fn(run.path, CurateParameters(action="quarantine"))
+    assert proposed == {"n_images": 1, "fates": {"kept": 2, "quarantined": 2}, "reason": ""}  # a2 is the same image
+    assert sorted(run.path.rglob("*")) == before
+    write_flags(run, {("train/a", "A"): 0.5})
+    reseal(run)
+    nothing = {"n_images": 0, "fates": {}}
+    assert propose.fn(run.path, CurateParameters()) == {**nothing, "reason": "no image is flagged"}
+    write_json(run.evidence, {"conformal": {"status": "void", "reason": "Pixels alone tell them apart."}})
+    reseal(run)
+    why = "its flags do not count: Pixels alone tell them apart"
+    assert propose.fn(run.path, CurateParameters()) == {**nothing, "reason": why}
 
 
 def test_images_are_chosen_by_name(tmp_path: Path) -> None:
