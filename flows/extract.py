@@ -54,7 +54,7 @@ def extract(
     require_unchanged(directory, "manifest.parquet", "shards/")
     model, checksum = scored_model(directory)
     check_sampler(model, parameters)
-    mirroring = decide_mirroring(directory, model, parameters.mirror)
+    mirroring = decide_mirroring(directory, model, checksum, parameters.mirror)
     parameters = parameters.decided(mirroring.is_on)
     TrainingImages(directory, parameters.embedding, parameters.is_mirrored).require_groups()
     with directory.lock():

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow
 
 from latentprint.tasks.datasets.apart import require_apart
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.parameters import TrainParameters
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.ownership import held
@@ -36,6 +37,7 @@ def train(
             record["generated"] = count_copies(data, out, parameters, device)
         packages = {name: version(name) for name in ("torch", "diffusers", "numpy")}
         versions = packages | {"python": platform.python_version()}
+        record["checkpoint_sha256"] = checkpoint_sha256(out)
         write_json(out / "training.json", {**record, "versions": versions, "device": device})
         (out / "training-state.pt").unlink()
         return record

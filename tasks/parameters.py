@@ -218,9 +218,9 @@ class ExtractParameters(Parameters):
     )
     mirror: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="do mirror images count as copies? Say on where training flipped images at random, as diffusers' "
+        description="do mirror images count as copies? They do where training flipped images at random, as diffusers' "
         "scripts do with --random_flip. auto: as the run was extracted before; else what training.json says, if "
-        "'latentprint train' wrote it; else off",
+        "'latentprint train' wrote it; else on",
     )
     samples_per_tar: int = Field(256, ge=1, description="generated images per tar, the unit of work [images]")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,8 @@ from latentprint.tasks.diffusion.code_model import require_consent
 from latentprint.tasks.diffusion.layout import Checkpoint, Resolved, Source, resolve
 from latentprint.tasks.diffusion.names import Precision
 from latentprint.tasks.diffusion.tangents import DTYPES, set_precision
-from latentprint.tasks.parameters import ModelParameters
+from latentprint.tasks.parameters import ModelParameters, TrainParameters
+from latentprint.tasks.store.files import read_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 
 logger = logging.getLogger("latentprint")
@@ -64,13 +64,25 @@ def record_loading(directory: RunDirectory, model: Resolved, loading: ModelParam
         directory.update_record(**notes)
 
 
-def training_record(model: Path) -> dict[str, Any]:
-    """``training.json`` beside a checkpoint that ``latentprint train`` made; empty for any other."""
-    path = model / "training.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def training_record(folder: Path, checksum: str) -> dict[str, Any]:
+    """``training.json`` that ``latentprint train`` left beside the checkpoint of this hash; empty for any other.
+
+    Another program's file has other parameters. One that is stale names another hash; earlier versions named none.
+    """
+    try:
+        record = read_json(folder / "training.json")
+        said = TrainParameters.model_validate(record.get("parameters")).model_fields_set
+    except (OSError, ValueError):
+        return {}
+    is_ours = TrainParameters.model_fields.keys() - TrainParameters.unsaid.keys() <= said
+    return record if is_ours and record.get("checkpoint_sha256", checksum) == checksum else {}
 
 
-def flipped_in_training(model: Resolved) -> bool | None:
-    """Did its training mirror images at random? None: ``latentprint train`` left no record beside it."""
-    parameters = training_record(model.folder).get("parameters") if isinstance(model, Checkpoint) else None
-    return parameters.get("flip") is True if isinstance(parameters, dict) else None
+def flipped_in_training(model: Resolved, checksum: str) -> bool | None:
+    """Did its training mirror images at random? None: ``latentprint train`` left no record beside it.
+
+    Args:
+        checksum: of the model.
+    """
+    record = training_record(model.folder, checksum) if isinstance(model, Checkpoint) else {}
+    return TrainParameters.model_validate(record["parameters"]).flip if record else None

@@ -29,8 +29,9 @@ def extraction_seconds(
         an_evaluation: of the network on one image, in a batch [s].
     """
     n, n_train, n_holdout = extraction.samples, patient.n_of_split("train"), patient.n_of_split("holdout")
-    is_mirrored = patient.checkpoint is not None and flipped_in_training(patient.checkpoint)
-    distances = n_distances(n, n_train, n_holdout) * (2 if is_mirrored else 1)
+    model = patient.checkpoint
+    is_flipped = None if model is None else flipped_in_training(model, model.sha256())
+    distances = n_distances(n, n_train, n_holdout) * (1 if is_flipped is False else 2)
     reading = (READ * n + n_train + n_holdout) * patient.decode_seconds
     return {
         "generate_evaluations": n * extraction.steps,

@@ -41,6 +41,8 @@ FEWEST_COPIES = 2
 POWER = 0.8
 DISAGREEMENT = 0.05
 """Least excess of the other rule, by its interval's lower bound, that makes an answer inconclusive."""
+NO_FLIPS = "the training record says that no images were flipped"
+"""Why mirror images do not count, where there is nothing to say of it."""
 MOST_FALSE = 0.5
 """A rule that may fire on more of the controls than this tells nothing: it has no excess."""
 
@@ -294,9 +296,12 @@ def _false_words(control: Mapping[str, Any] | None) -> str:
 
 
 def _mirror_words(reproductions: Mapping[str, Any], rule: str) -> str:
-    """Whether mirror images count, how many copies are any, and why; empty where an earlier version counted."""
+    """Whether mirror images count, how many copies are any, and why.
+
+    Empty where training had none, and where an earlier version counted.
+    """
     mirror = reproductions.get("mirror")
-    if not mirror:
+    if not mirror or mirror["why"] == NO_FLIPS:
         return ""
     if not mirror["is_on"]:
         return f" Mirror images do not count, because {mirror['why']}."

@@ -37,7 +37,13 @@ from latentprint.tasks.extract.references import TrainingImages, on_disk, texts
 from latentprint.tasks.store.files import digest, sha256
 from latentprint.tasks.store.parts import is_valid_part, write_part
 from latentprint.tasks.store.run import RunDirectory
-from latentprint.tasks.store.schemas import FALSE_COPIES, MATCHES, MIRRORED_MATCHES, REPRODUCTIONS
+from latentprint.tasks.store.schemas import (
+    FALSE_COPIES,
+    MATCHES,
+    MIRRORED_MATCHES,
+    MIRRORED_REPRODUCTIONS,
+    REPRODUCTIONS,
+)
 
 RULES = {
     "ratio": {
@@ -84,7 +90,8 @@ def count_reproductions(jobs: list[SampleJob], training: TrainingImages, progres
     for shard, rows in training.by_shard():
         part, n_rows = directory.reproductions / f"part-{Path(shard).stem}.parquet", rows.stop - rows.start
         if not is_valid_part(part, provenance, n_rows):
-            write_part(part, counter.rows(rows), provenance, REPRODUCTIONS)
+            schema = MIRRORED_REPRODUCTIONS if training.is_mirrored else REPRODUCTIONS
+            write_part(part, counter.rows(rows), provenance, schema)
         progress.advance(n_rows)
 
 
@@ -159,6 +166,7 @@ class _Counter:
             "nearest_distance": distances,
             "nearest_ratio": distances / to_another,
             "embedding": [self.training.embedding] * n,
+            **({"mirror_group": groups[rows]} if self.training.is_mirrored else {}),
         }
 
     def _nearest(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

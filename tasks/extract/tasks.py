@@ -16,7 +16,7 @@ from latentprint.tasks.compute.workers import run_on_device
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import Resolved
 from latentprint.tasks.errors import UserError
-from latentprint.tasks.evidence.reproduction import CONTROLS
+from latentprint.tasks.evidence.reproduction import CONTROLS, NO_FLIPS
 from latentprint.tasks.extract.false_copies import MOST_QUERIES, measure_false_copies
 from latentprint.tasks.extract.generate import SampleJob, generate_shard
 from latentprint.tasks.extract.match import count_reproductions, match_samples, summarise
@@ -41,14 +41,19 @@ class Mirroring(NamedTuple):
     why: str
 
 
-def decide_mirroring(directory: RunDirectory, model: Resolved, asked: str) -> Mirroring:
-    """As asked for; else as the run was extracted before; else as the training record beside the model says."""
+def decide_mirroring(directory: RunDirectory, model: Resolved, checksum: str, asked: str) -> Mirroring:
+    """As asked for; else as the run was extracted before; else on, unless the model's training record excludes flips.
+
+    Args:
+        checksum: of the model.
+    """
     if asked != "auto":
         return Mirroring(asked == "on", f"--mirror {asked} was given")
-    flipped = flipped_in_training(model)
-    decided = Mirroring(False, "no training record says whether images were flipped in training")
-    if flipped is not None:
-        decided = Mirroring(flipped, f"the training record says that {'' if flipped else 'no '}images were flipped")
+    decided = {
+        None: Mirroring(True, "no training record says whether images were flipped"),
+        True: Mirroring(True, "the training record says that images were flipped"),
+        False: Mirroring(False, NO_FLIPS),
+    }[flipped_in_training(model, checksum)]
     known = directory.read_record().get("extraction")
     if known is not None and (known["parameters"].get("mirror") == "on") != decided.is_on:
         before = "without them" if decided.is_on else "with them"

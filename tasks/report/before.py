@@ -114,6 +114,7 @@ def _training(directory: RunDirectory, earlier: RunDirectory) -> str:
 def _trained_with(run: RunDirectory) -> dict[str, Any] | None:
     """Parameters of the training; None where they, or the checkpoint itself, are not on this machine."""
     try:
-        return training_record(scored_model(run)[0].folder).get("parameters")
+        model, checksum = scored_model(run)
+        return training_record(model.folder, checksum).get("parameters")
     except CheckpointError:
         return None

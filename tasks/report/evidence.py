@@ -114,7 +114,9 @@ def weigh_evidence(run: Path) -> dict[str, Any]:
             "validity": validity,
             **({"cleaned_set": read_json(directory.cleaned)} if directory.cleaned.exists() else {}),
             "reproductions": reproductions,
-            "generated": training_record(Path(record["model"])).get("generated"),
+            "generated": training_record(Path(record["model"]), record["scoring"]["checkpoint_sha256"]).get(
+                "generated"
+            ),
             "calibration": _calibration(directory),
         },
     )
@@ -260,11 +262,17 @@ def judged_reproductions(directory: RunDirectory, rows: pa.Table, sample: Sample
         return None
     trained = rows.filter(pc.field("split") == "train")
     counted = trained.join(sample.hits(), "sample_id", join_type="inner").sort_by("sample_id")
-    images = image_scores(counted)
+    images = image_scores(grouped_as_counted(counted))
     n_generated = int(counted["n_generated"][0].as_py())
     judgements = judge(images.scores, counted["hits_group"].to_numpy(), n_generated, groups=images.groups)
     by_score = {name: judgement.as_dict() for name, judgement in judgements.items()}
     return {**read_json(directory.extraction), "judgement": by_score}
+
+
+def grouped_as_counted(rows: pa.Table) -> pa.Table:
+    """The same rows, an image and its mirror image in one near-duplicate group where they were counted as one."""
+    groups = pc.coalesce(rows["mirror_group"], rows["near_duplicate_group"])
+    return rows.set_column(rows.schema.get_field_index("near_duplicate_group"), "near_duplicate_group", groups)
 
 
 def counted_hits(directory: RunDirectory, rows: pa.Table, sample: Sample) -> NDArray[np.float64] | None:

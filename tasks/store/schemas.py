@@ -409,6 +409,21 @@ REPRODUCTIONS = pa.schema(
     ]
 )
 
+MIRRORED_REPRODUCTIONS = pa.schema(
+    [
+        *REPRODUCTIONS,
+        _field(
+            "mirror_group",
+            pa.int64(),
+            "near-duplicate group where mirror images count: an image and its mirror image are in one; null: they do "
+            "not count",
+            "identifier",
+            nullable=True,
+        ),
+    ]
+)
+"""What came out where mirror images count: ``--mirror on``."""
+
 SWEEP = pa.schema(
     [
         _SAMPLE_ID,
@@ -633,7 +648,7 @@ TABLES: dict[str, pa.Schema] = {
     "matches": MIRRORED_MATCHES,
     "odds": ODDS,
     "rejects": REJECTS,
-    "reproductions": REPRODUCTIONS,
+    "reproductions": MIRRORED_REPRODUCTIONS,
     "scores": SCORES,
     "side": SIDE,
     "sweep": SWEEP,

@@ -57,10 +57,10 @@ class Sample:
         return [(str(row["shard"]), int(row["shard_index"])) for row in rows]
 
     def hits(self) -> pa.Table:
-        """sample_id, hits, hits of its near-duplicate group and n_generated of the training images."""
+        """sample_id, hits, hits of its group, n_generated and mirror_group of the training images."""
         query = """
-            SELECT sample_id, hits, coalesce(hits_group, hits) AS hits_group, n_generated FROM reproductions
-            WHERE content_hash <= $last ORDER BY sample_id
+            SELECT sample_id, hits, coalesce(hits_group, hits) AS hits_group, n_generated, mirror_group
+            FROM reproductions WHERE content_hash <= $last ORDER BY sample_id
         """
         return self.warehouse.rows(query, "reproductions", {"last": self._last["train"]})
 

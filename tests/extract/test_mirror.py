@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS
-from latentprint.tasks.evidence.reproduction import answer
+from latentprint.tasks.evidence.reproduction import NO_FLIPS, answer
 from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.extract.references import HeldOutImages, TrainingImages
 from latentprint.tasks.store.run import RunDirectory
@@ -140,6 +140,24 @@ def test_mirrored_copies_are_missed_without_and_found_with(digits: np.ndarray, t
     assert file_bytes(run, *FOLDERS) == before
 
 
+def test_an_image_and_its_mirror_image_that_both_came_out_are_one_original(digits: np.ndarray, tmp_path: Path) -> None:
+    """Mirror images are darker by one grey level: samples, rounded down, lie between the two."""
+    mirrored = (digits[:5] - (digits[:5] > 0))[:, :, ::-1]
+    directory = sharded(tmp_path / "run", np.concatenate([digits[:60], mirrored]), digits[100:140])
+    summary = counted_anew(directory.path, planted(directory.path, digits, is_mirrored=True), "pixel", True)["ratio"]
+    assert summary["n_reproduced_originals"] < summary["n_reproduced_training_images"]
+    with Warehouse(directory) as warehouse:
+        (copies,) = warehouse.table("generated_copies").to_pylist()
+        hits = warehouse.table("reproductions").to_pylist()
+    assert copies["n_originals"] == summary["n_reproduced_originals"]
+    assert copies["n_reproduced"] == summary["n_reproduced_training_images"]
+    of_group = {row["mirror_group"]: row["hits_group"] for row in hits}
+    assert len(of_group) == 60
+    assert sum(of_group.values()) == summary["n_copies"]
+    for i in range(5):
+        assert hits[i]["mirror_group"] == hits[60 + i]["mirror_group"]
+
+
 def test_the_report_says_whether_mirror_images_count_and_why(digits: np.ndarray, tmp_path: Path) -> None:
     run = sharded(tmp_path / "run", digits[:60], digits[100:140]).path
     jobs = planted(run, digits, is_mirrored=True)
@@ -150,3 +168,5 @@ def test_the_report_says_whether_mirror_images_count_and_why(digits: np.ndarray,
     assert found == f"{said} {n} of the copies are mirror images; these count, because --mirror on was given."
     plain = answer({**summary, "mirror": {"is_on": False, "why": "it was so"}})["sentence"]
     assert plain == f"{said} Mirror images do not count, because it was so."
+    none = answer({**summary, "mirror": {"is_on": False, "why": NO_FLIPS}})["sentence"]
+    assert none == said, "there is nothing to say of mirror images where training had none"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentprint.tasks.compute.models import training_record
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import Checkpoint
 from latentprint.tasks.extract import tasks
@@ -23,7 +24,7 @@ from latentprint.tasks.extract.tasks import (
     generate_group,
     match_and_count,
 )
-from latentprint.tasks.parameters import ExtractParameters
+from latentprint.tasks.parameters import ExtractParameters, TrainParameters
 from latentprint.tasks.store.checksums import add_checksums, read_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
@@ -86,15 +87,24 @@ def model_of(folder: Path, training: object) -> Checkpoint:
     return Checkpoint(folder, folder, None)
 
 
+PLAIN, FLIPPED = ({"parameters": TrainParameters(flip=flip).model_dump(mode="json")} for flip in (False, True))
+UNKNOWN = "no training record says whether images were flipped"
+
+
 @pytest.mark.parametrize(
     ("asked", "training", "is_on", "why"),
     [
-        ("on", {"parameters": {}}, True, "--mirror on was given"),
-        ("off", {"parameters": {"flip": True}}, False, "--mirror off was given"),
-        ("auto", None, False, "no training record says whether images were flipped in training"),
-        ("auto", {"parameters": "odd"}, False, "no training record says whether images were flipped in training"),
-        ("auto", {"parameters": {"seed": 0}}, False, "the training record says that no images were flipped"),
-        ("auto", {"parameters": {"flip": True}}, True, "the training record says that images were flipped"),
+        ("on", PLAIN, True, "--mirror on was given"),
+        ("off", FLIPPED, False, "--mirror off was given"),
+        ("auto", None, True, UNKNOWN),
+        ("auto", {"parameters": "odd"}, True, UNKNOWN),
+        ("auto", {"parameters": {"horizontal_flip": True}}, True, UNKNOWN),
+        ("auto", {"parameters": {"seed": 0}}, True, UNKNOWN),
+        ("auto", {"parameters": {**PLAIN["parameters"], "random_flip": True}}, True, UNKNOWN),
+        ("auto", {**PLAIN, "checkpoint_sha256": "of another one"}, True, UNKNOWN),
+        ("auto", {**PLAIN, "checkpoint_sha256": "c"}, False, "the training record says that no images were flipped"),
+        ("auto", PLAIN, False, "the training record says that no images were flipped"),
+        ("auto", FLIPPED, True, "the training record says that images were flipped"),
     ],
 )
 def test_mirror_images_count_as_asked_for_or_as_the_training_record_says(
@@ -102,18 +112,30 @@ def test_mirror_images_count_as_asked_for_or_as_the_training_record_says(
 ) -> None:
     run = RunDirectory(tmp_path / "run")
     write_json(run.record, {"data": {}})
-    assert decide_mirroring(run, model_of(tmp_path / "model", training), asked) == (is_on, why)
+    assert decide_mirroring(run, model_of(tmp_path / "model", training), "c", asked) == (is_on, why)
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[1]"])
+def test_a_training_record_that_is_none_is_no_error(content: str, run: RunDirectory, tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model", None)
+    (model.folder / "training.json").write_text(content)
+    assert training_record(model.folder, "c") == {}
+
+
+def test_a_run_that_was_extracted_before_mirror_images_were_known_goes_on_without(run: RunDirectory) -> None:
+    found = decide_mirroring(run, model_of(run.path / "model", None), "c", "auto")
+    assert found == (False, "the run was extracted without them before")
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_extraction_goes_on_as_it_was_unless_asked_otherwise(flip: bool, run: RunDirectory) -> None:
-    model = model_of(run.path / "model", {"parameters": {"flip": flip} if flip else {}})
+    model = model_of(run.path / "model", FLIPPED if flip else PLAIN)
     claim_samples(run, "c", TEN.decided(flip))
     says = f"the training record says that {'' if flip else 'no '}images were flipped"
-    assert decide_mirroring(run, model, "auto") == (flip, says)
+    assert decide_mirroring(run, model, "c", "auto") == (flip, says)
     claim_samples(run, "c", TEN.decided(not flip))
     before = "without" if flip else "with"
-    assert decide_mirroring(run, model, "auto") == (not flip, f"the run was extracted {before} them before")
+    assert decide_mirroring(run, model, "c", "auto") == (not flip, f"the run was extracted {before} them before")
 
 
 @pytest.mark.parametrize("samples", [10, 11])

@@ -124,18 +124,19 @@ def test_an_extraction_grows_to_the_same_bytes_as_one_at_once(
 def test_mirror_images_are_matched_without_generating_anew(extracted: Path, tmp_path: Path) -> None:
     run, matched = Path(shutil.copytree(extracted, tmp_path / "run")), ("matches", "reproductions", "false-copies")
     before = extract(run, FEW, ONE_THREAD)
-    assert before["mirror"]["is_on"] is False
+    assert before["mirror"] == {"is_on": True, "why": "no training record says whether images were flipped"}
     written = {tar: tar.stat().st_mtime_ns for tar in (run / "samples").iterdir()}
+    off = extract(run, FEW.model_copy(update={"mirror": "off"}), ONE_THREAD)
+    assert off["mirror"] == {"is_on": False, "why": "--mirror off was given"}
+    assert {**off["parameters"], "mirror": "on"} == before["parameters"]
+    plain = file_bytes(run, *matched)
+    assert [name for name, content in file_bytes(extracted, *matched).items() if content == plain[name]] == []
+    kept = extract(run, FEW, ONE_THREAD)
+    assert kept["mirror"] == {"is_on": False, "why": "the run was extracted without them before"}
+    assert file_bytes(run, *matched) == plain
     on = extract(run, FEW.model_copy(update={"mirror": "on"}), ONE_THREAD)
     assert on["mirror"] == {"is_on": True, "why": "--mirror on was given"}
-    assert on["parameters"] == {**before["parameters"], "mirror": "on"}
-    mirrored = file_bytes(run, *matched)
-    assert [name for name, content in file_bytes(extracted, *matched).items() if content == mirrored[name]] == []
-    kept = extract(run, FEW, ONE_THREAD)
-    assert kept["mirror"] == {"is_on": True, "why": "the run was extracted with them before"}
-    assert file_bytes(run, *matched) == mirrored
-    off = extract(run, FEW.model_copy(update={"mirror": "off"}), ONE_THREAD)
-    assert {**off, "mirror": before["mirror"]} == before
+    assert {**on, "mirror": before["mirror"]} == before
     assert file_bytes(run, *matched) == file_bytes(extracted, *matched)
     assert {tar: tar.stat().st_mtime_ns for tar in (run / "samples").iterdir()} == written
 

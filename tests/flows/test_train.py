@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 
 import latentprint.tasks.train
 from latentprint.flows.train import train
+from latentprint.tasks.compute.models import training_record
 from latentprint.tasks.datasets.sources import SourceError
+from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.diffusion.sampling import from_pixels
 from latentprint.tasks.diffusion.training import Trainer
 from latentprint.tasks.parameters import TrainParameters
@@ -129,6 +131,12 @@ def test_training_record_counts_copies_with_an_interval(
     assert generated["interval_95"][0] <= generated["share_of_copies"] <= generated["interval_95"][1]
     assert sum(generated["n_copies_by_copies_in_training"].values()) == generated["n_copies"]
     assert set(generated["n_copies_by_copies_in_training"]) == {"1", "3"}
+    model = tmp_path / "model"
+    checksum = checkpoint_sha256(model)
+    assert training_record(model, checksum) == record
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text() + " ")
+    assert training_record(model, checkpoint_sha256(model)) == {}, "the record is of the checkpoint that was there"
 
 
 def test_the_copies_that_training_counts_may_be_mirrored_if_it_flipped(

@@ -7,14 +7,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentprint.tasks.evidence.assessment import assess
-from latentprint.tasks.report.evidence import held_out_images, image_scores, sampled_pixels, sampling_limits
+from latentprint.tasks.evidence.judgement import judge
+from latentprint.tasks.report.evidence import (
+    held_out_images,
+    image_scores,
+    judged_reproductions,
+    sampled_pixels,
+    sampling_limits,
+)
+from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory
 from latentprint.tasks.warehouse.subset import Sample
 from latentprint.tasks.warehouse.warehouse import Warehouse
-from tests.warehouse.test_warehouse import Image, write_run
+from tests.store.runs import Image, write_reproductions, write_run
 
 
 def images(growth: dict[str, list[float]], shared: int = 0) -> list[Image]:
@@ -96,6 +105,32 @@ def test_a_sample_is_of_the_least_hashes_in_either_split_and_says_so(tmp_path: P
     (said,) = sampling_limits({"train": {"distinct": 1_000_000}, "holdout": {"distinct": 40}})
     assert said.startswith("50,000 of 1,000,000 train images: tests, intervals and flags are over a random sample")
     assert sampling_limits({"train": {"distinct": 50_000}}) == []
+
+
+def test_an_image_and_its_mirror_image_are_drawn_together_where_they_were_counted_as_one(tmp_path: Path) -> None:
+    """Forty images, of which two and two are alike: as forty, the interval would be too narrow."""
+    run = write_run(tmp_path / "run", images({"train": list(np.repeat(RISING[::2], 2))}))
+    write_json(run.extraction, {})
+    hits = {(f"train/{i:03d}", f"train {i:03d}"): int(i // 2 in (3, 8, 12, 15, 16, 17, 19)) for i in range(40)}
+
+    def judged(mirror_groups: list[int] | None) -> Any:
+        write_reproductions(run, hits, mirror_groups)
+        with Warehouse(run) as warehouse:
+            sample = Sample(warehouse, 1000)
+            found = judged_reproductions(run, sample.scores(), sample)
+        assert found is not None
+        return found["judgement"]["log_growth"]
+
+    def expected(groups: list[int]) -> Any:
+        growth, hit = np.repeat(np.asarray(RISING[::2], np.float64), 2), np.array(list(hits.values()))
+        return judge({"log_growth": growth}, hit, 10, groups=np.array(groups))["log_growth"].as_dict()
+
+    pairs = [i // 2 for i in range(40)]
+    alone, together = judged(None), judged(pairs)
+    assert alone == expected([*range(-40, 0)])
+    assert together == expected(pairs)
+    widths = [np.ptp(one["at_least_once"]["auc"]["interval_95"]) for one in (alone, together)]
+    assert widths[1] > 1.2 * widths[0]
 
 
 def test_one_distinct_training_image_has_no_neighbours_and_costs_no_report(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from latentprint.tasks.store.schemas import (
     CALIBRATION,
     FLAGS,
     MANIFEST,
+    MIRRORED_REPRODUCTIONS,
     OPTIONAL_SCORES,
     REJECTS,
     REPRODUCTIONS,
@@ -75,8 +76,10 @@ def write_scores(
     write_part(run.part(f"{split}-000000.tar"), {n: [row[n] for row in rows] for n in names} | columns, {})
 
 
-def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> None:
-    """What came out of 10 samples: (sample, content) -> hits."""
+def write_reproductions(
+    run: RunDirectory, hits: dict[tuple[str, str], int], mirror_groups: Sequence[int] | None = None
+) -> None:
+    """What came out of 10 samples: (sample, content) -> hits; where mirror images count, with the group of each."""
     constant = {"n_generated": 10, "rule": "ratio", "threshold": 1 / 3, "embedding": "pixel"}
     found = {"nearest_generated": "000000004", "nearest_distance": 2.0, "nearest_ratio": 0.25}
     bounds = dict.fromkeys(("rate_low", "rate_high", "rate_adaptive_low", "rate_adaptive_high"), 0.5)
@@ -95,7 +98,11 @@ def write_reproductions(run: RunDirectory, hits: dict[tuple[str, str], int]) -> 
         for (sample_id, content), n in hits.items()
     ]
     part = run.reproductions / "part-train-000000.parquet"
-    write_part(part, {name: [row[name] for row in rows] for name in REPRODUCTIONS.names}, {}, REPRODUCTIONS)
+    columns: dict[str, Sequence[Any]] = {name: [row[name] for row in rows] for name in REPRODUCTIONS.names}
+    if mirror_groups is None:
+        write_part(part, columns, {}, REPRODUCTIONS)
+    else:
+        write_part(part, columns | {"mirror_group": mirror_groups}, {}, MIRRORED_REPRODUCTIONS)
 
 
 def write_flags(run: RunDirectory, q_values: dict[tuple[str, str], float], alpha: float = 0.05, **changes: Any) -> None:
