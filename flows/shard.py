@@ -54,6 +54,8 @@ def shard(
                 "parameters": parameters.model_dump(mode="json"),
             },
         )
+        if reuse:  # before anything of it is read, so that nobody removes it meanwhile
+            directory.update_record(reused={"run": RunDirectory(reuse).place})
         resharded = not is_sharded(directory)
         if resharded and not (reuse and share_shards(directory, RunDirectory(reuse))):
             directory.manifest.unlink(missing_ok=True)
