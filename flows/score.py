@@ -74,6 +74,8 @@ def score(
         discard_damaged_parts(directory, directory.scores, directory.validity)
         directory.reusable.unlink(missing_ok=True)
         other = RunDirectory(reuse) if reuse else None
+        if other:
+            directory.update_record(reused={"run": other.place})
         shards, written = shard_names(directory.manifest), read_checksums(directory)
         scoring = Scoring(run, checkpoint, checksum, parameters, compute.batch_size)
         if other:

@@ -46,6 +46,8 @@ def shard(
         if not any(made.exists() for made in (directory.manifest, *parts)):
             start_afresh(directory)
         directory.claim("data", made_from(sources, parameters))
+        if reuse:  # before anything of it is read, so that nobody removes it meanwhile
+            directory.update_record(reused={"run": RunDirectory(reuse).place})
         resharded = not is_sharded(directory)
         if resharded and not (reuse and share_shards(directory, RunDirectory(reuse))):
             directory.manifest.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Old runs removed from a folder of runs: of each model and data set the newest stay, and whatever is not a run.
+"""Old runs removed from a folder of runs: of each model and data set the newest finished ones stay.
 
-A run stays too while a process writes to it, while a link leads to it, while an unfinished run that stays reuses it,
-and where it holds what latentprint did not write. Shards that runs share are links: removing one run leaves them to the
-others, and frees nothing until the last one goes.
+Runs that are not finished, or in use, stay too, as do the runs that these reuse, runs to which a link leads, and runs
+that hold what latentprint did not write. Whatever is not a run stays. Shards that runs share are links: removing one
+run leaves them to the others, and frees nothing until the last one goes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from latentprint.tasks.store.checksums import PART
 from latentprint.tasks.store.ownership import (
     FOLDERS,
     LOCK,
@@ -29,11 +30,14 @@ from latentprint.tasks.store.ownership import (
     require_local,
 )
 from latentprint.tasks.store.run import RunDirectory, RunError
+from latentprint.tasks.store.seal import recorded_files
 from latentprint.tasks.warehouse.history import natural_order
+from latentprint.tasks.warehouse.warehouse import Warehouse
 
 PRUNED = ".latentprint-pruned-"
 """Begins the name of a run that is being removed: a prune that was killed is ended by the next one."""
-_IN_A_RUN = re.compile(r"[^/]+\.(?:parquet|tar)|" + TEMPORARY.pattern)
+_UNRECORDED = re.compile(rf"{PART.pattern}|shards/(?:train|holdout[0-9]*)-[0-9]{{6}}\.tar|calibration/plan\.parquet")
+"""Files of stages that were stopped, or of earlier versions: ``SHA256SUMS`` does not have them."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,21 @@ class _Run:
         changed = datetime.fromtimestamp(self.path.joinpath("run.json").stat().st_mtime, UTC).date().isoformat()
         return str(self.record.get("scored_on") or changed), natural_order(self.name)
 
-    def is_finished(self) -> bool:
-        return (self.record.get("scoring_status") or {}).get("state") == "complete"
+    def why_unfinished(self) -> str:
+        """Empty: all is scored, and no process writes to it."""
+        if process := holder(self.path):
+            return f"in use by process {process}"
+        is_scored = (self.record.get("scoring_status") or {}).get("state") == "complete"
+        return "" if is_scored else "not finished"
+
+    def reused(self) -> Path | None:
+        """The run whose shards or scores it was told to use."""
+        run = (self.record.get("reused") or {}).get("run")
+        return Path(run).resolve() if run else None
 
 
 def prune(runs: Path, keep: int, *, dry_run: bool = False) -> dict[str, Any]:
-    """Remove all but the newest ``keep`` runs of each model and data set.
+    """Remove all but the newest ``keep`` finished runs of each model and data set.
 
     Args:
         runs: a folder of run directories.
@@ -80,12 +93,15 @@ def prune(runs: Path, keep: int, *, dry_run: bool = False) -> dict[str, Any]:
     found, kept = _found(runs)
     if not found:
         raise RunError(f"{runs}: no run directory (with a run.json) lies in it")
+    unfinished = {run.name: reason for run in found if (reason := run.why_unfinished())}
+    kept += [{"name": name, "reason": reason} for name, reason in unfinished.items()]
+    needed = {run.reused(): f"{run.name}, which is {unfinished[run.name]}" for run in found if run.name in unfinished}
     by_group: dict[tuple[str, str], list[_Run]] = defaultdict(list)
-    for run in sorted(found, key=_Run.age, reverse=True):
+    for run in sorted((run for run in found if run.name not in unfinished), key=_Run.age, reverse=True):
         by_group[run.group()].append(run)
     newest = [run for group in by_group.values() for run in group[:keep]]
     old = [run for group in by_group.values() for run in group[keep:]]
-    reasons = {run.name: _reason_to_keep(run, newest, runs) for run in old}
+    reasons = {run.name: _reason_to_keep(run, needed, runs) for run in old}
     kept += [{"name": run.name, "reason": "among the newest"} for run in newest]
     removed = [run for run in old if not reasons[run.name]]
     links = {run.name: _links(run.path) for run in removed}
@@ -129,35 +145,45 @@ def _found(runs: Path) -> tuple[list[_Run], list[dict[str, str]]]:
     return found, others
 
 
-def _reason_to_keep(run: _Run, newest: Sequence[_Run], runs: Path) -> str:
-    """Why an old run stays all the same; empty: it goes."""
-    if process := holder(run.path):
-        return f"in use by process {process}"
+def _reason_to_keep(run: _Run, needed: Mapping[Path | None, str], runs: Path) -> str:
+    """Why an old run stays all the same; empty: it goes.
+
+    Args:
+        needed: a run that another reuses, and which one that is.
+    """
     for entry in os.scandir(runs):
         if entry.is_symlink() and run.path.resolve() in (target := Path(entry.path).resolve(), *target.parents):
             return f"the link {entry.name} leads to it"
-    for other in newest:
-        reused = (other.record.get("reused") or {}).get("run")
-        if reused and not other.is_finished() and Path(reused).resolve() == run.path.resolve():
-            return f"{other.name}, which is not finished, reuses it"
-    foreign = _foreign(run.path)
+    if other := needed.get(run.path.resolve()):
+        return f"{other}, reuses it"
+    try:
+        foreign = _foreign(run.path)
+    except RunError as error:
+        return str(error)
     return f"it holds {foreign}, which latentprint did not write" if foreign else ""
 
 
 def _foreign(folder: Path) -> str:
-    """The first entry of a run that is not one of its files; empty: none."""
+    """The first entry of a run that is not one of its files; empty: none.
+
+    Raises:
+        RunError: its ``SHA256SUMS`` cannot be read.
+    """
     run = RunDirectory(folder)
     paths = (getattr(run, name) for name, value in vars(RunDirectory).items() if isinstance(value, property))
     pages = (run.page(name, redact) for name in ("report", "summary") for redact in (False, True))
     known = {MARKER, LOCK, *FOLDERS, *(path.name for path in (*paths, *pages) if isinstance(path, Path))}
+    files = {*recorded_files(run), *(f"tables/{name}.parquet" for name in Warehouse.relations("marts"))}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if SPILL_FOLDER.fullmatch(entry.name) or TEMPORARY.fullmatch(entry.name):
             continue
         if entry.name not in known or entry.is_symlink():
             return entry.name
-        inner = os.scandir(entry.path) if entry.is_dir() else ()
-        if names := sorted(file.name for file in inner if file.is_dir() or not _IN_A_RUN.fullmatch(file.name)):
-            return f"{entry.name}/{names[0]}"
+        for file in sorted(os.scandir(entry.path) if entry.is_dir() else (), key=lambda file: file.name):
+            name = f"{entry.name}/{file.name}"
+            is_ours = name in files or _UNRECORDED.fullmatch(name) or TEMPORARY.fullmatch(file.name)
+            if file.is_dir() or not is_ours:
+                return name
     return ""
 
 

@@ -36,7 +36,6 @@ from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record,
 from latentprint.tasks.store.parts import foreign_parts
 from latentprint.tasks.store.reuse import is_scored_whole, newest_scored, newest_sharded
 from latentprint.tasks.store.run import RunDirectory, RunError
-from latentprint.tasks.warehouse.history import require_few
 
 PUBLISH_SECONDS = 30.0
 TARS = ("shards/", "samples/")
@@ -70,7 +69,7 @@ def find_stored_runs(pattern: str) -> list[str]:
     ``*`` and ``[...]`` stand for what they do in a shell, within one name; a ``?`` begins the options.
 
     Raises:
-        RunError: there are more than can be asked at once; the store does not answer, or refuses.
+        RunError: the store does not answer, or refuses.
     """
     location, (_, sign, options) = _located(pattern), pattern.partition("?")
     bucket, *names = location.key.rstrip("/").split("/")
@@ -82,7 +81,6 @@ def find_stored_runs(pattern: str) -> list[str]:
     found = [folder for folder, record in zip(folders, records, strict=True) if record.type == pafs.FileType.File]
     if not found:
         _listed(location, bucket, False)  # is there such a bucket?
-    require_few(len(found))
     return [f"{location.scheme}://{folder}{sign}{options}" for folder in found]
 
 
@@ -118,7 +116,8 @@ def child_of(runs: str, name: str) -> str:
 def newest_run(runs: str, scoring: Mapping[str, Any], sources: Mapping[str, str], *, other_than: str) -> Path | None:
     """The run to reuse: the newest with these scores, or else with shards of these images.
 
-    Of runs in a store, a local copy without images, so that only scores are reused.
+    Of runs in a store, a local copy without images, so that only scores are reused. Those that cannot be fetched are
+    left out and named.
 
     Raises:
         RunError: the store does not answer, or refuses.
@@ -128,10 +127,13 @@ def newest_run(runs: str, scoring: Mapping[str, Any], sources: Mapping[str, str]
         scored = newest_scored(folder, scoring, other_than=this)
         return scored or newest_sharded(folder, sources, other_than=this)
     for url in sorted(find_stored_runs(child_of(runs, "*")), reverse=True):
-        remote = RemoteRun(url)
-        if url != other_than and is_scored_whole(remote.read_record(), scoring):
-            remote.fetch(TARS)
-            return remote.run.path
+        try:
+            remote = RemoteRun(url)
+            if url != other_than and is_scored_whole(remote.read_record(), scoring):
+                remote.fetch(TARS)
+                return remote.run.path
+        except RunError as error:
+            logger.warning("not reused: %s", error)
     return None
 
 

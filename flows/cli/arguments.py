@@ -130,16 +130,19 @@ def run_patterns(text: str) -> list[str]:
     Those that cannot be fetched are left out and named on standard error.
 
     Raises:
-        RunError: that is all of them.
+        RunError: that is all of them, or there are more than can be asked at once.
     """
     if "://" not in text:
         return [text]
     from latentprint.flows.cli.answers import leave_out
     from latentprint.tasks.remote import TARS, RemoteRun, find_stored_runs
     from latentprint.tasks.store.run import RunError
+    from latentprint.tasks.warehouse.history import require_few
 
     copies, reasons = list[str](), list[RunError]()
-    for url in find_stored_runs(text):
+    urls = find_stored_runs(text)
+    require_few(len(urls))
+    for url in urls:
         try:
             remote = RemoteRun(url)
             remote.fetch(TARS)

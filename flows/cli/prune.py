@@ -13,11 +13,11 @@ from latentprint.flows.cli.arguments import AsJson, command, show
 @command
 def prune(
     runs: Annotated[Path, typer.Argument(help="Folder that holds the runs.")],
-    keep: Annotated[int, typer.Option(help="Runs that stay of each model and data set: the newest.", min=1)],
+    keep: Annotated[int, typer.Option(help="Finished runs that stay of each model and data set: the newest.", min=1)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; list what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old runs. Runs in use, runs that others still need and whatever is not a run stay.
+    """Remove old runs. Runs that are unfinished, in use or needed by these stay, and whatever is not a run.
 
     Example: latentprint prune runs --keep 4 --dry-run
     """

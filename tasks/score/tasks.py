@@ -72,7 +72,7 @@ def take_over_scores(scoring: Scoring, other: RunDirectory, claimed: Mapping[str
         RunError: the other run was scored with another checkpoint or other parameters.
     """
     n_images = write_reusable(scoring.directory, other, claimed, scoring.made_from())
-    scoring.directory.update_record(reused={"run": other.location, "n_images": n_images})
+    scoring.directory.update_record(reused={"run": other.place, "n_images": n_images})
 
 
 def score_all(jobs: list[ShardJob], runner: TaskRunner[Any], n_workers: int) -> dict[str, str]:

@@ -14,7 +14,8 @@ from latentprint.tasks.store.containment import OutsideError, inside
 from latentprint.tasks.store.files import atomic_open, sha256
 from latentprint.tasks.store.run import RunDirectory
 
-_PART = re.compile(r"samples/samples-[0-9]+\.tar|[a-z-]+/part-[^/]+\.parquet")
+PART = re.compile(r"samples/samples-[0-9]+\.tar|[a-z-]+/part-[^/]+\.parquet")
+"""Paths of what is written piece by piece."""
 
 
 def read_checksums(run: RunDirectory) -> dict[str, str]:
@@ -59,7 +60,7 @@ def discard_damaged_parts(run: RunDirectory, *folders: Path) -> list[str]:
     Nothing else is deleted, whatever stands in ``SHA256SUMS``.
     """
     damaged = (name for folder in folders for name in damaged_files(run, f"{folder.name}/"))
-    parts = [name for name in damaged if _PART.fullmatch(name) and _exists(run, name)]
+    parts = [name for name in damaged if PART.fullmatch(name) and _exists(run, name)]
     for name in parts:
         inside(run.path, name).unlink()
     return parts

@@ -38,6 +38,8 @@ MARGIN_SECONDS = 15.0
 MOST_ATTEMPTS = 4
 """To take a lease that is released and taken by others meanwhile."""
 LONGEST_LEASE = 2**16
+NEVER_MATCHES = '"0"'
+"""An ETag that no lease has."""
 NOT_SO = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 """What a store answers where the condition of a write does not hold."""
 logger = logging.getLogger("latentprint")
@@ -138,12 +140,13 @@ class Lease:
                 break
         else:
             raise RunError(f"{self.run}: others begin to write to this run now: wait, or choose another --out")
-        if self._put(IfNoneMatch="*"):
-            self._release()
-            raise RunError(
-                f"{self.run}: this store ignores conditional writes (If-None-Match), so two machines could write to "
-                "one run: choose a local --out, and copy it there"
-            )
+        for header, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": NEVER_MATCHES})):
+            if self._put(**condition):
+                self._release()
+                raise RunError(
+                    f"{self.run}: this store ignores conditional writes ({header}), so two machines could write to "
+                    "one run: choose a local --out, and copy it there"
+                )
 
     def _renew(self) -> None:
         if self._put(IfMatch=self._etag):

@@ -57,6 +57,12 @@ class RunDirectory:
             return redacted(str(self.path))
 
     @property
+    def place(self) -> str:
+        """The same, to be recorded: a path means the same in every folder."""
+        location = self.location
+        return location if "://" in location else redacted(str(self.path.resolve()))
+
+    @property
     def record(self) -> Path:
         return self.path / "run.json"
 

@@ -13,6 +13,7 @@ import pytest
 
 from latentprint.flows.cli import main as cli
 from latentprint.tasks.prune import PRUNED, prune
+from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import write_run
@@ -68,12 +69,45 @@ def test_shared_shards_stay_with_the_others_and_free_nothing_before_the_last(run
     assert (runs / "run-4" / "shards" / "train-000000.tar").read_bytes() == bytes(SHARD)
 
 
+@pytest.mark.parametrize("state", ["partial", None])
+def test_unfinished_runs_stay_and_do_not_count(tmp_path: Path, state: str | None) -> None:
+    """A crashed audit was kept, and the last finished one removed."""
+    for day in DAYS[:2]:
+        new_run(tmp_path / day, day)
+    new_run(tmp_path / DAYS[2], DAYS[2], scoring_status=state and {"state": state})
+    result = prune(tmp_path, 1)
+    assert result["removed"] == [DAYS[0]]
+    assert {each["name"]: each["reason"] for each in result["kept"]} == {
+        DAYS[1]: "among the newest",
+        DAYS[2]: "not finished",
+    }
+    with RunDirectory(tmp_path / DAYS[1]).lock():
+        new_run(tmp_path / DAYS[0], DAYS[0])
+        assert prune(tmp_path, 1)["removed"] == []
+
+
 def linked(runs: Path) -> None:
     (runs / "latest").symlink_to("run-2")
 
 
 def reused(runs: Path) -> None:
     new_run(runs / "run-5", "2026-02-02", state="partial", reused={"run": str(runs / "run-2")})
+
+
+def holds_a_table(runs: Path) -> None:
+    tables = runs / "run-2" / "tables"
+    tables.mkdir()
+    for name in ("summary", "of-an-earlier-version", "my-notes"):
+        (tables / f"{name}.parquet").write_bytes(b"PAR1")
+    add_checksums(RunDirectory(runs / "run-2"), [tables / "of-an-earlier-version.parquet"])
+
+
+def holds_a_tar(runs: Path) -> None:
+    (runs / "run-2" / "shards" / "backup.tar").write_bytes(b"mine")
+
+
+def has_no_sums(runs: Path) -> None:
+    (runs / "run-2" / "SHA256SUMS").mkdir()
 
 
 def holds_notes(runs: Path) -> None:
@@ -95,6 +129,9 @@ def is_damaged(runs: Path) -> None:
         (reused, "run-5, which is not finished, reuses it"),
         (holds_notes, "it holds notes.txt, which latentprint did not write"),
         (holds_a_folder, "it holds shards/mine, which latentprint did not write"),
+        (holds_a_table, "it holds tables/my-notes.parquet, which latentprint did not write"),
+        (holds_a_tar, "it holds shards/backup.tar, which latentprint did not write"),
+        (has_no_sums, "SHA256SUMS: cannot be read"),
         (is_damaged, "damaged"),
     ],
 )
@@ -109,11 +146,15 @@ def test_an_old_run_stays_where_somebody_needs_it(runs: Path, prepare: Callable[
     assert size(runs / "run-2") == before
 
 
-def test_a_run_in_use_stays(runs: Path) -> None:
+def test_a_run_in_use_stays_and_so_does_what_it_reuses(runs: Path) -> None:
+    RunDirectory(runs / "run-2").update_record(reused={"run": str(runs / "run-1")})
+    RunDirectory(runs / "run-3").update_record(reused={"run": str(runs / "run-4")})
     with RunDirectory(runs / "run-2").lock():
         result = prune(runs, 1)
-    assert {"name": "run-2", "reason": f"in use by process {os.getpid()}"} in result["kept"]
-    assert names(runs) == ["run-2", "run-3"]
+    in_use = f"in use by process {os.getpid()}"
+    assert {"name": "run-2", "reason": in_use} in result["kept"]
+    assert {"name": "run-1", "reason": f"run-2, which is {in_use}, reuses it"} in result["kept"]
+    assert names(runs) == ["run-1", "run-2", "run-3"], "a finished run needs no other"
 
 
 def test_what_is_not_a_run_stays(runs: Path) -> None:

@@ -24,7 +24,7 @@ from latentprint.flows.serve import scheduled_audit
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.evidence.calibration import Calibration
 from latentprint.tasks.parameters import ScoreParameters
-from latentprint.tasks.remote import RemoteRun, staging_folder
+from latentprint.tasks.remote import RemoteRun, newest_run, staging_folder
 from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
@@ -500,6 +500,32 @@ def test_a_deployment_writes_its_runs_to_a_store_and_reuses_the_newest(
     (made,) = names - {name for name, _ in earlier}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}Z", made)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "staging"]
+
+
+def test_many_and_hostile_runs_in_a_store_do_not_end_a_scheduled_audit(
+    options: str,
+    store: pafs.FileSystem,
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """From 501 runs on every audit failed, before it began."""
+    monkeypatch.setattr("latentprint.tasks.warehouse.history.MOST_RUNS", 2)
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "staging"))
+    scoring = {"checkpoint_sha256": "a", "parameters": {"axes": 1}}
+    for name in ("2025-01-05", "2025-01-12", "2025-01-19"):
+        run = write_run(tmp_path / name)
+        data = {"sources": {}, "fingerprints": {}}
+        run.update_record(data=data, scoring=scoring, scoring_status={"state": "complete"})
+        pafs.copy_files(str(run.path), f"runs/weekly/{name}", destination_filesystem=store, use_threads=False)
+    put(options, "runs/weekly/2025-01-19/../victim")
+    reused = newest_run(f"s3://runs/weekly{options}", scoring, {}, other_than="")
+    assert reused == staging_folder(f"s3://runs/weekly/2025-01-12{options}")
+    assert "not reused: s3://runs/weekly/2025-01-19: an object's name is refused" in caplog.text
+    code, _, errors = machine("one", "sql", "--runs", f"s3://runs/weekly/*{options}", "SELECT 1")
+    assert (code, errors) == (2, "latentprint: 3 runs: at most 2 can be asked at once, narrow --runs\n")
+    assert not (tmp_path / "one").exists(), "nothing was fetched"
 
 
 def test_a_url_in_place_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,32 +95,46 @@ def test_whoever_loses_it_is_told_to_end(options: str, monkeypatch: pytest.Monke
     holder._client.delete_object(Bucket="leases", Key=KEY)
 
 
-@pytest.fixture
-def careless() -> Iterator[str]:
-    """A store that puts whatever the condition."""
+@pytest.fixture(params=["If-None-Match", "If-Match"])
+def careless(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A store that ignores this condition of a put, and the condition."""
+    is_there = [False]
 
     class Answer(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("ETag", '"1"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            fails = {"If-None-Match": is_there[0], "If-Match": self.headers.get("If-Match") != '"1"'}
+            if any(fails[name] for name in fails if name in self.headers and name != request.param):
+                self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            else:
+                is_there[0] = True
+                self.answer(200)
 
-        do_DELETE = do_PUT  # noqa: N815
+        def do_DELETE(self) -> None:
+            is_there[0] = False
+            self.answer(204)
+
+        def answer(self, status: int, content: bytes = b"") -> None:
+            self.send_response(status)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+    yield f"?endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1", str(request.param)
     server.shutdown()
+    assert not is_there[0], "the lease was released"
 
 
-def test_a_store_that_ignores_conditions_is_not_written_to(careless: str) -> None:
-    with pytest.raises(RunError, match="ignores conditional writes"), lease(careless).held():
+def test_a_store_that_ignores_conditions_is_not_written_to(careless: tuple[str, str]) -> None:
+    options, header = careless
+    with pytest.raises(RunError, match=rf"ignores conditional writes \({header}\)"), lease(options).held():
         pytest.fail("it was written to")
 
 

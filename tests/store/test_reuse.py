@@ -17,6 +17,7 @@ from latentprint.tasks.datasets.shards import join_manifests, join_rejects, writ
 from latentprint.tasks.datasets.sources import open_source
 from latentprint.tasks.diffusion.checkpoint import checkpoint_sha256
 from latentprint.tasks.parameters import ComputeParameters, ScoreParameters, ShardParameters
+from latentprint.tasks.score.calibrate import plan_calibration
 from latentprint.tasks.score.job import Scoring, ShardJob, score_shard
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.files import write_json
@@ -164,17 +165,26 @@ def test_other_parameters_are_refused(old: RunDirectory, digits: np.ndarray, che
 
 
 def test_through_the_flow_a_run_of_the_same_images_has_the_same_scores_without_the_network(
-    prefect: None, digits: np.ndarray, checkpoint: Path, tmp_path: Path
+    prefect: None, digits: np.ndarray, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = ComputeParameters(devices=("cpu",), threads=1)
     np.save(tmp_path / "x.npy", digits[:40])
-    for name, shard_bytes, reuse in (("first", 2**30, None), ("second", 16 * 2048, tmp_path / "first")):
+    monkeypatch.chdir(tmp_path)
+    began = list[object]()
+
+    def planned(scoring: Scoring) -> dict[str, int]:
+        began.append(scoring.directory.read_record().get("reused"))
+        return plan_calibration(scoring)
+
+    monkeypatch.setattr("latentprint.flows.score.plan_calibration", planned)
+    for name, shard_bytes, reuse in (("first", 2**30, None), ("second", 16 * 2048, Path("first"))):
         shard(tmp_path / name, str(tmp_path / "x.npy"), None, ShardParameters(shard_mb=shard_bytes / 2**20))
         score(tmp_path / name, str(checkpoint), PARAMETERS, compute, reuse)
     tables = [pq.read_table(tmp_path / name / "scores").sort_by("sample_id") for name in ("first", "second")]
     assert tables[0].drop_columns("shard") == tables[1].drop_columns("shard")
+    assert began == [None, {"run": str(tmp_path / "first")}], "so that nobody removes it meanwhile"
     record = RunDirectory(tmp_path / "second").read_record()
-    assert record["reused"] == {"run": str(tmp_path / "first"), "n_images": 40}
+    assert record["reused"] == {"run": str(tmp_path / "first"), "n_images": 40}, "the same in every folder"
     assert not RunDirectory(tmp_path / "second").reusable.exists()
 
 
@@ -188,7 +198,7 @@ def test_a_run_of_the_same_images_by_another_model_shares_their_shards(
     for file in [first.manifest, first.rejects, *first.shards.glob("*.tar")]:
         assert (second.path / file.relative_to(first.path)).stat().st_ino == file.stat().st_ino
     assert second.checksums.read_bytes() == first.checksums.read_bytes()
-    assert second.read_record() == first.read_record()
+    assert second.read_record() == first.read_record() | {"reused": {"run": str(first.path)}}
     (tar,) = first.shards.glob("train-*.tar")
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")  # no longer what was written
     shard(other.path, train, holdout, reuse=first.path)
