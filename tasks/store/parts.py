@@ -66,7 +66,7 @@ def foreign_parts(run: RunDirectory, names: Collection[str] | None = None) -> di
     Args:
         names: paths that are asked about; None: all. What cannot be read is left to whoever reads it.
     """
-    made_from = run.read_record().get("scored_with") if run.record.exists() else None
+    made_from = (run.read_record() if run.record.exists() else {}).get("scored_with") or {}
     found: dict[str, str] = {}
     for part in sorted(run.scores.glob("part-*.parquet")) if made_from else ():
         name = part.relative_to(run.path).as_posix()

@@ -1,6 +1,6 @@
 """Of how few images does the low share help a calibrated score? ``fused`` with them and without, cross-fitted.
 
-    python -m tests.studies.few_images halfway_digits halfway_fashion digits
+    python -m tests.studies.few_images halfway_fashion halfway_digits digits halfway_again
 
 n trained and n held-out images are drawn ``DRAWS`` times; both scores are fitted and cross-fitted on the same draw, as
 a run does. Prints the rows and writes ``tests/studies/results/few-images.json``.

@@ -43,6 +43,8 @@ class StudyModel:
     """How many of them occur ``copies`` times."""
     copies: int
     parameters: TrainParameters
+    seed: int = 0
+    """Of the draw of the images."""
 
     @property
     def folder(self) -> Path:
@@ -81,15 +83,24 @@ MODELS = {
             1,
             TrainParameters(n_steps=2_500, block_channels=(16, 32, 64), n_samples=64),
         ),
+        StudyModel(
+            "halfway_again",
+            "fashion",
+            400,
+            0,
+            1,
+            TrainParameters(n_steps=2_500, block_channels=(16, 32, 64), n_samples=64, seed=1),
+            seed=1,
+        ),
         StudyModel("large", "fashion", 8_192, 0, 1, TrainParameters(n_steps=6_000, **SMALL_UNET)),
     )
 }
 
 
-def draw(model: StudyModel, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draw(model: StudyModel) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Training images with their repeats, and distinct held-out images, uint8 (n, H, W)."""
     images = _distinct_digits() if model.source == "digits" else fashion()
-    chosen = np.random.default_rng(seed).choice(len(images), 2 * model.n_distinct, replace=False)
+    chosen = np.random.default_rng(model.seed).choice(len(images), 2 * model.n_distinct, replace=False)
     copies = np.where(np.arange(model.n_distinct) < model.n_repeated, model.copies, 1)
     return np.repeat(images[chosen[: model.n_distinct]], copies, axis=0), images[chosen[model.n_distinct :]]
 
