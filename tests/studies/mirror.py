@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def make(model: StudyModel) -> None:
     if (model.checkpoint / "training.json").is_file():
         return
     model.folder.mkdir(parents=True, exist_ok=True)
-    for path, images in zip((model.train, model.holdout), draw(model, model.parameters.seed), strict=True):
+    drawn = draw(replace(model, seed=model.parameters.seed))
+    for path, images in zip((model.train, model.holdout), drawn, strict=True):
         np.save(path, images)
     write_json(model.checkpoint / "training.json", fit.fn(str(model.train), model.checkpoint, model.parameters, "cpu"))
 
