@@ -242,8 +242,9 @@ def test_a_clock_that_goes_backwards_changes_nothing(
         for path in calls
         if re.search(r"time\.time\(|datetime\.now\(", path.read_text())
     }
-    days = "the days on which a waiver expires, a run was scored (the page prints it), and it was reported; leases"
-    assert readers == {"tasks/gate/judge.py", "flows/report.py", "flows/score.py", "tasks/store/lease.py"}, days
+    days = "the days on which a waiver expires, a run was scored (the page prints it), and it was reported"
+    others = {"tasks/store/lease.py", "tasks/hygiene.py"}  # how long a lease lasts, and the name of a night's run
+    assert readers == {"tasks/gate/judge.py", "flows/report.py", "flows/score.py"} | others, days
     job = ShardJob(
         Scoring(sharded.path, checkpoint, checkpoint_sha256(checkpoint), ScoreParameters(timestep=20), 0), POISON
     )
