@@ -606,7 +606,8 @@ def test_many_and_hostile_runs_in_a_store_do_not_end_a_scheduled_audit(
     assert reused == staging_folder(f"s3://runs/weekly/2025-01-12{options}")
     assert "not reused: s3://runs/weekly/2025-01-19: an object's name is refused" in caplog.text
     code, _, errors = machine("one", "sql", "--runs", f"s3://runs/weekly/*{options}", "SELECT 1")
-    assert (code, errors) == (2, "latentprint: 3 runs: at most 2 can be asked at once, narrow --runs\n")
+    assert code == 2
+    assert errors.endswith("latentprint: 3 runs: at most 2 can be asked at once, narrow --runs\n")
     assert not (tmp_path / "one").exists(), "nothing was fetched"
 
 
