@@ -32,7 +32,15 @@ from latentprint.tasks.store.containment import OutsideError, inside
 from latentprint.tasks.store.credentials import redacted
 from latentprint.tasks.store.files import atomic_path, is_disk_full, read_json, write_json
 from latentprint.tasks.store.lease import LEASE, Lease
-from latentprint.tasks.store.ownership import LONGEST_MARKER, MARKER, is_record, mark, require_ours
+from latentprint.tasks.store.ownership import (
+    LONGEST_MARKER,
+    MARKER,
+    held,
+    is_held_elsewhere,
+    is_record,
+    mark,
+    require_ours,
+)
 from latentprint.tasks.store.parts import foreign_parts
 from latentprint.tasks.store.reuse import is_scored_whole, newest_scored, newest_sharded
 from latentprint.tasks.store.run import RunDirectory, RunError
@@ -161,6 +169,8 @@ class RemoteRun:
     def fetch(self, without: tuple[str, ...] = ()) -> None:
         """Bring what the store has and this copy lacks, or has another version of.
 
+        While another process works in this copy, it is newer than what is stored, and left as it is.
+
         Args:
             without: beginnings of paths that are left there.
 
@@ -172,6 +182,9 @@ class RemoteRun:
         paths = {name: self._path(name) for name in stored if not _is_hidden(name)}
         self._require_run(stored)
         require_ours(self.run.path, "run")
+        if is_held_elsewhere(self.run.path):
+            logger.info("%s: read from %s, in which another process works", self.url, self.run.path)
+            return
         self._write(mark, self.run.path, "run")
         known = self._known()
         if MARKER in stored:
@@ -180,8 +193,12 @@ class RemoteRun:
             path = paths[name]
             if name.startswith(without) or (path.exists() and known.get(name, [None])[0] == version):
                 continue
+            if is_held_elsewhere(self.run.path):  # since a moment ago
+                break
             self._write(self._fetch_file, name, path)
             known[name] = [version, _version(path)]
+        if is_held_elsewhere(self.run.path):
+            return
         self._remember(known)
         self._here = set(self._finished()) & known.keys()
 
@@ -226,7 +243,7 @@ class RemoteRun:
                 self.lease.require()
                 with _answered(f"{self.url}/{name}"):
                     self.filesystem.delete_file(f"{self.key}/{name}")
-                del known[name]
+                known.pop(name, None)
                 n_changed += 1
             self._here = set(self._finished()) & known.keys()
             if n_changed:
@@ -251,11 +268,11 @@ class RemoteRun:
             while not (finished.wait(PUBLISH_SECONDS) or self.lease.lost):
                 try:
                     self.publish()
-                except RunError as error:
+                except (RunError, OSError) as error:  # a file may go while it is being looked at
                     logger.warning("%s; trying again", error)
 
         self._require_run(self._stored())
-        with self.lease.held():
+        with self.lease.held(), held(self.run.path, "run"):
             self.fetch(without)
             publisher = threading.Thread(target=work, name="publish", daemon=True)
             publisher.start()

@@ -187,6 +187,11 @@ def holder(folder: Path) -> str:
     return ""
 
 
+def is_held_elsewhere(folder: Path) -> bool:
+    """Does another process write to a folder?"""
+    return folder.resolve() not in _held and bool(holder(folder))
+
+
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
     """An empty folder within one that we hold, gone when the block ends; what a killed process left goes first."""

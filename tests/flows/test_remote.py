@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -29,7 +33,7 @@ from latentprint.tasks.score.calibrate import calibrated
 from latentprint.tasks.score.job import Scoring
 from latentprint.tasks.score.tasks import take_over_scores
 from latentprint.tasks.store.lease import Lease
-from latentprint.tasks.store.ownership import held
+from latentprint.tasks.store.ownership import LOCK, held, holder
 from latentprint.tasks.store.parts import write_part
 from latentprint.tasks.store.run import RunDirectory, RunError
 from tests.store.runs import IMAGES, write_run
@@ -257,6 +261,84 @@ def test_one_machine_writes_to_a_run_and_any_may_read_it(
         assert not staging_folder(url).exists(), "it was refused before anything was fetched"
         assert machine("two", "sql", "--run", url, "SELECT 1")[0] == 0
     assert objects(store, "runs/leased") == there
+
+
+@contextmanager
+def used_by_another_process(run: Path) -> Iterator[None]:
+    with (run / LOCK).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def test_a_reader_leaves_a_copy_as_it_is_in_which_another_process_works(
+    options: str,
+    store: pafs.FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = f"s3://runs/read{options}"
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "staging"))
+    with RemoteRun(url).written() as path:
+        assert holder(path) == str(os.getpid()), "a second writer, and a prune, see it"
+        run = write_run(path)
+        run.update_record(data={"sources": {}, "fingerprints": {}}, step=1)
+    assert not holder(path)
+    record = {**run.read_record(), "step": 2}
+    put(options, "runs/read/run.json", json.dumps(record).encode())  # published, and not yet noted as such
+    run.update_record(step=3)
+    noted = run.remote.read_bytes()
+    caplog.clear()
+    caplog.set_level("INFO", "latentprint")
+    with used_by_another_process(path):
+        RemoteRun(url).fetch()
+        assert (run.read_record()["step"], run.remote.read_bytes()) == (3, noted)
+        assert caplog.messages == [f"s3://runs/read: read from {path}, in which another process works"]
+    RemoteRun(url).fetch()
+    assert run.read_record()["step"] == 2
+
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path / "another"))
+    late, fetch_file = RemoteRun(url), RemoteRun._fetch_file
+    with ExitStack() as until:
+
+        def fetch_the_first(remote: RemoteRun, name: str, place: Path) -> None:
+            fetch_file(remote, name, place)
+            until.enter_context(used_by_another_process(late.run.path))
+
+        monkeypatch.setattr(RemoteRun, "_fetch_file", fetch_the_first)
+        late.fetch()
+        assert len([file for file in late.run.path.rglob("*") if file.is_file() and file.name[0] != "."]) == 1
+        assert not late.run.remote.exists()
+
+
+def test_the_publisher_outlives_a_file_that_goes_and_a_note_that_is_lost(
+    options: str,
+    store: pafs.FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LATENTPRINT_STAGING", str(tmp_path))
+    monkeypatch.setattr("latentprint.tasks.remote.PUBLISH_SECONDS", 0.01)
+    remote, publish, again = RemoteRun(f"s3://runs/going{options}"), RemoteRun.publish, threading.Event()
+    outcomes = iter([FileNotFoundError("rejects.parquet"), None])
+
+    def fail_once(remote: RemoteRun) -> int:
+        if error := next(outcomes, None):
+            raise error
+        again.set()
+        return publish(remote)
+
+    monkeypatch.setattr(RemoteRun, "publish", fail_once)
+    with remote.written() as path:
+        write_run(path)
+        assert again.wait(30)
+    assert "rejects.parquet; trying again" in caplog.text
+    remote.run.rejects.unlink()
+    remote.run.remote.write_text('{"files": {}}')
+    with remote.lease.held():
+        publish(remote)
+    assert "rejects.parquet" not in objects(store, "runs/going")
 
 
 def test_a_part_that_belongs_to_other_parameters_is_neither_published_nor_read(
@@ -524,7 +606,8 @@ def test_many_and_hostile_runs_in_a_store_do_not_end_a_scheduled_audit(
     assert reused == staging_folder(f"s3://runs/weekly/2025-01-12{options}")
     assert "not reused: s3://runs/weekly/2025-01-19: an object's name is refused" in caplog.text
     code, _, errors = machine("one", "sql", "--runs", f"s3://runs/weekly/*{options}", "SELECT 1")
-    assert (code, errors) == (2, "latentprint: 3 runs: at most 2 can be asked at once, narrow --runs\n")
+    assert code == 2
+    assert errors.endswith("latentprint: 3 runs: at most 2 can be asked at once, narrow --runs\n")
     assert not (tmp_path / "one").exists(), "nothing was fetched"
 
 
