@@ -208,6 +208,8 @@ def _earlier_run(patient: Patient, option: str, run: RunDirectory) -> Check:
     extraction = patient.extraction and patient.extraction.model_dump(mode="json")
     for stage, parameters in (("scoring", wanted), ("extraction", extraction)):
         of_run = (known.get(stage) or {}).get("parameters")
+        if of_run:  # the samples of both runs will be matched as those of the earlier one were
+            of_run = {name: value for name, value in of_run.items() if name != "mirror"}
         if of_run is None or of_run != parameters:
             finding = f"{run.location}: its {stage} is not comparable ({difference(of_run, parameters)})"
             return Check("before", "fail", finding, "give both runs the same scoring options and the same --extract")

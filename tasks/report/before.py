@@ -57,7 +57,7 @@ def measure_cleaning(run: Path, before: Path) -> dict[str, Any]:
 
 
 def comparable(directory: RunDirectory, earlier: RunDirectory) -> ExtractParameters:
-    """How the samples of both runs were made.
+    """How the samples of both runs were made, and those of the earlier one matched: so are now those of both.
 
     Raises:
         RunError: they were not made alike, or there are none.
@@ -73,10 +73,10 @@ def comparable(directory: RunDirectory, earlier: RunDirectory) -> ExtractParamet
             f"--before {earlier.path}: it is of the same checkpoint; cleaning shows in one that was retrained"
         )
     for how in ("scoring", "extraction"):
-        known, wanted = (record[how]["parameters"] for record in records)
+        known, wanted = ({**record[how]["parameters"], "mirror": None} for record in records)
         if known != wanted:
             raise RunError(f"--before {earlier.path}: its {how} is not comparable ({difference(known, wanted)})")
-    return ExtractParameters.model_validate(records[1]["extraction"]["parameters"])
+    return ExtractParameters.model_validate(records[0]["extraction"]["parameters"])
 
 
 def _images(directory: RunDirectory, earlier: RunDirectory) -> tuple[Any, tuple[EarlierImages, EarlierImages]]:

@@ -272,8 +272,12 @@ def test_a_retrained_model_is_held_against_the_one_before(
     assert found["run_id_before"] == json.loads((audited / "run.json").read_text())["run_id"]
     assert found["run_before"] == "first"  # no path of a machine goes into what is forwarded
     assert found["training"].startswith("not recorded")
-    counted = json.loads((audited / "evidence.json").read_text())["reproductions"]["ratio"]["n_copies"]
-    assert found["before"]["n_copies"] == counted
+    before = json.loads((audited / "evidence.json").read_text())["reproductions"]
+    assert found["before"]["n_copies"] == before["ratio"]["n_copies"]
+    assert before["mirror"]["is_on"], "no record says how this one was trained"
+    assert not json.loads((tmp_path / "run" / "extraction.json").read_text())["mirror"]["is_on"]
+    (part,) = (tmp_path / "run" / "matches-before").glob("*.parquet")
+    assert "is_mirrored" in pq.read_schema(part).names, "matched as the samples of the run before were"
     assert {fate: one["n_images"] for fate, one in found["by_fate"].items()} == {
         "left out, or modified": 10,
         "fewer copies": 0,

@@ -174,7 +174,7 @@ def test_doctor_takes_every_option_of_audit() -> None:
 
 
 def test_earlier_runs_are_looked_at(doctor: Doctor, tmp_path: Path, checkpoint: Path) -> None:
-    scoring, extraction = ScoreParameters(), ExtractParameters(samples=8)
+    scoring, extraction = ScoreParameters(), ExtractParameters(samples=8).decided(True)
     record = {
         "scoring": {
             "checkpoint_sha256": checkpoint_sha256(checkpoint),
