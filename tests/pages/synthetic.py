@@ -21,7 +21,7 @@ from latentprint.tasks.gate.rehearsal import verdict
 from latentprint.tasks.pages.gallery import wanted_pictures
 from latentprint.tasks.pages.html import ReportInputs
 from latentprint.tasks.report.evidence import flag_table, image_scores
-from latentprint.tasks.store.schemas import MANIFEST, MATCHES, ODDS, REJECTS, REPRODUCTIONS, SWEEP
+from latentprint.tasks.store.schemas import MANIFEST, MATCHES, MIRRORED_REPRODUCTIONS, ODDS, REJECTS, SWEEP
 from latentprint.tasks.warehouse.dictionary import SQL
 from latentprint.tasks.warehouse.warehouse import Warehouse
 
@@ -191,7 +191,7 @@ class Run:
                     **dict(nearest_generated=f"{i:09d}", nearest_distance=2.0, nearest_ratio=0.2 if hits else 0.8),
                 }
             )
-        return pa.Table.from_pylist(rows, schema=REPRODUCTIONS)
+        return pa.Table.from_pylist(rows, schema=MIRRORED_REPRODUCTIONS)
 
     def odds(self, ranking: pa.Table) -> pa.Table:
         """Of the two images ranked highest, where any were generated."""
@@ -245,7 +245,9 @@ def marts(images: pa.Table, rejects: pa.Table, reproductions: pa.Table | None = 
         connection.register("images", images)
         connection.register("rejects", rejects)
         connection.execute(f"CREATE VIEW ranking AS {(SQL / 'marts' / 'ranking.sql').read_text(encoding='utf-8')}")
-        connection.register("reproductions", REPRODUCTIONS.empty_table() if reproductions is None else reproductions)
+        connection.register(
+            "reproductions", MIRRORED_REPRODUCTIONS.empty_table() if reproductions is None else reproductions
+        )
         connection.register("matches", MATCHES.empty_table())
         connection.register("manifest", MANIFEST.empty_table())
         connection.register("flags", flag_table(images.filter(pc.field("is_usable"))))
