@@ -1,5 +1,7 @@
-"""``latentprint notify``: a webhook is called when a scheduled run fails or is late, or a release flow says that
-a verdict changed (``infra/examples/release_gate.py``)."""
+"""``latentprint notify``: a webhook is called when a scheduled run fails or is late, or a verdict changes.
+
+``latentprint hygiene`` says that a verdict changed, and so does ``infra/examples/release_gate.py``.
+"""
 
 from __future__ import annotations
 

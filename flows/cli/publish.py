@@ -70,7 +70,7 @@ def notify(
     webhook: Annotated[str, typer.Option(help="URL that is called with JSON: text, and the event's payload.")],
     as_json: AsJson = False,
 ) -> None:
-    """Call a webhook when a scheduled run fails or is late, or a release flow says that a verdict changed.
+    """Call a webhook when a scheduled run fails or is late, or a night of hygiene changes the verdict.
 
     Asked again, it changes the URL.
 
