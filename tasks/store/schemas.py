@@ -289,8 +289,8 @@ SUSPECTS = pa.schema(
         _field("nearest_ratio", pa.float64(), "that over the mean distance to the 50 nearest others", "1"),
         _score(
             "control_ratio",
-            "distance to the nearest other image of the model, over that to the nearest of the control, that of its own "
-            "number left out; 1 where the image tells nothing; null: no control",
+            "distance to the nearest other image of the model, over that to the nearest of the control, without that "
+            "of its own number; 1 where the image tells nothing; null: no control",
             "1",
         ),
         _field(

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from latentprint.tasks.evidence import repeats
 from latentprint.tasks.evidence.repeats import Generated, answer, find_repeats, nearest_others
+from latentprint.tasks.evidence.reproduction import p_value
 
 N = 120
 DIMENSION = 12
@@ -111,25 +113,28 @@ def test_copies_of_any_number_of_classes_are_found_though_most_images_are_copies
     assert found.model.repeats.k == 24  # one in twenty: the steepest
 
 
-def test_two_sets_of_one_law_are_told_apart_no_more_often_than_the_level() -> None:
-    """Ten tight and steep clusters, each as likely in either set: Fisher's exact test alone accuses too often."""
-
-    def drawn(centres: np.ndarray, draws: np.random.Generator) -> Generated:
-        is_near = draws.random(N) < 0.05
-        features = draws.normal(size=(N, DIMENSION))
-        features[is_near] = centres[draws.integers(10, size=is_near.sum())]
-        features += 0.01 * draws.normal(size=features.shape)
-        return images_of(features.astype(np.float32), draws.normal(size=N) + 5.0 * is_near)
-
-    n_false = n_repeats = 0
-    for seed in range(60):
+def test_two_sets_of_one_law_are_told_apart_no_more_often_than_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty tight and steep clusters, each as likely in either set: Fisher's exact test alone accuses too often."""
+    monkeypatch.setattr(repeats, "STEEP", 0.5)  # many repeats of few images
+    monkeypatch.setattr(repeats, "N_EXCHANGES", 199)
+    n_draws, n_false, n_by_fisher = 100, 0, 0
+    for seed in range(n_draws):
         draws = np.random.default_rng(seed)
-        centres = draws.normal(size=(10, DIMENSION))
-        found = find_repeats(drawn(centres, draws), drawn(centres, draws), 0.05, seed)
+        centres = draws.normal(size=(30, DIMENSION))
+        found = find_repeats(clustered(centres, draws), clustered(centres, draws), 0.05, seed)
         n_false += found.conclusion == "repeats_itself"
-        n_repeats += found.model.repeats.k
-    assert n_repeats > 60  # there was something to be wrong about
-    assert n_false <= stats.binom.ppf(0.99, 60, 0.05)
+        n_by_fisher += p_value(found.model.repeats, found.control.repeats) <= 0.05
+    most = stats.binom.ppf(0.99, n_draws, 0.05)
+    assert n_false <= most < n_by_fisher
+
+
+def clustered(centres: np.ndarray, draws: np.random.Generator) -> Generated:
+    """Half of the images are one of these and a little noise, and are steep."""
+    is_near = draws.random(N) < 0.5
+    features = draws.normal(size=(N, DIMENSION))
+    features[is_near] = centres[draws.integers(len(centres), size=is_near.sum())]
+    features += 0.01 * draws.normal(size=features.shape)
+    return images_of(features.astype(np.float32), draws.normal(size=N) + 5.0 * is_near)
 
 
 def test_growth_that_is_not_finite_is_not_steep_and_too_little_of_it_is_inconclusive() -> None:
