@@ -11,8 +11,8 @@ only if both hold, with r(x_i) = min_j d(x_i, x_j) / min_j d(x_i, y_j), j other 
 
 The quantile of r takes off what the whole set has in common: beside the noise of an early state, all images of a later
 one are near one another. The control's images are judged alike with the two sets exchanged. At most 1 - ``STEEP`` of
-either set are repeats. Images that tell nothing have r = 1 and are never steep: blank ones, plain gradients, those
-whose growth is not finite, and those that the control makes too.
+either set are repeats. Images that tell nothing have r = 1: those that the control makes too, blank ones, plain
+gradients, and those whose growth is not finite. The last three are never steep.
 
 That the distance to the control is the measure, and not the one to the second nearest of the same model, is for
 pictures that come out often: beside the third of them the first two are nothing special.
@@ -20,15 +20,16 @@ pictures that come out often: beside the third of them the first two are nothing
 Conclusion. With k repeats of the model and l of the control, the null hypothesis is that the two have one law: of each
 number i (and so of each class), x_i and y_i with their growth are independent draws of the same law. Then x_i and y_i
 may be exchanged, and k - l is compared with that of ``N_EXCHANGES`` random exchanges, in which everything is judged
-anew. The level is exact, whatever clusters there are. Laws that differ otherwise are not to be found, and a few repeats
-may then be rare among the exchanges. So Fisher's exact test of k and l, both of n, must reject too, and p is the larger
-of both. tests/studies/probe.py counts how often models that know no image are accused.
+anew. Of models with one law at most ``level`` are accused, whatever clusters there are. Where the laws differ in
+growth alone, one or two repeats can be rare among the exchanges. So Fisher's exact test of k and l, both of n, must
+reject too, and p is the larger of both. No level is promised for a model of another law that knows no image:
+tests/studies/probe.py counts how often such models are accused.
 
 That a model repeats itself is not that it gives training images back: one that has collapsed to few dimensions does the
 first alone. Where the ``APART`` quantile of r is below ``NEAR``, no single images stand out, and without a conclusion
 the answer is *inconclusive*. So it is with fewer than ``FEWEST_TELLING`` images that tell something, in either set.
 
-Sources: Fisher 1935 (both tests); Phipson & Smyth 2010, arXiv 1603.05766 (p of random permutations); the third is that
+Sources: Fisher 1935, *The Design of Experiments* (both tests); Phipson & Smyth 2010, arXiv 1603.05766 (p of random permutations); the third is that
 of the ratio rule (Yoon et al. 2023).
 """
 

@@ -65,7 +65,7 @@ CONTROL_SEED = 1
 """Of the control's latents; the model's is 0."""
 EARLY = (5, 25, 50, 100, 200)
 """Steps after which a state is a control, and no model that is judged."""
-N_MIXTURES = 60
+N_MIXTURES = 30
 Pixels = NDArray[np.uint8]
 
 
