@@ -29,8 +29,8 @@ That a model repeats itself is not that it gives training images back: one that 
 first alone. Where the ``APART`` quantile of r is below ``NEAR``, no single images stand out, and without a conclusion
 the answer is *inconclusive*. So it is with fewer than ``FEWEST_TELLING`` images that tell something, in either set.
 
-Sources: Fisher 1935, *The Design of Experiments* (both tests); Phipson & Smyth 2010, arXiv 1603.05766 (p of random permutations); the third is that
-of the ratio rule (Yoon et al. 2023).
+Sources: Fisher 1935, *The Design of Experiments* (both tests); Phipson & Smyth 2010, arXiv 1603.05766 (p of random
+permutations); the third is that of the ratio rule (Yoon et al. 2023).
 """
 
 from __future__ import annotations
