@@ -19,9 +19,9 @@ from latentprint.tasks.diffusion.checkpoint import image_shape, n_classes
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
 from latentprint.tasks.diffusion.layout import Resolved, resolve
 from latentprint.tasks.diffusion.schedulers import load_schedule
-from latentprint.tasks.doctor.checks import check_parameters, require_timesteps, shape_in_words
+from latentprint.tasks.doctor.checks import ParametersError, check_parameters, require_timesteps, shape_in_words
 from latentprint.tasks.evidence.embeddings import EMBEDDINGS
-from latentprint.tasks.evidence.repeats import Generated, Repeats, answer, find_repeats, nearest_others
+from latentprint.tasks.evidence.repeats import FEWEST_TELLING, Generated, Repeats, answer, find_repeats, nearest_others
 from latentprint.tasks.extract.generate import Pixels, read_generated
 from latentprint.tasks.parameters import ModelParameters, ProbeParameters
 from latentprint.tasks.probe.measure import ProbeJob, is_telling, probe_jobs, probe_tar, probed_timestep, scoring
@@ -76,10 +76,13 @@ def subjects(
     Raises:
         CheckpointError: one is no checkpoint, or they are the same, or cannot be compared: images of different shapes,
             another number of classes, another noise level at the timestep that is scored.
-        ParametersError: a schedule has fewer timesteps than there are steps, or growth cannot be measured.
+        ParametersError: a schedule has fewer timesteps than there are steps, growth cannot be measured, or a control
+            has too few samples.
     """
     found = [_subject(model, out, parameters, loading)]
     if control is not None:
+        if parameters.samples < FEWEST_TELLING:
+            raise ParametersError(f"--samples {parameters.samples}: --control needs at least {FEWEST_TELLING}")
         next_seed = parameters.model_copy(update={"seed": parameters.seed + 1})
         found.append(_subject(control, out / CONTROL, next_seed, ModelParameters()))
         first, second = (image_shape(each.model) for each in found)

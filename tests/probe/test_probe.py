@@ -12,6 +12,7 @@ import pytest
 from latentprint.flows.cli import main as cli
 from latentprint.flows.probe import probe
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.doctor.checks import ParametersError
 from latentprint.tasks.evidence.embeddings import pixel
 from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.parameters import ComputeParameters, ProbeParameters
@@ -132,6 +133,12 @@ def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path
 def test_a_control_that_cannot_be_compared_is_refused(tmp_path: Path, control: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=f"--control .*{control}: .*{message}"):
         probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, f"tests.probe.mixtures:{control}")
+    assert not (tmp_path / "probe").exists()
+
+
+def test_too_few_samples_for_a_conclusion_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParametersError, match="--samples 99: --control needs at least 100"):
+        probe(SPIKED, tmp_path / "probe", ProbeParameters(samples=99, steps=5), ONE_THREAD, INNOCENT)
     assert not (tmp_path / "probe").exists()
 
 
