@@ -26,8 +26,8 @@ def probe(
     control: Annotated[
         str | None,
         typer.Option(
-            help="Model that gives no training image back: trained alike on other images of the same kind, or an "
-            "early state of this training. Without it nothing is concluded."
+            help="Model that gives no training image back: trained alike on other images of the same kind, or, if "
+            "this training is finished, an early state of it. Without it nothing is concluded."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -208,7 +208,7 @@ def answer(found: Repeats | None, n: int) -> dict[str, Any]:
             "level": "ranked_only",
             "sentence": f"Nothing is concluded: {n:,} generated images are ranked, and a rank is no proof.",
             "reason": "There is no control. Give --control CHECKPOINT, a model of the same kind of images that gives "
-            "no training image back: trained alike on other images, or an early state of this training.",
+            "no training image back: trained alike on other images, or, if this training is finished, an early state.",
         }
     (k, _), control = found.model.repeats, found.control.repeats
     counts = f"{k:,} of {n:,} images are repeats, and {control.k:,} of {n:,} of the control"

@@ -17,6 +17,7 @@ and that classes hid copies. The quantiles of each set and the exchanges were in
   many are accused: by the rule, by its first half (``near``) alone, and by its second (``steep``) alone. Copies among
   their images are counted.
 - ``mixtures``: the same on closed forms, where draws are cheap: hundreds of pairs.
+- ``few_copies``: how often a model is found out of which one or two images in a hundred are copies.
 
 Everything is kept in ``.study/probe`` (not shipped), so that a killed study continues. What was found is written to
 ``tests/studies/results/probe.json``.
@@ -31,7 +32,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,25 @@ def mixtures() -> dict[str, Any]:
     return counts
 
 
+def few_copies() -> dict[str, Any]:
+    """How often a model is concluded to repeat itself, of which a small share of 1,000 images are steep copies."""
+    pool = pixel(_distinct_digits()[:, None])
+    counts = {}
+    for share, n_pictures in product((0.01, 0.02), (3, 10)):
+        n_concluded = 0
+        for seed in range(N_MIXTURES):
+            draws = np.random.default_rng([seed, n_pictures, round(1000 * share)])
+            order = draws.permutation(len(pool))
+            model, control = (_drawn(pool[order[i * 400 : (i + 1) * 400]], 5, draws, N_IMAGES) for i in (0, 1))
+            copies = np.flatnonzero(draws.random(N_IMAGES) < share)
+            known = pool[order[800 : 800 + n_pictures]][draws.integers(n_pictures, size=len(copies))]
+            model.features[copies] = known + 0.02 * draws.normal(size=known.shape)
+            model.growth[copies] += 4.0
+            n_concluded += find_repeats(model, control, LEVEL).conclusion == "repeats_itself"
+        counts[f"{share:.0%} copies of {n_pictures} images"] = {"n_pairs": N_MIXTURES, "concluded": n_concluded}
+    return counts
+
+
 def _collapsed(images: NDArray[np.float32], n_dimensions: int, draws: np.random.Generator) -> Generated:
     """A model that knows no image, but varies along few principal axes alone."""
     mean = images.mean(axis=0)
@@ -312,10 +332,10 @@ def _collapsed(images: NDArray[np.float32], n_dimensions: int, draws: np.random.
     )
 
 
-def _drawn(images: NDArray[np.float32], n_components: int, draws: np.random.Generator) -> Generated:
+def _drawn(images: NDArray[np.float32], n_components: int, draws: np.random.Generator, n: int = 500) -> Generated:
     seed = int(draws.integers(2**31))
     fitted = GaussianMixture(n_components, covariance_type="diag", reg_covar=1e-3, random_state=seed, max_iter=20)
-    features = fitted.fit(images).sample(500)[0]
+    features = fitted.fit(images).sample(n)[0]
     features = np.clip(features[draws.permutation(len(features))], -1.0, 1.0).astype(np.float32)
     return Generated(features, draws.normal(size=len(features)), np.ones(len(features), dtype=np.bool_))
 
@@ -328,6 +348,7 @@ def present(names: Any) -> list[str]:
 def parts(only: str) -> Iterator[tuple[str, Any]]:
     if only in ("", "mixtures"):
         yield "mixtures", mixtures()
+        yield "few_copies", few_copies()
     if only == "mixtures":
         return
     for training in TRAININGS:
