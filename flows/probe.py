@@ -38,7 +38,7 @@ def probe(
 
     Raises:
         RunError: the folder holds something else, another probe, or is in use.
-        CheckpointError: the model or the control is no checkpoint, or the two make images of different shapes.
+        CheckpointError: the model or the control is no checkpoint, or the two cannot be compared.
         ParametersError: a schedule has fewer timesteps than there are steps.
         ExtractionFailed: some tars could not be generated or scored; finished ones are kept, running again goes on.
     """
@@ -46,8 +46,8 @@ def probe(
     with ExitStack() as until:
         for subject in probed:
             until.enter_context(held(subject.folder, "probe"))
-            _claim(subject, parameters)
-        jobs = [job for subject in probed for job in subject.jobs(parameters, compute.batch_size)]
+            _claim(subject)
+        jobs = [job for subject in probed for job in subject.jobs(compute.batch_size)]
         progress = Progress("generating", parameters.samples * len(probed), "images")
         with workers_for(compute, progress) as (runner, n_workers):
             finish([runner.submit(probe_group, {"jobs": group}) for group in grouped(jobs, n_workers)])
@@ -58,9 +58,9 @@ def probe(
         return summary
 
 
-def _claim(subject: Subject, parameters: ProbeParameters) -> None:
+def _claim(subject: Subject) -> None:
     """Record what is generated and how, and drop what is damaged."""
     directory = ProbeDirectory(subject.folder)
     require_known(directory, "samples/", "scores/")
-    directory.claim("probe", subject.identity(parameters))
+    directory.claim("probe", subject.identity)
     discard_damaged_parts(directory, directory.samples, directory.scores)

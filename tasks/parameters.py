@@ -335,8 +335,7 @@ class ProbeParameters(Parameters):
         0.05,
         gt=0.0,
         le=0.2,
-        description="of the test that the model repeats itself no more than its control, and of the flags' "
-        "false-discovery rate [of 1]",
+        description="of the test that the model's images follow the control's law and repeat themselves no more [of 1]",
     )
 
 

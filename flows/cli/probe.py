@@ -26,8 +26,8 @@ def probe(
     control: Annotated[
         str | None,
         typer.Option(
-            help="Model that gives no training image back: trained alike on other images of the same kind, or an "
-            "early state of this training. Without it nothing is concluded."
+            help="Model that gives no training image back: trained alike on other images of the same kind, or, if "
+            "this training is finished, an early state of it. Without it nothing is concluded."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -36,8 +36,8 @@ def probe(
 
     The rank is by log growth along the predicted noise, at 5% of the schedule's timesteps. A rank is no proof. With
     --control the same is generated there, and repeats are counted in both: images that are much nearer to another
-    image of their model than to any of the other model, and that grow more than 95% of the control's. Only an excess of
-    repeats leads to a conclusion. A model that has collapsed repeats itself too: look at the pairs.
+    image of their model than to any of the other model, and whose growth is above that of 95% of either model's images.
+    Only an excess of repeats leads to a conclusion. A model that has collapsed repeats itself too: look at the pairs.
 
     Open OUT/probe.html. OUT/suspects.parquet has all images, OUT/samples their pictures, OUT/probe.json the conclusion.
 
@@ -58,7 +58,7 @@ def probe(
 
 
 def _line(row: dict[str, Any]) -> str:
-    mark = " flagged" if row["is_flagged"] else " repeat" if row["is_repeat"] else ""
+    mark = " repeat" if row["is_repeat"] else ""
     return (
         f"{row['rank']:>4}  {row['generated']}: growth {row['log_growth_eps']:.4f}, nearest other "
         f"{row['nearest_generated']} at {row['nearest_ratio']:.2f} of its surroundings{mark}"

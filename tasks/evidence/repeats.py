@@ -4,49 +4,56 @@ Images x_1 ... x_n come from the model, y_1 ... y_n from a control: a model of t
 training image back. A model that has learned single images by heart gives the same picture from independent noise, and
 its ODE stretches the surroundings of that picture. Either alone is told of innocent models too: an unfinished training
 gives the mean picture again and again, and growth rises with any training. So a generated image is called a *repeat*
-only if both hold:
+only if both hold, with r(x_i) = min_j d(x_i, x_j) / min_j d(x_i, y_j), j other than i:
 
-    near    d(x, other images of its model) < ``NEAR`` d(x, images of the control)
-    steep   growth along eps at x, under its model, is above the ``STEEP`` quantile of the control's own images
+    near    r(x_i) < ``NEAR`` min(1, ``APART`` quantile of r over the model's images)
+    steep   growth along eps at x_i, under its model, is above the ``STEEP`` quantile of either set
 
-Blank images and plain gradients are never repeats: they look alike without being copies, and a model that fails gives
-them again and again, at the very edge of the pixels' range, where growth is high.
+The quantile of r takes off what the whole set has in common: beside the noise of an early state, all images of a later
+one are near one another. The control's images are judged alike with the two sets exchanged. At most 1 - ``STEEP`` of
+either set are repeats. Images that tell nothing have r = 1: those that the control makes too, blank ones, plain
+gradients, and those whose growth is not finite. The last three are never steep.
 
-Both distances are those to the nearest of n / 2 images of either set: images of even number are the references of those
-of odd number, and the other way round. The control's images are judged alike with the two sets exchanged. That
-the distance to the control is the measure, and not the one to the second nearest of the same model, is for pictures
-that come out often: beside the third of them the first two are nothing special.
+That the distance to the control is the measure, and not the one to the second nearest of the same model, is for
+pictures that come out often: beside the third of them the first two are nothing special.
 
-Conclusion. Given the references, the images of odd number are independent draws. So many of the model's are repeats,
-k of m, so many of the control's, l of m. Fisher's exact test of equal probabilities, one-sided at ``level``, rejects
-where the model repeats itself more; ``FEWEST`` repeats are needed. Given the references, at most ``level`` of models
-that repeat themselves no more than the control are accused. That a model repeats itself is not that it gives training
-images back: one that has collapsed to few dimensions does the first alone. tests/studies/probe.py counts how often
-models that know no image are accused.
+Conclusion. With k repeats of the model and l of the control, the null hypothesis is that the two have one law: of each
+number i (and so of each class), x_i and y_i with their growth are independent draws of the same law. Then x_i and y_i
+may be exchanged, and k - l is compared with that of ``N_EXCHANGES`` random exchanges, in which everything is judged
+anew. Of models with one law at most ``level`` are accused, whatever clusters there are. Where the laws differ in
+growth alone, one or two repeats can be rare among the exchanges. So Fisher's exact test of k and l, both of n, must
+reject too, and p is the larger of both. No level is promised for a model of another law that knows no image:
+tests/studies/probe.py counts how often such models are accused.
 
-Flags. s = the ratio of the two distances where the image is steep, else infinite; conformal p-values of s among the
-control's, and Benjamini-Hochberg at ``level`` over all images. Flagged is a repeat with such a p-value, and only after
-a conclusion. With n images of each set no fewer than 1 / ``level`` can be flagged.
+That a model repeats itself is not that it gives training images back: one that has collapsed to few dimensions does the
+first alone. Where the ``APART`` quantile of r is below ``NEAR``, no single images stand out, and without a conclusion
+the answer is *inconclusive*. So it is with fewer than ``FEWEST_TELLING`` images that tell something, in either set.
 
-Sources: Fisher 1935; Bates et al. 2023, arXiv 2104.08279; the third is that of the ratio rule (Yoon et al. 2023).
+Sources: Fisher 1935, *The Design of Experiments* (both tests); Phipson & Smyth 2010, arXiv 1603.05766 (p of random
+permutations); the third is that of the ratio rule (Yoon et al. 2023).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentprint.tasks.evidence.copies import nearest
-from latentprint.tasks.evidence.flags import flag
-from latentprint.tasks.evidence.reproduction import Counts, p_value
+from latentprint.tasks.evidence.copies import Neighbours, nearest
+from latentprint.tasks.evidence.reproduction import OF_THE_SAME_KIND, POWER, Counts, least_share, p_value
 from latentprint.tasks.evidence.statistics import Array
 
 NEAR = 1.0 / 3.0
 STEEP = 0.95
-FEWEST = 2
+APART = 0.9
+"""A model is found out up to this share of copies; the others are what its copies are held against."""
+FEWEST_TELLING = 100
+N_EXCHANGES = 999
+NEIGHBOURS = 48
+"""Of each image, for random exchanges: all are in one set with a probability of at most 2^-47."""
+EXCHANGES_AT_ONCE = 32
 SURROUNDING = 50
 """Other images of the model whose mean distance a nearest one is held against, without a control."""
 
@@ -58,88 +65,124 @@ class Generated:
     """Images of one model, in the order of their numbers."""
 
     features: NDArray[np.float32]
-    """(n, d)"""
+    """(n, d) or (n, P, d)"""
     growth: Array
     """Along the predicted noise, under the model that generated them, (n,) [nats]."""
     is_telling: Mask
     """Is there enough in the image to tell it from others? (n,)"""
 
 
-@dataclass(frozen=True)
-class Repeats:
-    """What either set is found to be; arrays are of the model's images, (n,)."""
+class Judged(NamedTuple):
+    """A set of images, judged; of several exchanges at once, each array has one more axis before its last."""
 
     ratio: Array
-    """Distance to the nearest of its model's other half, over that to the nearest of the control's."""
-    is_repeat: Mask
-    p_values: Array
-    adjusted: Array
-    """Benjamini-Hochberg adjusted p-values."""
-    is_flagged: Mask
-    steep_above: float
-    """Growth of the control that is exceeded by 1 - ``STEEP`` of its images [nats]."""
-    model: Counts
-    """Repeats among its images of odd number."""
-    control: Counts
-    p_value: float
-    level: float
-    n_near: int
-    """Of the model's images of odd number: near, steep or not."""
-    n_steep: int
+    """Distance to the nearest other image of its set, over that to the nearest of the other set, (n,)."""
+    is_near: Mask
+    is_steep: Mask
 
     @property
-    def is_concluded(self) -> bool:
-        """Does the model repeat itself more than the control?"""
-        return _is_concluded(self.model, self.p_value, self.level)
+    def is_repeat(self) -> Mask:
+        return self.is_near & self.is_steep
+
+    @property
+    def repeats(self) -> Counts:
+        return Counts(int(self.is_repeat.sum()), self.is_repeat.size)
 
 
-def _is_concluded(model: Counts, p: float, level: float) -> bool:
-    return model.k >= FEWEST and p <= level
+@dataclass(frozen=True)
+class Repeats:
+    """What either set is found to be."""
+
+    model: Judged
+    control: Judged
+    n_telling: tuple[int, int]
+    """Images that are not blank and whose growth is finite: of the model, of the control."""
+    p_value: float
+    level: float
+
+    @property
+    def is_told(self) -> bool:
+        """Do enough images of either set tell something?"""
+        return min(self.n_telling) >= FEWEST_TELLING
+
+    @property
+    def conclusion(self) -> str:
+        """*repeats_itself*, *not_shown* or *inconclusive*."""
+        if self.is_told and self.p_value <= self.level:
+            return "repeats_itself"
+        return "not_shown" if self.is_told and np.quantile(self.model.ratio, APART) >= NEAR else "inconclusive"
 
 
-def find_repeats(model: Generated, control: Generated, level: float) -> Repeats:
+def find_repeats(model: Generated, control: Generated, level: float, seed: int = 0) -> Repeats:
     """Both sets judged alike; see the module's head.
 
+    Args:
+        seed: of the random exchanges.
+
     Raises:
-        ValueError: fewer than four images in a set, or another level than 0 < level < 1.
+        ValueError: the sets are not of one size, or have fewer than two images.
     """
-    if min(len(model.features), len(control.features)) < 4:
-        raise ValueError("at least four images of the model and of the control are needed")
-    finite = control.growth[np.isfinite(control.growth)]
-    steep_above = float(np.quantile(finite, STEEP)) if len(finite) else np.inf
-    ratios = ratio_to_control(model.features, control.features), ratio_to_control(control.features, model.features)
-    steep = tuple((each.growth > steep_above) & each.is_telling for each in (model, control))
-    repeats = tuple((ratio < NEAR) & is_steep for ratio, is_steep in zip(ratios, steep, strict=True))
-    counts, of_control = (Counts(int(each[1::2].sum()), len(each[1::2])) for each in repeats)
-    p = p_value(counts, of_control)
-    scores, controls = (-np.where(is_steep, ratio, 1e9) for ratio, is_steep in zip(ratios, steep, strict=True))
-    flags = flag(scores, controls, alpha=level)
-    is_flagged = flags.flagged & repeats[0] & _is_concluded(counts, p, level)
+    n = len(model.features)
+    if n != len(control.features) or n < 2:
+        raise ValueError("as many images of the model as of the control are needed, and at least two")
+    numbers, both = np.arange(n), (model, control)
+    pool, left_out = np.concatenate([each.features for each in both]), np.tile(numbers, 2)[:, None]
+    growth = np.concatenate(
+        [np.where(each.is_telling & np.isfinite(each.growth), each.growth, -np.inf) for each in both]
+    )
+    to_model, to_control = (
+        nearest(pool, each.features, 1, groups=numbers, left_out=left_out).distances[:, 0] for each in both
+    )
+    own, other = np.where(np.arange(2 * n) < n, [to_model, to_control], [to_control, to_model])
+    found, of_control = _judged(numbers, own, other, growth)
+    around = nearest(pool, pool, NEIGHBOURS, groups=left_out[:, 0], left_out=left_out)
+    by_chance = _exchanged_differences(around, growth, np.random.default_rng(seed))
+    n_as_far = int((by_chance >= found.repeats.k - of_control.repeats.k).sum())
     return Repeats(
-        ratio=ratios[0],
-        is_repeat=repeats[0],
-        p_values=flags.p_values,
-        adjusted=flags.adjusted,
-        is_flagged=is_flagged,
-        steep_above=steep_above,
-        model=counts,
-        control=of_control,
-        p_value=p,
+        found,
+        of_control,
+        n_telling=(int(np.isfinite(growth[:n]).sum()), int(np.isfinite(growth[n:]).sum())),
+        p_value=max((1 + n_as_far) / (1 + N_EXCHANGES), p_value(found.repeats, of_control.repeats)),
         level=level,
-        n_near=int((ratios[0] < NEAR)[1::2].sum()),
-        n_steep=int(steep[0][1::2].sum()),
     )
 
 
-def ratio_to_control(images: NDArray[np.float32], control: NDArray[np.float32]) -> Array:
-    """d(x, nearest of the other half of its own set) / d(x, nearest of that half of the control), (n,)."""
-    ratio = np.empty(len(images))
-    for half in (0, 1):
-        own = nearest(images[half::2], images[1 - half :: 2], 1).distances[:, 0]
-        other = nearest(images[half::2], control[1 - half :: 2], 1).distances[:, 0]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio[half::2] = np.where(other > 0.0, own / other, 1.0)  # the control has it too: nothing to tell
-    return ratio
+def _exchanged_differences(around: Neighbours, growth: Array, draws: np.random.Generator) -> NDArray[np.int64]:
+    """k - l of each random exchange, (``N_EXCHANGES``,).
+
+    Args:
+        around: the nearest of the pool of both sets, nearest first, for each of it: (2n, ``NEIGHBOURS``).
+    """
+    n, differences = len(growth) // 2, []
+    for begin in range(0, N_EXCHANGES, EXCHANGES_AT_ONCE):
+        is_exchanged = draws.random((min(EXCHANGES_AT_ONCE, N_EXCHANGES - begin), n)) < 0.5
+        side = np.concatenate([is_exchanged, ~is_exchanged], axis=1)
+        is_own = side[:, around.indices] == side[:, :, None]
+        own, other = (around.distances[np.arange(2 * n), first(is_own, axis=2)] for first in (np.argmax, np.argmin))
+        one, two = _judged(np.arange(n) + n * is_exchanged, own, other, growth)
+        differences.append(one.is_repeat.sum(axis=1) - two.is_repeat.sum(axis=1))
+    return np.concatenate(differences)
+
+
+def _judged(rows: NDArray[np.int64], own: Array, other: Array, growth: Array) -> tuple[Judged, Judged]:
+    """The set of these rows (..., n) of the pool, and the set of the others.
+
+    Args:
+        own, other: from each of the pool to the nearest of its own set, and to that of the other one, (..., 2n).
+        growth: -inf where an image tells nothing, (2n,).
+    """
+    n = rows.shape[-1]
+    ratio = np.divide(own, other, out=np.ones_like(own), where=np.isfinite(growth) & (other > 0.0))
+    sets = rows, (rows + n) % (2 * n)
+    ratios, growths = [np.take_along_axis(ratio, each, -1) for each in sets], [growth[each] for each in sets]
+    near_below = [NEAR * np.minimum(1.0, _quantile(each, APART)) for each in ratios]
+    steep_above = np.maximum(*(_quantile(each, STEEP) for each in growths))
+    one, two = (Judged(r, r < below, g > steep_above) for r, g, below in zip(ratios, growths, near_below, strict=True))
+    return one, two
+
+
+def _quantile(values: Array, q: float) -> Array:
+    return np.asarray(np.quantile(values, q, axis=-1, method="lower", keepdims=True))
 
 
 def nearest_others(features: NDArray[np.float32]) -> tuple[NDArray[np.int64], Array, Array]:
@@ -159,26 +202,40 @@ def nearest_others(features: NDArray[np.float32]) -> tuple[NDArray[np.int64], Ar
 
 
 def answer(found: Repeats | None, n: int) -> dict[str, Any]:
-    """Level, sentence and reason: *repeats_itself*, *not_shown*, or *ranked_only* where there is no control."""
+    """Level, sentence and reason: the conclusion, or *ranked_only* where there is no control."""
     if found is None:
         return {
             "level": "ranked_only",
             "sentence": f"Nothing is concluded: {n:,} generated images are ranked, and a rank is no proof.",
             "reason": "There is no control. Give --control CHECKPOINT, a model of the same kind of images that gives "
-            "no training image back: trained alike on other images, or an early state of this training.",
+            "no training image back: trained alike on other images, or, if this training is finished, an early state.",
         }
-    k, m = found.model
-    counts = f"{k:,} of {m:,} judged images are repeats, and {found.control.k:,} of {found.control.n:,} of the control"
-    test = f"Fisher's exact test, one-sided: p = {found.p_value:.2g}, level {found.level:g}."
-    if found.is_concluded:
-        return {
-            "level": "repeats_itself",
-            "sentence": f"The model repeats itself more than its control does: {counts}.",
-            "reason": f"{test} A model that gives training images back does so. One that has collapsed to few "
-            "pictures, or is not trained to its end, may do so too: look at the pairs.",
-        }
-    return {
-        "level": "not_shown",
-        "sentence": f"It is not shown that the model repeats itself: {counts}. It may still give images back.",
-        "reason": f"{test} Images that come out once in {n:,} have no repeat to be told by.",
-    }
+    (k, _), control = found.model.repeats, found.control.repeats
+    counts = f"{k:,} of {n:,} images are repeats, and {control.k:,} of {n:,} of the control"
+    test = f"Random exchanges of both models' images, and Fisher's exact test: p = {found.p_value:.2g}, level "
+    test += f"{found.level:g}."
+    level, least = found.conclusion, least_share(n, {OF_THE_SAME_KIND: control}, found.level)
+    if level == "repeats_itself":
+        sentence = f"The model repeats itself more than its control does: {counts}."
+        reason = f"{test} A model that gives training images back does so. One that has collapsed to few pictures, or "
+        reason += "is not trained to its end, may do so too: look at the pairs."
+    elif level == "not_shown":
+        sentence = f"It is not shown that the model repeats itself: {counts}. It may still give images back."
+        reason = f"{test} Images that come out once in {n:,} have no repeat to be told by."
+        if least is not None:
+            reason += f" A share of {least:.1%} repeats would have been seen with {POWER:.0%} probability."
+    elif found.is_told:
+        sentence = f"Whether the model repeats itself is inconclusive: {counts}, but nearly all of its images are far "
+        sentence += "nearer to one another than to the control's."
+        reason = (
+            "It gives few pictures again and again, or the control makes other images. Give a control whose images "
+        )
+        reason += "are more like the model's."
+    else:
+        sentence = f"Whether the model repeats itself is inconclusive: {found.n_telling[0]:,} of {n:,} images tell "
+        sentence += f"something, and {found.n_telling[1]:,} of {n:,} of the control."
+        reason = (
+            f"At least {FEWEST_TELLING} of either must be neither blank nor without a finite growth. Generate more "
+        )
+        reason += "with --samples, or give another checkpoint."
+    return {"level": level, "sentence": sentence, "reason": reason}

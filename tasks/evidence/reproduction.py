@@ -110,14 +110,14 @@ def excess(copies: Counts, control: Counts) -> dict[str, Any] | None:
     return {"value": 1.0 - kept / kept_control, "interval_95": [1.0 - most, 1.0 - least]}
 
 
-def is_counted(copies: Counts, controls: Mapping[str, Counts | None]) -> bool:
+def is_counted(copies: Counts, controls: Mapping[str, Counts | None], level: float = LEVEL) -> bool:
     """Is the share above the rule's false-copy rate? See the module's head."""
     together, alike = pooled(controls), controls.get(OF_THE_SAME_KIND)
     if together is None or copies.k < FEWEST_COPIES:
         return False
     above_each = all(copies.share > counts.share for counts in controls.values() if counts is not None)
     tested = (together,) if alike is None else (together, alike)
-    return above_each and all(p_value(copies, control) <= LEVEL for control in tested)
+    return above_each and all(p_value(copies, control) <= level for control in tested)
 
 
 def p_value(copies: Counts, control: Counts) -> float:
@@ -126,24 +126,24 @@ def p_value(copies: Counts, control: Counts) -> float:
     return float(stats.hypergeom.sf(copies.k - 1, total, copies.k + control.k, copies.n))
 
 
-def copies_needed(n: int, controls: Mapping[str, Counts | None]) -> int | None:
+def copies_needed(n: int, controls: Mapping[str, Counts | None], level: float = LEVEL) -> int | None:
     """Fewest copies among n generated images that are counted, given the controls; None: no number is."""
     least, most = 1, n
-    if not is_counted(Counts(n, n), controls):
+    if not is_counted(Counts(n, n), controls, level):
         return None
     while least < most:  # p falls and the share rises with every copy
         middle = (least + most) // 2
-        least, most = (least, middle) if is_counted(Counts(middle, n), controls) else (middle + 1, most)
+        least, most = (least, middle) if is_counted(Counts(middle, n), controls, level) else (middle + 1, most)
     return least
 
 
-def least_share(n: int, controls: Mapping[str, Counts | None]) -> float | None:
+def least_share(n: int, controls: Mapping[str, Counts | None], level: float = LEVEL) -> float | None:
     """Least true share of copies that n generated images show with probability ``POWER``, given the controls.
 
     P(Binomial(n, share) >= k) = ``POWER`` for the fewest copies k that are counted: a quantile of Beta(k, n - k + 1).
     None where no number of copies is counted.
     """
-    needed = copies_needed(n, controls)
+    needed = copies_needed(n, controls, level)
     return None if needed is None else float(stats.beta.ppf(POWER, needed, n - needed + 1))
 
 

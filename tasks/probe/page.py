@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from latentprint.tasks.pages.formats import number, percent
+from latentprint.tasks.pages.formats import number
 from latentprint.tasks.pages.page import place, render
 from latentprint.tasks.pages.tables import Column, TableView, entries_table
 from latentprint.tasks.pages.thumbnails import data_uri
@@ -25,9 +25,11 @@ MOST_ROWS = 100
 TITLES = {
     "repeats_itself": "Repeats itself",
     "not_shown": "Not shown",
+    "inconclusive": "Inconclusive",
     "ranked_only": "Nothing concluded",
 }
-TONES = {"repeats_itself": "shown", "not_shown": "not_shown", "ranked_only": "inconclusive"}
+TONES = {"repeats_itself": "shown", "not_shown": "not_shown"}
+"""Any other level is *inconclusive*."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pair:
     nearest_uri: str
     key: str
     nearest: str
-    traits: tuple[str, ...]
+    is_repeat: bool
     facts: Mapping[str, str]
 
 
@@ -65,12 +67,11 @@ def render_probe(summary: Mapping[str, Any], table: pa.Table, pixels: Mapping[st
         name=place(summary["checkpoints"]["model"]["name"]),
         verdict=verdict,
         title=TITLES[verdict["level"]],
-        tone=TONES[verdict["level"]],
+        tone=TONES.get(verdict["level"], "inconclusive"),
         first=_pairs(_first(table), pixels),
         repeats=_pairs(repeats, pixels),
         n_repeats=number(pc.sum(table["is_repeat"]).as_py() or 0),
         has_control=summary["repeats"] is not None,
-        level=percent(summary["parameters"]["level"]),
         tables=_tables(summary),
         ranking=_ranking(table),
     )
@@ -95,7 +96,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]], pixels: Mapping[str, NDArray[np.ui
             nearest_uri=data_uri(_picture(pixels[row["nearest_generated"]])),
             key=row["generated"],
             nearest=row["nearest_generated"],
-            traits=tuple(name for name in ("repeat", "flagged") if row[f"is_{name}"]),
+            is_repeat=bool(row["is_repeat"]),
             facts={
                 "growth along ε, nats": number(row["log_growth_eps"]),
                 "‖ε‖₂": number(row["eps_norm"]),

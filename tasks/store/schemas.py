@@ -289,23 +289,15 @@ SUSPECTS = pa.schema(
         _field("nearest_ratio", pa.float64(), "that over the mean distance to the 50 nearest others", "1"),
         _score(
             "control_ratio",
-            "distance to the nearest in the other half of the model's images, over that to the nearest in that half of "
-            "the control's; null: no control",
+            "distance to the nearest other image of the model, over that to the nearest of the control, without that "
+            "of its own number; 1 where the image tells nothing; null: no control",
             "1",
         ),
         _field(
             "is_repeat",
             pa.bool_(),
-            "control_ratio is below 1/3, and log_growth_eps above that of 95% of the control's own images "
-            "(tasks/evidence/repeats.py); null: no control",
-            nullable=True,
-        ),
-        _score("p_value", "conformal: of control_ratio of steep images, among the control's", "of 1"),
-        _score("q_value", "Benjamini-Hochberg adjusted: the smallest level that flags it", "of 1"),
-        _field(
-            "is_flagged",
-            pa.bool_(),
-            "a repeat, q_value is at most the level, and the model is concluded to repeat itself; null: no control",
+            "control_ratio is below 1/3, and 1/3 of its 90% quantile; log_growth_eps is above that of 95% of either "
+            "model's images (tasks/evidence/repeats.py); null: no control",
             nullable=True,
         ),
     ]

@@ -7,117 +7,157 @@ import pytest
 from scipy import stats
 
 from latentprint.tasks.evidence import repeats
-from latentprint.tasks.evidence.repeats import (
-    answer,
-    find_repeats,
-    nearest_others,
-    ratio_to_control,
-)
+from latentprint.tasks.evidence.repeats import Generated, answer, find_repeats, nearest_others
+from latentprint.tasks.evidence.reproduction import p_value
 
-N = 100
-FLAT, STEEP = 0.0, 1.0
+N = 120
+DIMENSION = 12
 
 
-def images_of(features: np.ndarray, growth: np.ndarray, blank: int = 0) -> repeats.Generated:
-    """The first images are blank."""
-    return repeats.Generated(features, growth, np.arange(len(growth)) >= blank)
+def images_of(features: np.ndarray, growth: np.ndarray | None = None, blank: int = 0) -> Generated:
+    """The first images are blank; growth rises slowly unless it is given."""
+    growth = np.linspace(0.0, 0.1, len(features)) if growth is None else growth
+    return Generated(features, growth, np.arange(len(growth)) >= blank)
 
 
 def line(*points: float) -> np.ndarray:
     return np.array(points, dtype=np.float32)[:, None]
 
 
-def crowd(seed: int, n: int = N, dimension: int = 12) -> np.ndarray:
+def crowd(seed: int, n: int = N) -> np.ndarray:
     """Images of no model in particular: a Gaussian cloud."""
-    return np.random.default_rng(seed).normal(size=(n, dimension)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(n, DIMENSION)).astype(np.float32)
 
 
-def with_twins(features: np.ndarray, n_twins: int) -> np.ndarray:
-    """The first 2 ``n_twins`` images are one picture and a little noise."""
+def with_twins(features: np.ndarray, n_alike: int) -> np.ndarray:
+    """The first ``n_alike`` images are one picture and a little noise."""
     features = features.copy()
-    noise = 0.01 * crowd(9, 2 * n_twins, features.shape[1])
-    features[: 2 * n_twins] = features[0] + noise
+    features[:n_alike] = features[0] + 0.01 * crowd(9, n_alike)
     return features
 
 
 def growth(n_steep: int) -> np.ndarray:
-    """The first are steep; the others rise slowly, so that quantiles are between two of them."""
-    values = np.linspace(FLAT, 0.1, N)
-    values[:n_steep] = STEEP
-    return values
+    """The first are steep."""
+    return np.where(np.arange(N) < n_steep, 1.0, np.linspace(0.0, 0.1, N))
 
 
-def test_the_ratio_is_to_the_other_half_of_either_set() -> None:
+def test_the_ratio_leaves_out_the_images_of_the_same_number() -> None:
     own, control = line(0.0, 1.0, 10.0, 12.0), line(3.0, 5.0, 30.0, 40.0)
-    # image 0: own odd ones 1, 12 -> 1; control's odd ones 5, 40 -> 5
-    # image 1: own even ones 0, 10 -> 1; control's even ones 3, 30 -> 2
-    # image 2: 12 - 10 = 2; |5 - 10| = 5        image 3: 12 - 10 = 2; |3 - 12| = 9
-    assert ratio_to_control(own, control).tolist() == pytest.approx([1 / 5, 1 / 2, 2 / 5, 2 / 9])
+    found = find_repeats(images_of(own), images_of(control), 0.05)
+    # own: 1, 1, 2, 2; control without the own number: 5, |1 - 3|, |10 - 5|, |12 - 5|
+    assert found.model.ratio.tolist() == pytest.approx([1 / 5, 1 / 2, 2 / 5, 2 / 7])
+    # the control's: 2, 2, 10, 10; to 1, to 0, to 12, to 10
+    assert found.control.ratio.tolist() == pytest.approx([2 / 2, 2 / 5, 10 / 18, 10 / 30])
 
 
 def test_an_image_that_the_control_makes_too_tells_nothing() -> None:
-    assert ratio_to_control(line(0.0, 0.0, 7.0, 9.0), line(0.0, 0.0, 1.0, 2.0))[:2].tolist() == [1.0, 1.0]
+    own, control = line(0.0, 0.0, 7.0, 9.0), line(0.0, 0.0, 1.0, 2.0)
+    assert find_repeats(images_of(own), images_of(control), 0.05).model.ratio[:2].tolist() == [1.0, 1.0]
 
 
 def test_twins_that_are_steep_are_repeats_and_nothing_else_is() -> None:
-    model = images_of(with_twins(crowd(1), 12), growth(24))
-    found = find_repeats(model, images_of(crowd(2), growth(0)), 0.05)
-    assert np.flatnonzero(found.is_repeat).tolist() == list(range(24))
-    assert (found.model, found.control) == ((12, 50), (0, 50))
-    assert found.p_value == pytest.approx(stats.fisher_exact([[12, 38], [0, 50]], alternative="greater").pvalue)
-    assert found.is_concluded
-    assert found.is_flagged.tolist() == found.is_repeat.tolist()
-    assert found.p_values[:24].tolist() == [pytest.approx(1 / 101)] * 24
+    found = find_repeats(images_of(with_twins(crowd(1), 6), growth(6)), images_of(crowd(2)), 0.05)
+    assert np.flatnonzero(found.model.is_repeat).tolist() == list(range(6))
+    assert (found.model.repeats, found.control.repeats) == ((6, N), (0, N))
+    fisher = stats.fisher_exact([[6, N - 6], [0, N]], alternative="greater").pvalue
+    # all six are exchanged or none: 2^-6 of exchanges are as the sets are
+    assert fisher <= found.p_value == pytest.approx(2**-6, abs=0.015)
+    assert found.conclusion == "repeats_itself"
 
 
 def test_near_without_steep_and_steep_without_near_are_no_repeats() -> None:
     """An unfinished training gives one picture again and again; a longer one is steeper everywhere."""
-    control = images_of(crowd(2), growth(0))
-    collapsed = find_repeats(images_of(with_twins(crowd(1), 12), growth(0)), control, 0.05)
-    assert (collapsed.n_near, collapsed.model.k, collapsed.is_concluded) == (12, 0, False)
-    trained = find_repeats(images_of(crowd(1), growth(N)), control, 0.05)
-    assert (trained.n_steep, trained.model.k, trained.is_concluded) == (50, 0, False)
+    control = images_of(crowd(2), growth(N))
+    collapsed = find_repeats(images_of(with_twins(crowd(1), 6), growth(6)), control, 0.05)
+    assert (collapsed.model.is_near[:6].all(), collapsed.model.repeats.k) == (True, 0)
+    trained = find_repeats(images_of(crowd(1), growth(6)), images_of(crowd(2)), 0.05)
+    assert (trained.model.is_steep[:6].all(), trained.model.repeats.k) == (True, 0)
+
+
+def test_beside_the_noise_of_an_early_state_images_must_stand_out_among_their_own() -> None:
+    """A control far away makes every image near in comparison; six copies are found all the same."""
+    noise = images_of(crowd(2) + 30.0, growth(0))
+    innocent = find_repeats(images_of(crowd(1), growth(6)), noise, 0.05)
+    assert (innocent.model.ratio < 1 / 3).all()
+    assert innocent.model.repeats.k == 0
+    assert innocent.conclusion == "inconclusive"  # nine tenths are near: such a control tells too little
+    assert "nearer to one another" in answer(innocent, N)["sentence"]
+    assert find_repeats(images_of(with_twins(crowd(1), 6), growth(6)), noise, 0.05).conclusion == "repeats_itself"
 
 
 def test_blank_images_are_no_repeats() -> None:
-    model = images_of(with_twins(crowd(1), 12), growth(24), blank=20)
-    found = find_repeats(model, images_of(crowd(2), growth(0)), 0.05)
-    assert np.flatnonzero(found.is_repeat).tolist() == [20, 21, 22, 23]
-    assert found.p_values[:20].tolist() == [1.0] * 20
+    found = find_repeats(images_of(with_twins(crowd(1), 12), growth(12), blank=8), images_of(crowd(2)), 0.05)
+    assert np.flatnonzero(found.model.is_repeat).tolist() == [8, 9, 10, 11]
+    assert found.n_telling == (N - 8, N)
 
 
-def test_a_control_that_repeats_as_much_allows_no_conclusion_and_no_flag() -> None:
-    model = images_of(with_twins(crowd(1), 2), growth(4))
-    alike = images_of(with_twins(crowd(2), 2), growth(4))
-    found = find_repeats(model, alike, 0.05)
-    assert (found.model.k, found.control.k) == (2, 2)
-    assert not found.is_concluded
-    assert not found.is_flagged.any()
+def test_a_control_that_repeats_as_much_allows_no_conclusion() -> None:
+    model, control = (images_of(with_twins(crowd(seed), 4), growth(4)) for seed in (1, 2))
+    found = find_repeats(model, control, 0.05)
+    assert (found.model.repeats.k, found.control.repeats.k) == (4, 4)
+    assert found.conclusion == "not_shown"
 
 
-def test_a_picture_that_comes_out_many_times_is_found_where_the_second_nearest_is_as_near() -> None:
-    """Forty of a hundred images are one picture: beside the third of them the first two are nothing special."""
-    model = images_of(with_twins(crowd(1), 20), growth(40))
-    assert find_repeats(model, images_of(crowd(2), growth(0)), 0.05).is_repeat[:40].all()
+@pytest.mark.parametrize("n_classes", [1, 2, 10])
+def test_copies_of_any_number_of_classes_are_found_though_most_images_are_copies(n_classes: int) -> None:
+    """Image i is of class i mod n_classes; eight in ten are one of three pictures of their class."""
+    draws, label = np.random.default_rng(4), np.arange(4 * N) % n_classes
+    known = draws.normal(size=(n_classes, 3, DIMENSION))
+    copies = known[label, draws.integers(3, size=4 * N)] + 0.01 * draws.normal(size=(4 * N, DIMENSION))
+    is_copy = draws.random(4 * N) < 0.8
+    features = np.where(is_copy[:, None], copies, crowd(5, 4 * N)).astype(np.float32)
+    steep = draws.normal(size=4 * N) + 5.0 * is_copy
+    found = find_repeats(images_of(features, steep), images_of(crowd(6, 4 * N), draws.normal(size=4 * N)), 0.05)
+    assert found.conclusion == "repeats_itself"
+    assert is_copy[found.model.is_repeat].all()
+    assert found.model.repeats.k == 24  # one in twenty: the steepest
 
 
-def test_under_two_models_alike_conclusions_are_rarer_than_the_level() -> None:
-    """Same law, in few dimensions, where images come near one another by chance; steep half of the time."""
-    n_false = 0
-    for seed in range(100):
+def test_two_sets_of_one_law_are_told_apart_no_more_often_than_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty tight and steep clusters, each as likely in either set: Fisher's exact test alone accuses too often."""
+    monkeypatch.setattr(repeats, "STEEP", 0.5)  # many repeats of few images
+    monkeypatch.setattr(repeats, "N_EXCHANGES", 199)
+    n_draws, n_false, n_by_fisher = 100, 0, 0
+    for seed in range(n_draws):
         draws = np.random.default_rng(seed)
-        model, control = (
-            images_of(draws.normal(size=(N, 2)).astype(np.float32), draws.normal(size=N)) for _ in range(2)
-        )
-        n_false += find_repeats(model, control, 0.05).is_concluded
-    assert n_false <= 5
+        centres = draws.normal(size=(30, DIMENSION))
+        found = find_repeats(clustered(centres, draws), clustered(centres, draws), 0.05, seed)
+        n_false += found.conclusion == "repeats_itself"
+        n_by_fisher += p_value(found.model.repeats, found.control.repeats) <= 0.05
+    most = stats.binom.ppf(0.99, n_draws, 0.05)
+    assert n_false <= most < n_by_fisher
 
 
-def test_growth_that_is_not_finite_is_not_steep() -> None:
-    model = images_of(with_twins(crowd(1), 12), np.where(growth(24) == STEEP, np.nan, 0.0))
-    assert not find_repeats(model, images_of(crowd(2), growth(0)), 0.05).is_repeat.any()
-    nothing = images_of(crowd(2), np.full(N, np.nan))
-    assert not find_repeats(images_of(with_twins(crowd(1), 12), growth(24)), nothing, 0.05).is_repeat.any()
+def clustered(centres: np.ndarray, draws: np.random.Generator) -> Generated:
+    """Half of the images are one of these and a little noise, and are steep."""
+    is_near = draws.random(N) < 0.5
+    features = draws.normal(size=(N, DIMENSION))
+    features[is_near] = centres[draws.integers(len(centres), size=is_near.sum())]
+    features += 0.01 * draws.normal(size=features.shape)
+    return images_of(features.astype(np.float32), draws.normal(size=N) + 5.0 * is_near)
+
+
+def test_growth_that_is_not_finite_is_not_steep_and_too_little_of_it_is_inconclusive() -> None:
+    twins, control = with_twins(crowd(1), 6), images_of(crowd(2))
+    assert not find_repeats(images_of(twins, np.where(growth(6) == 1.0, np.nan, 0.0)), control, 0.05).model.repeats.k
+    found = find_repeats(images_of(twins, growth(6)), images_of(crowd(2), np.full(N, np.nan)), 0.05)
+    assert found.n_telling == (N, 0)
+    assert found.conclusion == "inconclusive"
+    assert f"0 of {N} of the control" in answer(found, N)["sentence"]
+    assert find_repeats(images_of(twins, growth(6), blank=30), control, 0.05).conclusion == "inconclusive"
+
+
+def test_what_is_not_shown_comes_with_the_share_that_would_have_been_seen() -> None:
+    """Five repeats against none have p = 2^-5: P(Binomial(120, share) >= 5) = 0.8."""
+    said = answer(find_repeats(images_of(crowd(1)), images_of(crowd(2)), 0.05), N)
+    assert said["level"] == "not_shown"
+    share = stats.beta.ppf(0.8, 5, N - 4)
+    assert f"A share of {share:.1%} repeats would have been seen with 80% probability." in said["reason"]
+
+
+def test_sets_of_unlike_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many images"):
+        find_repeats(images_of(crowd(1)), images_of(crowd(2, N - 1)), 0.05)
 
 
 def test_the_nearest_other_image_is_never_the_image_itself() -> None:

@@ -74,3 +74,9 @@ class TwoClasses(nn.Module):
 
 def two_classes() -> Model:
     return Model(TwoClasses(), SHAPE, alphas_cumprod=ALPHAS_CUMPROD, n_classes=2)
+
+
+def noisier() -> Model:
+    """No image is known, and the schedule is another one."""
+    network = Mixture(torch.zeros(1, 16, dtype=torch.float64), (SPREAD,), (1.0,))
+    return Model(network, SHAPE, alphas_cumprod=ALPHAS_CUMPROD**1.2)

@@ -12,6 +12,7 @@ import pytest
 from latentprint.flows.cli import main as cli
 from latentprint.flows.probe import probe
 from latentprint.tasks.diffusion.checkpoint_files import CheckpointError
+from latentprint.tasks.doctor.checks import ParametersError
 from latentprint.tasks.evidence.embeddings import pixel
 from latentprint.tasks.extract.generate import read_generated
 from latentprint.tasks.parameters import ComputeParameters, ProbeParameters
@@ -44,24 +45,27 @@ def is_copy(out: Path) -> dict[str, bool]:
     return {key: bool(distance < 0.5) for (key, _, _), distance in zip(samples, nearest, strict=True)}
 
 
-def test_every_copy_is_flagged_and_ranks_above_every_other_image(probed: Path) -> None:
+def test_the_steepest_copies_are_repeats_and_every_copy_ranks_above_every_other_image(probed: Path) -> None:
     truth, rows = is_copy(probed), pq.read_table(probed / "suspects.parquet", schema=SUSPECTS).to_pylist()
     assert 30 <= sum(truth.values()) <= 90  # 60 of 300 are expected
     assert [row["rank"] for row in rows] == list(range(1, 301))
     assert [truth[row["generated"]] for row in rows] == [True] * sum(truth.values()) + [False] * (
         300 - sum(truth.values())
     )
+    assert [row["is_repeat"] for row in rows] == [True] * 15 + [False] * 285  # one in twenty, at most
     for row in rows:
-        assert row["is_repeat"] == row["is_flagged"] == truth[row["generated"]]
         assert row["nearest_generated"] != row["generated"]
         assert row["timestep"] == 50
 
 
-def test_the_conclusion_counts_the_images_of_odd_number(probed: Path) -> None:
-    truth, summary = is_copy(probed), json.loads((probed / "probe.json").read_text())
-    assert summary["repeats"]["model"]["k"] == sum(is_known for key, is_known in truth.items() if int(key) % 2)
-    assert summary["repeats"]["model"]["n"] == summary["repeats"]["control"]["n"] == 150
-    assert summary["repeats"]["control"]["k"] == 0
+def test_the_conclusion_counts_the_images_of_both(probed: Path) -> None:
+    summary = json.loads((probed / "probe.json").read_text())
+    model, control = summary["repeats"]["model"], summary["repeats"]["control"]
+    assert (model["k"], control["k"], model["n"], control["n"]) == (15, 0, 300, 300)
+    assert (model["n_steep"], control["n_near"]) == (15, 0)
+    assert model["n_near"] >= 15
+    for each in (model, control):
+        assert each["n_telling"] == 300 - each["n_blank"]
     assert summary["verdict"]["level"] == "repeats_itself"
     assert set(summary["checkpoints"]) == {"model", "control"}
 
@@ -69,7 +73,6 @@ def test_the_conclusion_counts_the_images_of_odd_number(probed: Path) -> None:
 def test_a_model_that_knows_nothing_is_not_accused(prefect: None, tmp_path: Path) -> None:
     summary = probe(OTHER, tmp_path / "probe", FEW, ONE_THREAD, INNOCENT)
     assert summary["verdict"]["level"] == "not_shown"
-    assert summary["repeats"]["n_flagged"] == 0
 
 
 def test_without_a_control_it_only_ranks(probed: Path, tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_without_a_control_it_only_ranks(probed: Path, tmp_path: Path) -> None:
     assert summary["verdict"]["level"] == "ranked_only"
     assert summary["repeats"] is None
     rows = pq.read_table(tmp_path / "probe" / "suspects.parquet")
-    assert rows["is_flagged"].null_count == len(rows)
+    assert rows["is_repeat"].null_count == len(rows)
     known = pq.read_table(probed / "suspects.parquet")
     assert rows["generated"].to_pylist() == known["generated"].to_pylist()
     assert "Nothing is concluded" in (tmp_path / "probe" / "probe.html").read_text()
@@ -118,6 +121,25 @@ def test_another_probe_or_a_run_is_not_written_over(probed: Path, tmp_path: Path
     (tmp_path / "photos" / "1.png").touch()
     with pytest.raises(RunError, match="latentprint did not make it"):
         probe(SPIKED, tmp_path / "photos", FEW, ONE_THREAD)
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ("two_classes", "it knows 2 classes, the model no: name a control of the same classes"),
+        ("noisier", "its noise is .* name a control of the same noise schedule"),
+    ],
+)
+def test_a_control_that_cannot_be_compared_is_refused(tmp_path: Path, control: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"--control .*{control}: .*{message}"):
+        probe(SPIKED, tmp_path / "probe", FEW, ONE_THREAD, f"tests.probe.mixtures:{control}")
+    assert not (tmp_path / "probe").exists()
+
+
+def test_too_few_samples_for_a_conclusion_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParametersError, match="--samples 99: --control needs at least 100"):
+        probe(SPIKED, tmp_path / "probe", ProbeParameters(samples=99, steps=5), ONE_THREAD, INNOCENT)
+    assert not (tmp_path / "probe").exists()
 
 
 def test_a_control_that_is_the_model_or_makes_other_images_is_refused(demo_model: Path, tmp_path: Path) -> None:
