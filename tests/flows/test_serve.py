@@ -11,8 +11,8 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 import yaml
@@ -23,10 +23,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
+from prefect.states import Cancelled
 
+import latentprint.tasks.serve
 from latentprint.tasks.parameters import CatchUp
 from latentprint.tasks.remote import newest_run
-from latentprint.tasks.serve import absolute, absolute_model, why_left_out
+from latentprint.tasks.serve import _settle, absolute, absolute_model, said, why_left_out
 from latentprint.tasks.store.checksums import add_checksums
 from latentprint.tasks.store.reuse import newest_scored
 from tests.conftest import Latentprint
@@ -125,6 +127,42 @@ def test_of_missed_runs_as_many_are_made_up_for_as_was_asked(
 def assert_says(reason: str, words: str) -> None:
     assert bool(reason) == bool(words)
     assert words in reason
+
+
+def test_a_run_called_off_is_no_reason_to_leave_out_another(
+    prefect: None,
+) -> None:
+    deployment = scheduled_nothing.to_deployment("called-off", cron="0 0 * * *", parameters={"runs": "runs"})
+    with get_client(sync_client=True) as client:
+        missed = schedule_runs(client, deployment.apply(), since=timedelta(days=3))
+        now = missed[-1].expected_start_time + timedelta(minutes=10)
+        client.set_flow_run_state(missed[-1].id, Cancelled(), force=True)
+        assert why_left_out(missed[1].model_copy(update={"start_time": now}), "latest") == ""
+        assert [run.state.is_cancelled() for run in runs_of(client, missed)] == [True, False, True]
+
+
+class Forgetful:
+    """A server on which somebody has deleted the run."""
+
+    def read_flow_run(self, _: UUID) -> FlowRun:
+        raise ObjectNotFound(LookupError("404"))
+
+
+def test_a_run_that_was_deleted_is_let_go() -> None:
+    assert _settle(cast("Any", Forgetful()), FlowRun(flow_id=uuid4())) is None
+
+
+def test_what_is_told_of_a_run_holds_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(latentprint.tasks.serve, "emit_event", lambda name, **event: events.append(event))
+    due = datetime(2026, 1, 5, 3, tzinfo=UTC)
+    run = FlowRun(flow_id=uuid4(), parameters={"runs": "s3://bucket/runs"}, expected_start_time=due, start_time=due)
+    said(run, "left out", "https://cdn.example.org/x?X-Amz-Signature=0123456789abcdef: refused")
+    told = capsys.readouterr().err
+    assert "s3://bucket/runs/2026-01-05T030000Z: left out: https://cdn.example.org/x" in told
+    assert "0123456789abcdef" not in told + json.dumps(events[0]["payload"])
 
 
 def test_locations_are_registered_so_that_they_mean_the_same_in_every_folder(
