@@ -61,7 +61,9 @@ def _show(directory: RunDirectory, result: dict[str, Any], page: Path) -> None:
     told = "\n\n".join(f"**{markdown_text(line)}**" for line in lines(result)[:2])
     create_markdown_artifact(key=f"memorization-report-{model}", markdown=told)
     table = [flat(row) for row in result["comparisons"]]
-    create_table_artifact(key=f"memorization-comparisons-{model}", table=table, description=str(result["verdict"]))
+    create_table_artifact(
+        key=f"memorization-comparisons-{model}", table=table, description=f"{directory.place}: {result['verdict']}"
+    )
     place = directory.location.partition("?")[0]
     link = f"{place.rstrip('/')}/{page.name}" if "://" in place else page.absolute().as_uri()
     create_link_artifact(link, link_text=page.name, key=f"memorization-page-{model}", description=link)

@@ -262,11 +262,13 @@ def test_another_calibration_of_one_checkpoint_is_no_change_of_the_model(inputs:
     text = opening(before, after, trend)
     assert "Membership shown in A, membership not shown in B." in text
     assert (
-        "The model is the same (equal checkpoint hash). The inputs differ, not the model: timesteps that calibration "
-        "chose in its folds."
+        "The model is the same (equal checkpoint hash). The inputs differ, not the model: timesteps or "
+        "features that calibration chose in its folds."
     ) in text
     other = opening(before, answered(after, "other"), trend)
-    assert "The model differs, and so do its inputs: timesteps that calibration chose in its folds." in other
+    assert (
+        "The model differs, and so do its inputs: timesteps or features that calibration chose in its folds." in other
+    )
     assert "equal checkpoint hash" not in other
 
 

@@ -75,7 +75,7 @@ def test_prefect_shows_flat_columns_and_a_link_under_a_key_of_the_model(audited:
     of = {artifact.type: artifact for artifact in found if str(audited) in (artifact.description or "")}
     link = (audited / "report.html").as_uri()
     assert of["markdown"].data == f"[report.html]({link})"
-    rows = json.loads(next(artifact for artifact in found if artifact.type == "table").data)
+    rows = json.loads(of["table"].data)
     cells = [cell for row in rows for cell in row.values()]
     assert not [cell for cell in cells if isinstance(cell, dict | list)]
     row = next(row for row in rows if row["comparison"] == "train_vs_holdout")

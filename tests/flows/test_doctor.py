@@ -144,15 +144,16 @@ def test_the_time_counts_extraction_and_validity_with_the_options_of_an_audit(
     assert values["generate_evaluations"] == 100 * 50
     assert values["generate_seconds"] == pytest.approx(100 * 50 * 0.01)
     # 80 training and 40 held-out images: matched both ways, 40 and 80 controls, 100 samples against the held-out ones,
-    # surroundings of the 80 that may be found, of the 80 left out, and of the 40 held-out ones
+    # surroundings of the 80 that may be found, of the 80 left out, and of the 40 held-out ones; and all of it to mirror
+    # images too, since no training record says that none were flipped
     n_distances = 2 * 100 * 80 + (40 + 80) * 80 + 100 * 40 + 80 * 80 + 80 * 80 + 40 * 40
-    assert values["match_distances"] == n_distances == 44_000
-    assert values["match_seconds"] == pytest.approx(44)
+    assert values["match_distances"] == 2 * n_distances == 88_000
+    assert values["match_seconds"] == pytest.approx(88)
     # of either split, 8 images with another seed, 4 with another delta and 4 with exact tangents; two evaluations each
     assert values["validity_seconds"] == pytest.approx(2 * (8 + 4 + 4) * 0.02)
     stages = ("shard", "calibrate", "score", "validity", "generate", "match")
     assert values["seconds"] == pytest.approx(sum(values[f"{stage}_seconds"] for stage in stages))
-    assert finding.startswith("about 2 min for 120 items and 100 generated images: ")
+    assert finding.startswith("about 3 min for 120 items and 100 generated images: ")
     assert "50 s to generate" in finding
     assert checks["disk"]["values"]["needed_bytes"] == pytest.approx(
         before["disk"]["values"]["needed_bytes"] * 220 / 120, abs=1

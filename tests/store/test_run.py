@@ -358,6 +358,7 @@ PATHS = {
     "manifest": "manifest.parquet",
     "rejects": "rejects.parquet",
     "checksums": "SHA256SUMS",
+    "hygiene": "hygiene.json",
     "shards": "shards",
     "scores": "scores",
     "calibration": "calibration.json",
@@ -390,7 +391,7 @@ PATHS = {
 
 def test_paths_within_a_run_are_those_that_its_users_know(run: RunDirectory) -> None:
     properties = {name for name, value in vars(RunDirectory).items() if isinstance(value, property)}
-    assert properties - {"location"} == PATHS.keys()
+    assert properties - {"location", "place"} == PATHS.keys()
     for name, path in PATHS.items():
         assert getattr(run, name) == run.path / path, name
     found = {
