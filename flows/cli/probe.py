@@ -41,7 +41,7 @@ def probe(
 
     Open OUT/probe.html. OUT/suspects.parquet has all images, OUT/samples their pictures, OUT/probe.json the conclusion.
 
-    Example: latentprint probe --model my-ddpm --control my-ddpm/checkpoint-500 --out probes/first
+    Example: latentprint probe --model my-ddpm --control other-ddpm --out probes/first
     """
     require_there(model=model, loading=loading)
     if control is not None:
